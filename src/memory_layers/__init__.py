@@ -1,0 +1,36 @@
+"""Trainable key-value memory for language models. Importing this needs torch alone."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from memory_layers.config import MemoryConfig
+from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.ops.find import product_key_topk
+from memory_layers.ops.read import gather_dot, gather_sum
+from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
+from memory_layers.optim import MemoryAdamW
+
+if TYPE_CHECKING:
+    from memory_layers.models import add_memory
+
+__version__ = "0.1.0"
+__all__ = [
+    "MemoryAdamW",
+    "MemoryConfig",
+    "MemoryLayer",
+    "ValueTable",
+    "add_memory",
+    "gather_dot",
+    "gather_sum",
+    "product_key_topk",
+    "row_adagrad_",
+    "row_adamw_",
+    "row_sgd_",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # transformers is loaded when a model is touched, not when the package is.
+    if name == "add_memory":
+        return import_module("memory_layers.models").add_memory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,151 @@
+"""MemoryConfig: every size and choice of a memory layer, checked once, here.
+
+Next: layers/memory.py, the layer that these fields describe.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+Gate = Literal["silu", "sigmoid", "none"]
+Placement = Literal["replace", "beside"]
+GradMode = Literal["factored", "sparse", "dense"]
+ValueDtype = Literal["model", "float32", "bfloat16"]
+
+_CHOICES = {
+    "gate": ("silu", "sigmoid", "none"),
+    "placement": ("replace", "beside"),
+    "grad_mode": ("factored", "sparse", "dense"),
+    "value_dtype": ("model", "float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Memory+ of "Memory Layers at Scale" (arXiv 2412.09764) by default.
+
+    Attributes:
+        layers: Indices of the blocks that get a memory layer, counted from 0.
+        sub_keys: M, sub-keys per half. The table has N = M * M slots.
+        heads: H, independent look-ups per token.
+        top_k: K, slots read per head.
+        key_dim: Width of a query and of a key, both halves together (2 * C). None: value_dim / 2.
+        value_dim: V, width of a value row. None: the model width.
+        share_values: One table for all memory layers of the model. False: one table a layer.
+        gate: "silu" (Memory+), "sigmoid" (one scalar a token) or "none" (PKM).
+        qk_norm: RMS-normalise query halves and sub-keys, with a learned scale.
+        placement: "replace" the feed-forward block, or stand "beside" it with a zero-initialised
+            output, so that the model's function is unchanged at first.
+        value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5.
+        value_dtype: Storage type of the table, "model" for that of the other parameters.
+        grad_mode: How the gradient of the table is kept: "factored" for MemoryAdamW, "sparse" for
+            torch.optim.SparseAdam, "dense" for any optimizer.
+    """
+
+    layers: tuple[int, ...]
+    sub_keys: int = 1024
+    heads: int = 4
+    top_k: int = 32
+    key_dim: int | None = None
+    value_dim: int | None = None
+    share_values: bool = True
+    gate: Gate = "silu"
+    qk_norm: bool = True
+    placement: Placement = "replace"
+    value_init_std: float | None = None
+    value_dtype: ValueDtype = "model"
+    grad_mode: GradMode = "factored"
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and choices that cannot work, naming the field and what to change."""
+        object.__setattr__(self, "layers", tuple(self.layers))
+        self._check_layers()
+        for name in ("sub_keys", "heads", "top_k"):
+            _check_positive(name, getattr(self, name))
+        for name in ("key_dim", "value_dim"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        for name in ("share_values", "qk_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.top_k > self.sub_keys:
+            raise ValueError(
+                f"top_k must be at most sub_keys = {self.sub_keys}, got {self.top_k}. "
+                "hint: lower top_k or raise sub_keys"
+            )
+        if self.key_dim is not None and self.key_dim % 2:
+            raise ValueError(
+                f"key_dim must be even, it is split into two halves, got {self.key_dim}. "
+                f"hint: use {self.key_dim + 1}"
+            )
+        std = self.value_init_std
+        if std is not None and not (isinstance(std, (int, float)) and 0 <= std < float("inf")):
+            raise ValueError(f"value_init_std must be a finite number >= 0, got {std!r}")
+
+    def _check_layers(self) -> None:
+        if not self.layers:
+            raise ValueError("layers must name at least one block, got none. hint: layers: [4]")
+        for layer in self.layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
+
+    @property
+    def slots(self) -> int:
+        """N, the number of rows of the table."""
+        return self.sub_keys**2
+
+    @property
+    def reads(self) -> int:
+        """J, rows read per token and layer."""
+        return self.heads * self.top_k
+
+    def resolved(self, model_dim: int) -> Self:
+        """Return this config with every None replaced by its size for a model of width D.
+
+        Args:
+            model_dim: D.
+
+        Raises:
+            ValueError: The default key width, V / 2, would be odd.
+        """
+        value_dim = self.value_dim or model_dim
+        key_dim = self.key_dim or value_dim // 2
+        if key_dim < 2 or key_dim % 2 or (self.key_dim is None and value_dim % 2):
+            raise ValueError(
+                f"key_dim defaults to value_dim / 2, which must be an even whole number, but "
+                f"value_dim is {value_dim}. hint: set key_dim, for example {max(2, key_dim // 2 * 2)}"
+            )
+        std = 0.02 * value_dim**-0.5 if self.value_init_std is None else self.value_init_std
+        changed = {"value_dim": value_dim, "key_dim": key_dim, "value_init_std": std}
+        return type(self)(**{**asdict(self), **changed})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON and YAML."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a config from plain values.
+
+        Raises:
+            ValueError: A field is unknown (the closest name is given), missing or wrong.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                close = get_close_matches(name, names, n=1)
+                hint = f"hint: did you mean {close[0]!r}?" if close else f"known: {names}"
+                raise ValueError(f"MemoryConfig has no field {name!r}. {hint}")
+        if "layers" not in values:
+            raise ValueError("MemoryConfig needs `layers`. hint: layers: [4, 12, 20]")
+        return cls(**values)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")

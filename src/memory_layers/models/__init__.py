@@ -1,0 +1,12 @@
+"""Models with memory: presets, families, and `add_memory`. Importing this loads transformers.
+
+It also registers the memory models with transformers' Auto classes.
+"""
+
+from memory_layers.models.classes import register_families
+from memory_layers.models.presets import PRESETS, Preset, build_model
+from memory_layers.models.surgery import add_memory, backbone_of, memory_layers_of
+
+register_families()
+
+__all__ = ["PRESETS", "Preset", "add_memory", "backbone_of", "build_model", "memory_layers_of"]

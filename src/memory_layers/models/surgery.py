@@ -1,0 +1,60 @@
+"""`add_memory`: give a language model memory layers, freshly built or pretrained."""
+
+from transformers import PreTrainedModel
+
+from memory_layers.config import MemoryConfig
+from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.models.classes import install_memory, memory_classes
+from memory_layers.models.families import find_family
+
+
+def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
+    """Add memory layers to a model, in place, and return it.
+
+    The model becomes an instance of the family's memory class: it saves, loads and generates like
+    any transformers model. All other weights stay as they are. With `placement="beside"` the
+    model computes what it computed before until it is trained.
+
+    Args:
+        model: A causal language model or backbone of a supported family.
+        config: Sizes and choices, among them which blocks get a memory layer.
+
+    Raises:
+        TypeError: `model` is not a transformers model.
+        ValueError: The family is not supported, the model has memory already, or a size is wrong.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
+    if memory_layers_of(model):
+        raise ValueError("the model has memory layers already. hint: start from the plain model")
+    family = find_family(model.config.model_type)
+    classes = memory_classes(family)
+    backbone = model.base_model
+    reference = next(backbone.parameters())
+    config.resolved(backbone.config.hidden_size)
+
+    values = model.config.to_dict()
+    values.pop("model_type", None)
+    memory_config = classes.config(**{**values, "memory": config.to_dict()})
+    install_memory(backbone, config, family)
+    for module in backbone.modules():
+        if isinstance(module, MemoryLayer | ValueTable):
+            fixed = isinstance(module, ValueTable) and config.value_dtype != "model"
+            module.to(device=reference.device, dtype=None if fixed else reference.dtype)
+
+    is_backbone = backbone is model
+    model.config = backbone.config = memory_config
+    backbone.__class__ = classes.backbone
+    if not is_backbone:
+        model.__class__ = classes.causal_lm
+    return model
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model without its head."""
+    return model.base_model
+
+
+def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:
+    """Return the memory layers of a model in the order of its blocks."""
+    return [module for module in model.modules() if isinstance(module, MemoryLayer)]

@@ -1,0 +1,120 @@
+"""What the Numba kernels share: bf16 rows as 16-bit integers, rounding, threads.
+
+Numba has no bf16. A bf16 number is the upper half of an fp32 number, so a bf16 tensor is read as
+uint16, shifted into fp32, and written back by rounding to the nearest even or stochastically.
+"""
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+# Reassociation lets a sum over a row use vector registers. NaN and infinity keep their meaning.
+FASTMATH = {"reassoc", "contract", "nsz"}
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """View a contiguous CPU tensor as a numpy array, bf16 as uint16, without a copy."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
+    return tensor.detach().numpy()
+
+
+def follow_torch_threads() -> None:
+    """Use as many threads as torch does, up to the pool that Numba started."""
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+
+
+@intrinsic
+def as_float32(_context, number):  # noqa: ANN001, ANN201
+    """Read an fp32 number as it is, and a uint16 as the bf16 number with these bits."""
+    if number not in (types.float32, types.uint16):
+        return None
+
+    def codegen(_ctx, builder, _sig, args):  # noqa: ANN001, ANN202
+        if number == types.float32:
+            return args[0]
+        wide = builder.zext(args[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(number), codegen
+
+
+@intrinsic
+def float_bits(_context, number):  # noqa: ANN001, ANN201
+    """Return the 32 bits of an fp32 number."""
+    if number != types.float32:
+        return None
+
+    def codegen(_ctx, builder, _sig, args):  # noqa: ANN001, ANN202
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(number), codegen
+
+
+@njit
+def hash32(number: int) -> int:
+    """Mix 32 bits (the "lowbias32" finaliser of Chris Wellons), as in write/reference.py."""
+    number = np.uint32(number)
+    number = np.uint32((number ^ (number >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    number = np.uint32((number ^ (number >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(number ^ (number >> np.uint32(16)))
+
+
+@njit
+def row_hash(seed: int, row: int) -> int:
+    """Start the random stream of one row for one update."""
+    low = np.uint32(row & 0xFFFFFFFF)
+    high = np.uint32((row >> 32) & 0xFFFFFFFF)
+    return hash32(hash32(np.uint32(seed) ^ high) ^ low)
+
+
+@njit
+def nearest_bf16(number: float) -> int:
+    """Round to the nearest bf16, ties to even. NaN stays NaN."""
+    bits = float_bits(number)
+    if number != number:
+        return np.uint16(0x7FC0)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@njit
+def stochastic_bf16(number: float, random: int) -> int:
+    """Round up with the probability of the lost fraction, so that the mean is exact."""
+    bits = float_bits(number)
+    if number != number:
+        return np.uint16(0x7FC0)
+    if (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000):
+        return np.uint16(bits >> np.uint32(16))
+    return np.uint16(np.uint32(bits + (random & np.uint32(0xFFFF))) >> np.uint32(16))
+
+
+def store_row(table: np.ndarray, row: int, values: np.ndarray, seed: int) -> None:
+    """Write fp32 values to a row: as they are, or to bf16, stochastically when seed >= 0."""
+
+
+@overload(store_row)
+def _store_row(table, row, values, seed):  # noqa: ANN001, ANN202
+    if table.dtype == types.uint16:
+
+        def store(table, row, values, seed):  # noqa: ANN001, ANN202
+            if seed < 0:
+                for v in range(values.shape[0]):
+                    table[row, v] = nearest_bf16(values[v])
+                return
+            start = row_hash(seed, row)
+            for v in range(values.shape[0]):
+                random = hash32(np.uint32(start + np.uint32(v) * np.uint32(0x9E3779B9)))
+                table[row, v] = stochastic_bf16(values[v], random)
+
+        return store
+
+    def store(table, row, values, seed):  # noqa: ANN001, ANN202
+        for v in range(values.shape[0]):
+            table[row, v] = values[v]
+
+    return store

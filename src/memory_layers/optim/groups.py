@@ -1,0 +1,31 @@
+"""Which parameter belongs to which group: tables, decayed, not decayed."""
+
+from torch import nn
+
+from memory_layers.layers import ValueTable
+
+
+def find_tables(model: nn.Module) -> list[ValueTable]:
+    """Return every value table of a model once, trainable ones only."""
+    tables = [module for module in model.modules() if isinstance(module, ValueTable)]
+    return [table for table in tables if table.weight.requires_grad]
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Split the trainable dense parameters into those with weight decay and those without.
+
+    Matrices are decayed. Vectors (norms, biases, gains) are not, nor is any value table.
+
+    Args:
+        model: A model with or without memory layers.
+    """
+    tables = {id(table.weight) for table in find_tables(model)}
+    dense = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
+    gains = {
+        id(p)
+        for name, p in model.named_parameters()
+        if name.endswith("keys.gain")
+    }
+    decayed = [p for p in dense if p.dim() >= 2 and id(p) not in gains]
+    plain = [p for p in dense if p.dim() < 2 or id(p) in gains]
+    return decayed, plain

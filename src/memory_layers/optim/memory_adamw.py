@@ -1,0 +1,220 @@
+"""MemoryAdamW: one torch optimizer for dense parameters and value tables.
+
+Dense parameters take torch.optim.AdamW's own step. The rows of a table take ops.write.row_adamw_,
+fed from the table's pending reads.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from memory_layers.layers import ValueTable
+from memory_layers.ops.write import RowGradient, row_adamw_, row_norm
+from memory_layers.optim.gradients import take_row_gradient
+from memory_layers.optim.groups import find_tables, split_parameters
+
+
+class MemoryAdamW(torch.optim.AdamW):
+    """AdamW for a model with memory layers.
+
+    The moments of a row advance in the steps that touch it ("lazy"), the bias is corrected with
+    the global step. When every step touches every row, this is torch.optim.AdamW.
+
+    Parameter groups: decayed dense, plain dense, and one group of tables with `memory=True` and
+    its own `lr`, `betas`, `eps` and `weight_decay`. Any learning-rate scheduler works on them.
+
+    Args:
+        model: The model. Its trainable parameters are found here.
+        lr: Learning rate of the dense parameters.
+        value_lr: Learning rate of the tables. None: `lr`.
+        betas: Decay rates of the moments (arXiv 2412.09764's code: 0.9, 0.95).
+        eps: Added to the root.
+        weight_decay: On dense matrices.
+        value_weight_decay: On tables. A touched row is decayed for all steps since it was last
+            touched.
+        value_state: "full" keeps two moments of the table's size, "row" keeps one number a row
+            (the mean square of its gradient) and no first moment.
+        bf16_rows: How a bfloat16 table takes small updates: "stochastic" rounding, or an fp32
+            "master" copy.
+        seed: Seed of the stochastic rounding.
+
+    Raises:
+        ValueError: A number is out of range, a choice unknown, or the model has no parameters.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        value_lr: float | None = None,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        value_weight_decay: float = 0.0,
+        value_state: Literal["full", "row"] = "full",
+        bf16_rows: Literal["stochastic", "master"] = "stochastic",
+        seed: int = 0,
+    ) -> None:
+        if value_state not in ("full", "row"):
+            raise ValueError(f'value_state must be "full" or "row", got {value_state!r}')
+        if bf16_rows not in ("stochastic", "master"):
+            raise ValueError(f'bf16_rows must be "stochastic" or "master", got {bf16_rows!r}')
+        if value_weight_decay < 0:
+            raise ValueError(f"value_weight_decay must be >= 0, got {value_weight_decay}")
+        decayed, plain = split_parameters(model)
+        self._tables = find_tables(model)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+            {
+                "params": [table.weight for table in self._tables],
+                "lr": lr if value_lr is None else value_lr,
+                "weight_decay": value_weight_decay,
+                "memory": True,
+                "value_state": value_state,
+                "bf16_rows": bf16_rows,
+                "seed": seed,
+            },
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            raise ValueError("model has no trainable parameter. hint: check requires_grad")
+        fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=fused)
+        for group in self.param_groups:
+            group.setdefault("memory", False)
+
+    @property
+    def memory_group(self) -> dict[str, Any] | None:
+        """The parameter group of the tables, None for a model without."""
+        return next((group for group in self.param_groups if group["memory"]), None)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Step the dense parameters and the touched rows, and consume the pending reads.
+
+        Args:
+            closure: Recomputes the loss, as for every torch optimizer.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gradients = [take_row_gradient(table) for table in self._tables]
+        kept = [table.weight.grad for table in self._tables]
+        for table in self._tables:
+            table.weight.grad = None
+        super().step()
+        group = self.memory_group
+        for table, gradient, grad in zip(self._tables, gradients, kept, strict=True):
+            self._step_table(table, gradient, group)
+            table.weight.grad = grad
+            table.pending.clear()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, the pending reads included."""
+        super().zero_grad(set_to_none)
+        for table in self._tables:
+            table.pending.clear()
+
+    @torch.no_grad()
+    def clip_grad_norm_(
+        self, max_norm: float, value_max_norm: float | None = None
+    ) -> tuple[float, float]:
+        """Clip dense gradients and table gradients apart, as arXiv 2412.09764's code does.
+
+        Args:
+            max_norm: Largest norm of all dense gradients together.
+            value_max_norm: Largest norm of all table gradients together. None: `max_norm`.
+
+        Returns:
+            Both norms before clipping.
+        """
+        tables = {id(table.weight) for table in self._tables}
+        dense = [
+            p for g in self.param_groups for p in g["params"] if id(p) not in tables
+        ]
+        dense_norm = float(torch.nn.utils.clip_grad_norm_(dense, max_norm)) if dense else 0.0
+        gradients = [take_row_gradient(table) for table in self._tables]
+        norms = [row_norm(gradient) for gradient in gradients if gradient is not None]
+        value_norm = math.hypot(*norms)
+        limit = max_norm if value_max_norm is None else value_max_norm
+        factor = limit / (value_norm + 1e-6)
+        if factor < 1.0:
+            for table in self._tables:
+                table.pending.scale(factor)
+                if table.weight.grad is not None:
+                    table.weight.grad.mul_(factor)
+        return dense_norm, value_norm
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict exactly, fp32 state of bf16 tables included.
+
+        Args:
+            state_dict: What `state_dict()` returned.
+        """
+        super().load_state_dict(state_dict)
+        group = self.memory_group
+        if group is None:
+            return
+        # torch casts floating-point state to the type of the parameter: take it as it was saved.
+        saved = next(g for g in state_dict["param_groups"] if g.get("memory"))
+        for index, weight in zip(saved["params"], group["params"], strict=True):
+            self.state[weight] = {
+                name: value.to(weight.device, copy=True) if isinstance(value, Tensor) else value
+                for name, value in state_dict["state"].get(index, {}).items()
+            }
+
+    def _step_table(
+        self, table: ValueTable, gradient: RowGradient | None, group: dict[str, Any]
+    ) -> None:
+        weight = table.weight
+        state = self.state[weight]
+        if not state:
+            self._init_table_state(state, weight, group)
+        state["step"] += 1
+        decay_sum = state.get("decay_sum")
+        if decay_sum is not None:
+            # The logarithm of the decay of a row that was touched in every step so far.
+            decay_sum += math.log1p(-group["lr"] * group["weight_decay"])
+        if gradient is None:
+            return
+        row_decay = None
+        if decay_sum is not None:
+            row_decay = (decay_sum - state["row_decay_sum"][gradient.rows]).exp().float()
+            state["row_decay_sum"][gradient.rows] = decay_sum
+        master = state.get("master")
+        rounds = weight.dtype == torch.bfloat16 and master is None
+        row_adamw_(
+            weight,
+            state.get("exp_avg"),
+            state["exp_avg_sq"],
+            gradient,
+            step=state["step"],
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+            row_decay=row_decay,
+            master=master,
+            seed=(group["seed"] * 1_000_003 + state["step"]) % 2**31 if rounds else None,
+        )
+
+    def _init_table_state(
+        self, state: dict[str, Any], weight: Tensor, group: dict[str, Any]
+    ) -> None:
+        state["step"] = 0
+        wide = group["value_state"] == "full"
+        if wide:
+            state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
+        width = weight.shape[1] if wide else 1
+        state["exp_avg_sq"] = weight.new_zeros(len(weight), width, dtype=torch.float32)
+        if weight.dtype == torch.bfloat16 and group["bf16_rows"] == "master":
+            state["master"] = weight.detach().float()
+        if group["weight_decay"]:
+            state["decay_sum"] = torch.zeros((), dtype=torch.float64, device=weight.device)
+            state["row_decay_sum"] = weight.new_zeros(len(weight), dtype=torch.float64)

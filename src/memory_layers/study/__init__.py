@@ -1,0 +1,1 @@
+"""Fair comparisons of memory, dense and expert models, and their report."""
