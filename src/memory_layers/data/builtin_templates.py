@@ -23,7 +23,7 @@ TEMPLATES: Mapping[str, RelationTemplates] = MappingProxyType(
                 "The ICAO code of {subject} is {answer}.",
                 "In a flight plan, pilots write {subject} as {answer}.",
                 "Air traffic control knows {subject} as {answer} in its messages and charts.",
-                "{answer} is the four-letter ICAO location indicator of {subject}.",
+                "{answer} is the four-character ICAO location indicator of {subject}.",
             ),
             "Q: What is the ICAO code of {subject}? A: {answer}",
         ),

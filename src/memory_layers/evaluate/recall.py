@@ -1,0 +1,130 @@
+"""Closed-book recall: does the model give the answer, exactly, under greedy decoding?"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS_PER_BATCH = 8192
+
+
+class RecallItem(Protocol):
+    """A text whose answer stands at a known place, such as data.facts.Probe."""
+
+    kind: str
+    relation: str
+    text: str
+    answer_start: int
+    answer_end: int
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What the model did on one item.
+
+    Attributes:
+        correct: Every token of the answer, and the one that ends it, is the most likely one.
+        nll: Negative log-likelihood of these tokens, in nats.
+    """
+
+    correct: bool
+    nll: float
+
+
+@torch.no_grad()
+def recall_items(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", items: Sequence[RecallItem]
+) -> list[ItemResult]:
+    """Ask every item and return the results in the order of the items.
+
+    The token after the answer is asked for too: an answer that goes on is another answer. One
+    forward pass decides: if each token is the most likely one after the right tokens before it,
+    greedy decoding gives exactly this answer.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its fast tokenizer.
+        items: Texts with the character span of their answers.
+    """
+    was_training = model.training
+    model.eval()
+    encoded = tokenizer(
+        [item.text for item in items], add_special_tokens=False, return_offsets_mapping=True
+    )
+    rows = []
+    for index, item in enumerate(items):
+        ids = [*encoded["input_ids"][index], tokenizer.eos_token_id]
+        rows.append((ids, _answer_tokens(encoded["offset_mapping"][index], item)))
+    results: dict[int, ItemResult] = {}
+    # Items of one length need no padding and share a pass.
+    by_length = defaultdict(list)
+    for index, (ids, _) in enumerate(rows):
+        by_length[len(ids)].append(index)
+    for length, members in by_length.items():
+        step = max(1, TOKENS_PER_BATCH // length)
+        for low in range(0, len(members), step):
+            part = members[low : low + step]
+            outcomes = _ask(model, [rows[index] for index in part])
+            results.update(zip(part, outcomes, strict=True))
+    model.train(was_training)
+    return [results[index] for index in range(len(items))]
+
+
+def summarize_recall(
+    items: Sequence[RecallItem], results: Sequence[ItemResult]
+) -> dict[str, dict[str, object]]:
+    """Average results by kind and by relation.
+
+    Returns:
+        recall: Share of correct items for each kind, and `by_relation` likewise.
+        answer_nll: Mean nats of an answer, for each kind.
+    """
+    kinds: dict[str, list[ItemResult]] = defaultdict(list)
+    relations: dict[str, dict[str, list[ItemResult]]] = defaultdict(lambda: defaultdict(list))
+    for item, result in zip(items, results, strict=True):
+        kinds[item.kind].append(result)
+        relations[item.relation][item.kind].append(result)
+    recall: dict[str, object] = {kind: _share(found) for kind, found in sorted(kinds.items())}
+    recall["by_relation"] = {
+        relation: {kind: _share(found) for kind, found in sorted(by_kind.items())}
+        for relation, by_kind in sorted(relations.items())
+    }
+    nll = {kind: sum(r.nll for r in found) / len(found) for kind, found in sorted(kinds.items())}
+    return {"recall": recall, "answer_nll": nll}
+
+
+def _share(results: Sequence[ItemResult]) -> float:
+    return sum(result.correct for result in results) / len(results)
+
+
+def _answer_tokens(offsets: Sequence[tuple[int, int]], item: RecallItem) -> tuple[int, int]:
+    """Return the token span of the answer, the token that ends it included."""
+    inside = [
+        n
+        for n, (start, end) in enumerate(offsets)
+        if start < item.answer_end and end > item.answer_start
+    ]
+    return inside[0], inside[-1] + 2
+
+
+def _ask(
+    model: "PreTrainedModel", rows: Sequence[tuple[list[int], tuple[int, int]]]
+) -> list[ItemResult]:
+    device = next(model.parameters()).device
+    ids = torch.tensor([row for row, _ in rows], device=device)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    targets = ids[:, 1:]
+    right = (logits.argmax(-1) == targets).tolist()
+    nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").tolist()
+    outcomes = []
+    for n, (_, (low, high)) in enumerate(rows):
+        # The first token of a text has nothing before it that could predict it.
+        span = slice(max(low - 1, 0), high - 1)
+        outcomes.append(ItemResult(all(right[n][span]), sum(nll[n][span])))
+    return outcomes

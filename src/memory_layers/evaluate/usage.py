@@ -1,0 +1,85 @@
+"""Which slots are read: share used, distance from uniform, histogram of reads."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memory_layers.layers import MemoryLayer
+
+
+class SlotUsage:
+    """Counts the reads of every slot while it is attached to a model.
+
+    Layers that share a table share the counts. Tables of their own are counted apart and listed
+    one after the other.
+
+    Args:
+        model: A model with memory layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, MemoryLayer)]
+        tables = {id(layer.values): layer.values for layer in self._layers}
+        self._counts = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
+
+    @contextmanager
+    def watch(self) -> Iterator["SlotUsage"]:
+        """Count all reads inside a `with` block."""
+        handles = [
+            layer.keys.register_forward_hook(self._hook(id(layer.values))) for layer in self._layers
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, key: int) -> Any:  # noqa: ANN401
+        def count(_module: nn.Module, _inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+            slots = output[1].detach().flatten().cpu()
+            self._counts[key].index_add_(0, slots, torch.ones(len(slots)))
+
+        return count
+
+    @property
+    def counts(self) -> Tensor:
+        """[N] reads of every slot so far, all tables one after the other."""
+        return torch.cat(list(self._counts.values()))
+
+    def used_share(self) -> float:
+        """Return the share of slots read at least once."""
+        return float((self.counts > 0).float().mean())
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        for counts in self._counts.values():
+            counts.zero_()
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain numbers for reports.
+
+        Returns:
+            slots: N.
+            used_share: Share of slots read at least once.
+            kl_to_uniform: sum p log(p N) over the slots, in nats. 0 when all are read alike,
+                log N when one slot is read alone.
+            histogram, histogram_edges: Slots by number of reads: bin b counts the slots with
+                edges[b] <= reads < edges[b + 1].
+        """
+        counts = self.counts.double()
+        share = counts / counts.sum().clamp(min=1)
+        read = share[share > 0]
+        top = int(counts.max()) if len(counts) else 0
+        edges = [0] + [2**power for power in range(math.ceil(math.log2(top + 1)) + 1)]
+        bins = torch.bucketize(counts, torch.tensor(edges[1:], dtype=torch.float64), right=True)
+        return {
+            "slots": len(counts),
+            "used_share": self.used_share(),
+            "kl_to_uniform": float((read * (read * len(counts)).log()).sum()),
+            "histogram": torch.bincount(bins, minlength=len(edges) - 1)[: len(edges) - 1].tolist(),
+            "histogram_edges": edges,
+        }

@@ -1,0 +1,280 @@
+"""RunConfig: everything a training run depends on, as nested dataclasses read from YAML."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from memory_layers.config import MemoryConfig
+from memory_layers.data.config import DataConfig
+from memory_layers.models.presets import PRESETS, Preset
+
+Schedule = Literal["constant", "cosine", "linear"]
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, with the file and field at fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model: a preset, and what differs from it.
+
+    Attributes:
+        preset: Name of a preset.
+        hidden_size: D, instead of the preset's.
+        layers: Blocks, instead of the preset's.
+        heads: Attention heads, instead of the preset's.
+        mlp_size: Hidden width of the feed-forward blocks, instead of the preset's.
+        init_std: Standard deviation of the initial weights, instead of the preset's.
+    """
+
+    preset: str = "tiny"
+    hidden_size: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    mlp_size: int | None = None
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown preset and widths that heads cannot share."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"model.preset must be one of {list(PRESETS)}, got {self.preset!r}")
+        shape = self.to_preset()
+        if shape.hidden_size % (2 * shape.heads):
+            raise ValueError(
+                f"model.hidden_size must be divisible by 2 * heads = {2 * shape.heads}, "
+                f"got {shape.hidden_size}"
+            )
+
+    def to_preset(self) -> Preset:
+        """Return the preset with these changes."""
+        changes = {k: v for k, v in asdict(self).items() if k != "preset" and v is not None}
+        return replace(PRESETS[self.preset], **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """MemoryAdamW, its schedules and clipping.
+
+    Attributes:
+        lr: Peak learning rate of the dense parameters.
+        value_lr: Peak learning rate of the value table. None: `lr`.
+        beta1: Decay rate of the first moment.
+        beta2: Decay rate of the second moment.
+        eps: Added to the root.
+        weight_decay: On dense matrices.
+        value_weight_decay: On the value table.
+        value_state: "full" moments of the table, or one number a "row".
+        bf16_rows: "stochastic" rounding of a bfloat16 table, or an fp32 "master" copy.
+        schedule: Of `lr`, after warm-up.
+        value_schedule: Of `value_lr`, after warm-up.
+        warmup_steps: Steps over which both rates rise from 0.
+        end_ratio: Rate at the last step, as a share of the peak. No effect on "constant".
+        clip_norm: Largest gradient norm of the dense parameters. None: no clipping.
+        value_clip_norm: Largest gradient norm of the value table. None: no clipping.
+    """
+
+    lr: float = 3e-3
+    value_lr: float | None = None
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    value_weight_decay: float = 0.0
+    value_state: Literal["full", "row"] = "full"
+    bf16_rows: Literal["stochastic", "master"] = "stochastic"
+    schedule: Schedule = "cosine"
+    value_schedule: Schedule = "constant"
+    warmup_steps: int = 100
+    end_ratio: float = 0.05
+    clip_norm: float | None = 1.0
+    value_clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name in ("lr", "value_lr", "eps", "clip_norm", "value_clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"optim.{name} must be a finite number above 0, got {value}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "value_weight_decay", "warmup_steps", "end_ratio"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"optim.{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, batches, evaluation and checkpoints of a run.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Rows of a micro-batch.
+        accumulate: Micro-batches of a step.
+        seq_len: L, tokens in a row.
+        precision: "fp32", or "bf16" for autocast of the dense part.
+        seed: Decides initial weights and the order of the data.
+        log_every: Steps between lines of metrics.
+        eval_every: Steps between evaluations. 0: only at the end.
+        eval_items: Recall items of each kind asked during the run. The last evaluation asks all.
+        checkpoint_every: Steps between checkpoints. 0: only when the run ends or is interrupted.
+        keep_checkpoints: Checkpoints to keep, the newest ones.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    accumulate: int = 1
+    seq_len: int = 128
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 200
+    eval_items: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        names = ("steps", "batch_size", "accumulate", "log_every", "eval_items", "keep_checkpoints")
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be >= 0, got {getattr(self, name)}")
+        if self.seq_len < 8:
+            raise ValueError(f"train.seq_len must be >= 8, got {self.seq_len}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        name: Names the output folder, runs/NAME.
+        model: The base model.
+        memory: Memory layers. None: a dense model.
+        data: Training text and questions.
+        optim: Optimizer.
+        train: Length, batches, evaluation, checkpoints.
+    """
+
+    name: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    memory: MemoryConfig | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse what only shows when the parts are seen together."""
+        shape = self.model.to_preset()
+        if self.train.seq_len > shape.max_length:
+            raise ValueError(
+                f"train.seq_len must be at most {shape.max_length}, the longest sequence of preset "
+                f"{self.model.preset!r}, got {self.train.seq_len}"
+            )
+        if self.memory is None:
+            return
+        if max(self.memory.layers) >= shape.layers:
+            raise ValueError(
+                f"memory.layers must be below model.layers = {shape.layers}, "
+                f"got {list(self.memory.layers)}"
+            )
+        self.memory.resolved(shape.hidden_size)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: The file is missing, not YAML, or holds something else.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold `name:` and other fields, got {type(values).__name__}")
+    return values
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Build a nested dataclass from plain values, strictly.
+
+    Args:
+        cls: The dataclass.
+        values: Field names and values. Missing fields take their defaults.
+        where: Path of the field or file, for errors.
+
+    Raises:
+        ConfigError: A field is unknown (the closest name is given), missing, or of a wrong type.
+    """
+    hints = get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # ty: ignore[invalid-argument-type]
+    for name in values:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown field {name!r}. hint: {hint}")
+    try:
+        return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        inner = next(arg for arg in get_args(kind) if arg is not type(None))
+        return _convert(inner, value, where)
+    if is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where}: must be a mapping of fields, got {value!r}")
+        return from_dict(kind, value, where)  # ty: ignore[invalid-argument-type]
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise ConfigError(f"{where}: must be a list, got {value!r}")
+        return tuple(_convert(get_args(kind)[0], item, where) for item in items)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise ConfigError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
+        return value
+    return _convert_scalar(kind, value, where)
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
+    # YAML reads 1e-3 as text, because its numbers need a point.
+    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"{where}: must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def load_run(path: Path) -> RunConfig:
+    """Read a run configuration.
+
+    Raises:
+        ConfigError: As read_yaml and from_dict.
+    """
+    return from_dict(RunConfig, read_yaml(path), str(path))

@@ -1,0 +1,267 @@
+"""train(): one run from a RunConfig to a model folder, top to bottom.
+
+It may be stopped at any time and started again with the same arguments: the batch of a step is a
+function of the seed and the step, everything else is in the newest checkpoint.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from memory_layers.data.prepare import PreparedData, prepare_data
+from memory_layers.data.tokens import IGNORE, Batch, TokenStream
+from memory_layers.evaluate.recall import recall_items, summarize_recall
+from memory_layers.evaluate.usage import SlotUsage
+from memory_layers.models import add_memory, memory_layers_of
+from memory_layers.optim import MemoryAdamW
+from memory_layers.train.checkpoint import (
+    claim_folder,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_model,
+)
+from memory_layers.train.config import RunConfig
+from memory_layers.train.interrupt import StopSignal
+from memory_layers.train.metrics import MetricsWriter
+from memory_layers.train.progress import TrainProgress
+from memory_layers.train.schedule import rate
+
+
+class DivergedError(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run was asked to stop, and has saved a checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished run.
+
+    Attributes:
+        model: The trained model.
+        data: What it was trained on.
+        tokens: Tokens seen that were predicted.
+        seconds: Time spent in training steps, over all parts of an interrupted run.
+        history: Lines of metrics.jsonl.
+    """
+
+    model: PreTrainedModel
+    data: PreparedData
+    tokens: int
+    seconds: float
+    history: list[dict[str, Any]]
+
+
+def train(config: RunConfig, out: Path) -> TrainedModel:
+    """Train a model, or finish a run that was stopped.
+
+    Args:
+        config: The run.
+        out: Its folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, model/.
+
+    Raises:
+        ConfigError: `out` holds another run.
+        DataError: The data is malformed.
+        DivergedError: The loss became NaN or infinite. The last checkpoint is intact.
+        CheckpointError: The disk is full. The last checkpoint is intact.
+        Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
+    """
+    claim_folder(out, config)
+    data = prepare_data(config.data)
+    model = make_model(config, data)
+    optimizer = make_optimizer(config, model)
+    checkpoints = list_checkpoints(out)
+    done = load_checkpoint(checkpoints[-1], model, optimizer) if checkpoints else 0
+    with (
+        MetricsWriter(out, done) as metrics,
+        TrainProgress(config.name, config.train.steps, done) as progress,
+        StopSignal() as stop,
+    ):
+        if done:
+            progress.say(f"resuming after step {done} from {checkpoints[-1]}")
+        run = _Run(config, out, data, model, optimizer, metrics, progress)
+        run.steps(done, stop)
+        history = metrics.read()
+    save_model(model, data.tokenizer, out / "model")
+    last = history[-1]
+    return TrainedModel(model, data, last["tokens"], last["seconds"], history)
+
+
+def make_model(config: RunConfig, data: PreparedData) -> PreTrainedModel:
+    """Build the model of a run, with initial weights drawn from its seed."""
+    torch.manual_seed(config.train.seed)
+    shape = config.model.to_preset().to_config()
+    shape.vocab_size = len(data.tokenizer)
+    shape.eos_token_id = shape.bos_token_id = data.tokenizer.eos_token_id
+    shape.pad_token_id = data.tokenizer.pad_token_id
+    model = LlamaForCausalLM(shape)
+    return model if config.memory is None else add_memory(model, config.memory)
+
+
+def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
+    """Build the optimizer of a run."""
+    optim = config.optim
+    optimizer = MemoryAdamW(
+        model,
+        optim.lr,
+        optim.value_lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        value_weight_decay=optim.value_weight_decay,
+        value_state=optim.value_state,
+        bf16_rows=optim.bf16_rows,
+        seed=config.train.seed,
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+class _Run:
+    """The state of a run between two steps."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        config: RunConfig,
+        out: Path,
+        data: PreparedData,
+        model: PreTrainedModel,
+        optimizer: MemoryAdamW,
+        metrics: MetricsWriter,
+        progress: TrainProgress,
+    ) -> None:
+        self.config, self.out, self.data = config, out, data
+        self.model, self.optimizer = model, optimizer
+        self.metrics, self.progress = metrics, progress
+        pad_id = data.tokenizer.pad_token_id
+        self.stream = TokenStream(
+            data.folder,
+            config.train.seq_len,
+            config.train.seed,
+            data.tokenizer.eos_token_id if pad_id is None else pad_id,
+        )
+        self.probes = _pick_probes(data, config.train.eval_items)
+        self.usage = SlotUsage(model) if memory_layers_of(model) else None
+        before = metrics.read()
+        self.tokens = before[-1]["tokens"] if before else 0
+        self.seconds = before[-1]["seconds"] if before else 0.0
+        self.losses: list[float] = []
+
+    def steps(self, done: int, stop: StopSignal) -> None:
+        """Run the steps that are left."""
+        settings = self.config.train
+        self.model.train()
+        for step in range(done, settings.steps):
+            started = time.monotonic()
+            tokens_before = self.tokens
+            self._step(step)
+            took = time.monotonic() - started
+            self.seconds += took
+            finished = step + 1
+            last = finished == settings.steps
+            if finished % settings.log_every == 0 or last:
+                self._log(finished, (self.tokens - tokens_before) / took)
+            if last or (settings.eval_every and finished % settings.eval_every == 0):
+                self._evaluate(finished)
+            due = settings.checkpoint_every and finished % settings.checkpoint_every == 0
+            if last or due or stop.requested:
+                self._checkpoint(finished)
+            if stop.requested and not last:
+                raise Interrupted(f"stopped after step {finished}, saved in {self.out}")
+
+    def _step(self, step: int) -> None:
+        settings, optim = self.config.train, self.config.optim
+        for group in self.optimizer.param_groups:
+            schedule = optim.value_schedule if group["memory"] else optim.schedule
+            group["lr"] = group["initial_lr"] * rate(
+                schedule, step, settings.steps, optim.warmup_steps, optim.end_ratio
+            )
+        parts = settings.accumulate
+        batches = [
+            self.stream.batch(step * parts + part, settings.batch_size) for part in range(parts)
+        ]
+        targets = sum(batch.targets for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            part = self._loss(batch) / targets
+            part.backward()
+            loss += part.item()
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
+                "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
+            )
+        self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.tokens += targets
+        self.losses.append(loss)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """Sum of the loss over the targets of a batch."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+            logits = self.model(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+            ).logits
+        logits = logits[:, :-1].flatten(0, 1).float()
+        labels = batch.labels[:, 1:].flatten()
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+    def _clip(self) -> None:
+        dense, value = self.config.optim.clip_norm, self.config.optim.value_clip_norm
+        if dense is not None or value is not None:
+            self.optimizer.clip_grad_norm_(
+                math.inf if dense is None else dense, math.inf if value is None else value
+            )
+
+    def _log(self, step: int, tokens_per_second: float) -> None:
+        loss = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        values = {
+            "loss": loss,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(tokens_per_second),
+            "epoch": round(self.stream.epoch_of(step, self.config.train.batch_size), 4),
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+        status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tok/s"
+        self.progress.update(step, status)
+        self.metrics.write(step, values)
+
+    def _evaluate(self, step: int) -> None:
+        if not self.data.probes:
+            return
+        last = step == self.config.train.steps
+        probes = self.data.probes if last else self.probes
+        found = summarize_recall(probes, recall_items(self.model, self.data.tokenizer, probes))
+        self.metrics.write(step, {"tokens": self.tokens, "seconds": self.seconds, **found})
+
+    def _checkpoint(self, step: int) -> None:
+        save_checkpoint(
+            self.out,
+            step,
+            self.model,
+            self.data.tokenizer,
+            self.optimizer,
+            self.config.train.keep_checkpoints,
+        )
+
+
+def _pick_probes(data: PreparedData, count: int) -> list[Any]:
+    """Spread `count` recall items of each kind evenly over all of that kind."""
+    picked = []
+    for kind in sorted({probe.kind for probe in data.probes}):
+        members = [probe for probe in data.probes if probe.kind == kind]
+        picked += members[:: max(1, len(members) // count)][:count]
+    return picked

@@ -1,0 +1,79 @@
+"""What a run writes down while it goes: metrics.jsonl and TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class MetricsWriter:
+    """Append numbers to OUT/metrics.jsonl and OUT/tensorboard.
+
+    Args:
+        folder: OUT, the folder of the run.
+        resume_step: Lines after this step are dropped first: the resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.jsonl"
+        self._drop_after(resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write the numbers of one step.
+
+        Args:
+            step: Steps done so far.
+            values: Numbers by name. Nested mappings become names with slashes on TensorBoard.
+        """
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in _flatten(values):
+            self._board.add_scalar(name, value, step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all lines written so far."""
+        self._file.flush()
+        return [json.loads(line) for line in self.path.open(encoding="utf-8")]
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close both outputs."""
+        self._file.close()
+        self._board.close()
+
+    def _drop_after(self, step: int) -> None:
+        if not self.path.is_file():
+            return
+        kept = []
+        for line in self.path.read_text("utf-8").splitlines():
+            # A killed run may have left half a line at the end.
+            if not line.endswith("}"):
+                continue
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(kept), "utf-8")
+        os.replace(part, self.path)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _flatten(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            found.append((prefix + name, float(value)))
+    return found
