@@ -58,6 +58,8 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
+        if isinstance(self.layers, int | str):
+            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
         self._check_layers()
         for name in ("sub_keys", "heads", "top_k"):

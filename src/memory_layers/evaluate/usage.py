@@ -48,7 +48,7 @@ class SlotUsage:
     @property
     def counts(self) -> Tensor:
         """[N] reads of every slot so far, all tables one after the other."""
-        return torch.cat(list(self._counts.values()))
+        return torch.cat([torch.zeros(0), *self._counts.values()])
 
     def used_share(self) -> float:
         """Return the share of slots read at least once."""

@@ -49,7 +49,7 @@ class MemoryLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]. Each token independently."""
-        shape, x = x.shape, x.flatten(0, -2)  # [T, D]
+        shape, x = x.shape, x.reshape(-1, x.shape[-1])  # [T, D]
         query = self.query(x)  # [T, H, 2, C]
         scores, slots = self.keys(query)  # [T, H, K]
         weights = self.weigh(scores)  # [T, H, K]

@@ -33,9 +33,12 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
 
-    values = model.config.to_dict()
+    plain_config = model.config
+    values = {**plain_config.to_dict(), "memory": config.to_dict()}
     values.pop("model_type", None)
-    memory_config = classes.config(**{**values, "memory": config.to_dict()})
+    # to_dict leaves the attention implementation out, and without it no mask is made.
+    attention = plain_config._attn_implementation  # noqa: SLF001
+    memory_config = classes.config(**values, attn_implementation=attention)
     install_memory(backbone, config, family)
     for module in backbone.modules():
         if isinstance(module, MemoryLayer | ValueTable):
@@ -44,6 +47,9 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
 
     is_backbone = backbone is model
     model.config = backbone.config = memory_config
+    for module in model.modules():
+        if getattr(module, "config", None) is plain_config:
+            module.config = memory_config
     backbone.__class__ = classes.backbone
     if not is_backbone:
         model.__class__ = classes.causal_lm

@@ -4,6 +4,7 @@ Dense parameters take torch.optim.AdamW's own step. The rows of a table take ops
 fed from the table's pending reads.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -91,7 +92,7 @@ class MemoryAdamW(torch.optim.AdamW):
     @property
     def memory_group(self) -> dict[str, Any] | None:
         """The parameter group of the tables, None for a model without."""
-        return next((group for group in self.param_groups if group["memory"]), None)
+        return next((group for group in self.param_groups if group.get("memory")), None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -108,7 +109,9 @@ class MemoryAdamW(torch.optim.AdamW):
         kept = [table.weight.grad for table in self._tables]
         for table in self._tables:
             table.weight.grad = None
-        super().step()
+        # torch wraps the step of every class that was instantiated, to run the hooks of `self`:
+        # through super().step() they would run twice.
+        inspect.unwrap(torch.optim.AdamW.step)(self)
         group = self.memory_group
         for table, gradient, grad in zip(self._tables, gradients, kept, strict=True):
             self._step_table(table, gradient, group)
@@ -170,6 +173,10 @@ class MemoryAdamW(torch.optim.AdamW):
                 for name, value in state_dict["state"].get(index, {}).items()
             }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy need: torch's own list leaves the tables out."""
+        return {**super().__getstate__(), "_tables": self._tables}
+
     def _step_table(
         self, table: ValueTable, gradient: RowGradient | None, group: dict[str, Any]
     ) -> None:
@@ -209,10 +216,11 @@ class MemoryAdamW(torch.optim.AdamW):
     ) -> None:
         state["step"] = 0
         wide = group["value_state"] == "full"
+        dtype = torch.promote_types(weight.dtype, torch.float32)
         if wide:
-            state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(weight, dtype=dtype)
         width = weight.shape[1] if wide else 1
-        state["exp_avg_sq"] = weight.new_zeros(len(weight), width, dtype=torch.float32)
+        state["exp_avg_sq"] = weight.new_zeros(len(weight), width, dtype=dtype)
         if weight.dtype == torch.bfloat16 and group["bf16_rows"] == "master":
             state["master"] = weight.detach().float()
         if group["weight_decay"]:

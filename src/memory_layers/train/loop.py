@@ -61,12 +61,13 @@ class TrainedModel:
     history: list[dict[str, Any]]
 
 
-def train(config: RunConfig, out: Path) -> TrainedModel:
+def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     """Train a model, or finish a run that was stopped.
 
     Args:
         config: The run.
         out: Its folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, model/.
+        show: Show the progress of the run.
 
     Raises:
         ConfigError: `out` holds another run.
@@ -83,13 +84,14 @@ def train(config: RunConfig, out: Path) -> TrainedModel:
     done = load_checkpoint(checkpoints[-1], model, optimizer) if checkpoints else 0
     with (
         MetricsWriter(out, done) as metrics,
-        TrainProgress(config.name, config.train.steps, done) as progress,
+        TrainProgress(config.name, config.train.steps, done, show=show) as progress,
         StopSignal() as stop,
     ):
         if done:
             progress.say(f"resuming after step {done} from {checkpoints[-1]}")
         run = _Run(config, out, data, model, optimizer, metrics, progress)
-        run.steps(done, stop)
+        with run.usage.watch():
+            run.steps(done, stop)
         history = metrics.read()
     save_model(model, data.tokenizer, out / "model")
     last = history[-1]
@@ -151,7 +153,7 @@ class _Run:
             data.tokenizer.eos_token_id if pad_id is None else pad_id,
         )
         self.probes = _pick_probes(data, config.train.eval_items)
-        self.usage = SlotUsage(model) if memory_layers_of(model) else None
+        self.usage = SlotUsage(model)
         before = metrics.read()
         self.tokens = before[-1]["tokens"] if before else 0
         self.seconds = before[-1]["seconds"] if before else 0.0
@@ -235,7 +237,10 @@ class _Run:
             "epoch": round(self.stream.epoch_of(step, self.config.train.batch_size), 4),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
-        status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tok/s"
+        status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"
+        if memory_layers_of(self.model):
+            values["slots_used"] = round(self.usage.used_share(), 4)
+            status += f"  slots used {values['slots_used']:.1%}"
         self.progress.update(step, status)
         self.metrics.write(step, values)
 
@@ -244,8 +249,19 @@ class _Run:
             return
         last = step == self.config.train.steps
         probes = self.data.probes if last else self.probes
-        found = summarize_recall(probes, recall_items(self.model, self.data.tokenizer, probes))
-        self.metrics.write(step, {"tokens": self.tokens, "seconds": self.seconds, **found})
+        self.usage.reset()
+        results = recall_items(self.model, self.data.tokenizer, probes)
+        values = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
+        values |= summarize_recall(probes, results)
+        if last:
+            values["correct"] = [int(result.correct) for result in results]
+            if memory_layers_of(self.model):
+                values["slot_usage"] = self.usage.summary()
+        self.usage.reset()
+        self.metrics.write(step, values)
+        recall = values["recall"].get("question_heldout")
+        if recall is not None:
+            self.progress.say(f"step {step}: recall of held-out questions {recall:.3f}")
 
     def _checkpoint(self, step: int) -> None:
         save_checkpoint(

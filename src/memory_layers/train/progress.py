@@ -18,10 +18,11 @@ class TrainProgress:
         name: Shown before the bar.
         steps: Of the whole run.
         done: Steps done before, for a resumed run.
+        show: Print anything at all.
     """
 
-    def __init__(self, name: str, steps: int, done: int) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, name: str, steps: int, done: int, *, show: bool) -> None:
+        self._console = Console(stderr=True, quiet=not show)
         self._name = name
         self._steps = steps
         self._first = done

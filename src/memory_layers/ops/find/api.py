@@ -111,6 +111,11 @@ def _gradient(ctx, d_scores: Tensor, _d_slots: Tensor) -> tuple:  # noqa: ANN001
     return d_query, d_sub_keys, None, None
 
 
+def _refuse(ctx, *_: Tensor) -> tuple:  # noqa: ANN001
+    raise RuntimeError("product_key_topk can be differentiated once, not twice")
+
+
 torch.library.register_autograd(
     "memory_layers::product_key_topk", _gradient, setup_context=_save
 )
+torch.library.register_autograd("memory_layers::product_key_topk_backward", _refuse)

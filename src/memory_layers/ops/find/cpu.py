@@ -7,82 +7,108 @@ from torch import Tensor
 
 from memory_layers.ops.numba_rows import FASTMATH, as_array, follow_torch_threads
 
+# Tokens that one thread takes at a time: enough to pay for its scratch space.
+BLOCK_TOKENS = 16
 # Tokens whose scores are held at once: bounds the [tokens, H, 2, M] scores to a few MiB.
 SCORE_NUMBERS = 2**21
 
 
 @njit(cache=True)
-def _insert(score, m, best, index, filled):  # noqa: ANN001, ANN202
-    """Place a score in a list of falling order, after equal ones, dropping the last if full."""
-    place = min(filled, best.shape[0] - 1)
-    while place > 0 and not best[place - 1] >= score:
-        best[place] = best[place - 1]
-        index[place] = index[place - 1]
-        place -= 1
-    best[place] = score
-    index[place] = m
+def _rank_sort(values, labels, count, out_values, out_labels):  # noqa: ANN001, ANN202
+    """Sort in falling order, equal values in the order they came: each value counts its betters.
+
+    Quadratic and without branches: faster than insertion for the few dozen values that come here.
+    """
+    present = values[:count]
+    for a in range(count):
+        value = present[a]
+        rank = np.int32(0)
+        for b in range(present.shape[0]):
+            rank = np.int32(rank + np.int32(1 if present[b] > value else 0))
+        earlier = present[:a]
+        for b in range(earlier.shape[0]):
+            rank = np.int32(rank + np.int32(1 if earlier[b] == value else 0))
+        out_values[rank] = value
+        out_labels[rank] = labels[a]
 
 
 @njit(cache=True)
-def _lower_bound(scores, maxima, best, index):  # noqa: ANN001, ANN202
-    """Return a number that at least k scores reach: the k-th largest of group maxima."""
+def _lower_bound(scores, maxima, ranked, labels):  # noqa: ANN001, ANN202
+    """Return a number that at least k scores reach: the k-th largest of 2 k group maxima."""
     groups = maxima.shape[0]
-    k = best.shape[0]
     if scores.shape[0] < 2 * groups:
         return np.float32(-np.inf)
-    maxima[:] = scores[:groups]
+    for g in range(groups):
+        maxima[g] = scores[g]
     for low in range(groups, scores.shape[0] - groups + 1, groups):
         for g in range(groups):
             maxima[g] = max(maxima[g], scores[low + g])
-    for g in range(groups):
-        if g < k or maxima[g] > best[k - 1]:
-            _insert(maxima[g], g, best, index, min(g, k))
-    return best[k - 1]
+    _rank_sort(maxima, labels, groups, ranked, labels)
+    return ranked[groups // 2 - 1]
 
 
 @njit(cache=True)
-def _select(scores, maxima, best, index):  # noqa: ANN001, ANN202
-    """Fill best and index with the largest scores in falling order, the lower index first."""
-    k = best.shape[0]
-    bound = _lower_bound(scores, maxima, best, index)
-    filled = 0
+def _select(scores, k, scratch, scratch_labels, best, index):  # noqa: ANN001, ANN202
+    """Fill best and index with the k largest scores in falling order, the lower index first."""
+    bound = _lower_bound(scores, scratch[0, : 2 * k], scratch[1], scratch_labels[1])
+    values, labels = scratch[0], scratch_labels[0]
+    count = 0
     for m in range(scores.shape[0]):
-        score = scores[m]
-        # Written so that a NaN passes: k scores are always found, whatever they are.
-        if score < bound:
-            continue
-        if filled < k or score > best[k - 1]:
-            _insert(score, m, best, index, filled)
-            filled = min(filled + 1, k)
+        values[count] = scores[m]
+        labels[count] = m
+        count += np.int64(scores[m] > bound)
+    m = 0
+    while count < k and m < scores.shape[0]:
+        if scores[m] == bound:
+            values[count] = bound
+            labels[count] = m
+            count += 1
+        m += 1
+    if count < k:
+        # Only NaN compares as neither above nor equal: it must reach the scores, not vanish here.
+        for m in range(k):
+            best[m] = np.float32(np.nan)
+            index[m] = m
+        return
+    _rank_sort(values, labels, count, best, index)
 
 
 @njit(parallel=True, cache=True)
 def _select_pairs_kernel(half_scores, scores, slots):  # noqa: ANN001, ANN202
     heads, _, tokens, num_sub_keys = half_scores.shape
     k = scores.shape[2]
-    for t in prange(tokens):
-        best = np.empty((2, k), np.float32)
-        index = np.empty((2, k), np.int64)
-        maxima = np.empty(2 * k, np.float32)
-        sums = np.empty(k, np.float32)
-        pair = np.empty(k, np.int64)
-        for h in range(heads):
-            _select(half_scores[h, 0, t], maxima, best[0], index[0])
-            _select(half_scores[h, 1, t], maxima, best[1], index[1])
-            # The pair of ranks (i, j) has (i + 1) * (j + 1) - 1 pairs that are at least as good,
-            # so it can be among the best k only if (i + 1) * (j + 1) <= k.
-            filled = 0
-            for i in range(k):
-                for j in range(k // (i + 1)):
-                    total = best[0, i] + best[1, j]
-                    if filled == k and not total > sums[k - 1]:
-                        break
-                    slot = index[0, i] * num_sub_keys + index[1, j]
-                    _insert(total, slot, sums, pair, filled)
-                    filled = min(filled + 1, k)
-            for n in range(k):
-                scores[t, h, n] = sums[n]
-                slots[t, h, n] = pair[n]
+    pairs = 0
+    for i in range(k):
+        pairs += k // (i + 1)
+    room = max(num_sub_keys + 1, 2 * k, pairs)
+    for block in prange((tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS):
+        scratch = np.empty((2, room), np.float32)
+        labels = np.zeros((2, room), np.int64)
+        best = np.empty((3, room), np.float32)
+        index = np.zeros((3, room), np.int64)
+        for t in range(block * BLOCK_TOKENS, min((block + 1) * BLOCK_TOKENS, tokens)):
+            for h in range(heads):
+                _select(half_scores[h, 0, t], k, scratch, labels, best[0], index[0])
+                _select(half_scores[h, 1, t], k, scratch, labels, best[1], index[1])
+                # The pair of ranks (i, j) has (i + 1) * (j + 1) - 1 pairs that are at least as
+                # good, so it can be among the best k only if (i + 1) * (j + 1) <= k.
+                count = 0
+                has_nan = False
+                for i in range(k):
+                    for j in range(k // (i + 1)):
+                        pair = best[0, i] + best[1, j]
+                        has_nan |= pair != pair
+                        scratch[0, count] = pair
+                        labels[0, count] = index[0, i] * num_sub_keys + index[1, j]
+                        count += 1
+                if has_nan:
+                    best[2, :k] = np.float32(np.nan)
+                    index[2, :k] = labels[0, :k]
+                else:
+                    _rank_sort(scratch[0], labels[0], count, best[2], index[2])
+                for n in range(k):
+                    scores[t, h, n] = best[2, n]
+                    slots[t, h, n] = index[2, n]
 
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH)

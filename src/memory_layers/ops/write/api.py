@@ -9,7 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_floating, check_rows, use_cpu_kernel
+from memory_layers.ops.impl import (
+    Impl,
+    check_floating,
+    check_integer,
+    check_rows,
+    use_cpu_kernel,
+)
 from memory_layers.ops.write import reference
 from memory_layers.shapes import check_shape
 
@@ -59,13 +65,16 @@ def group_by_row(
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
 
     Raises:
-        ValueError: Shapes disagree or `impl` does not support these inputs.
+        ValueError: Shapes or types disagree, a source is out of range, or `impl` does not support
+            these inputs.
     """
     sizes = check_shape("slots", slots, "E")
     check_shape("weights", weights, "E", **sizes)
     check_shape("sources", sources, "E", **sizes)
-    check_shape("vectors", vectors, "S V")
+    check_integer("slots", slots)
+    check_integer("sources", sources)
     check_floating(weights=weights, vectors=vectors)
+    check_rows("sources", sources, check_shape("vectors", vectors, "S V")["S"])
     if use_cpu_kernel(impl, "group_by_row", weights, vectors):
         from memory_layers.ops.write import cpu
 
@@ -133,8 +142,8 @@ def row_adamw_(  # noqa: PLR0913
 
     Args:
         table: [N, V], changed in place.
-        exp_avg: [N, V] fp32, changed in place. None: no first moment, m = g.
-        exp_avg_sq: [N, V] fp32, or [N, 1] for one second moment a row (the mean square of g).
+        exp_avg: [N, V] fp32 (fp64 for an fp64 table), changed in place. None: no first moment, m = g.
+        exp_avg_sq: [N, V] fp32 (fp64 for an fp64 table), or [N, 1] for one second moment a row (the mean square of g).
         gradient: The touched rows and their factors.
         step: Global step, counted from 1.
         lr: Learning rate.
@@ -231,7 +240,7 @@ def row_adagrad_(  # noqa: PLR0913
 
     Args:
         table: [N, V], changed in place.
-        square_sum: [N, V] fp32, or [N, 1] for one number a row (the mean square of g).
+        square_sum: [N, V] fp32 (fp64 for an fp64 table), or [N, 1] for one number a row (the mean square of g).
         gradient: The touched rows and their factors.
         lr: Learning rate.
         eps: Added to the root.
@@ -276,11 +285,15 @@ def _check_step(
     check_shape("gradient.vectors", gradient.vectors, "S V", V=sizes["V"])
     if row_decay is not None:
         check_shape("row_decay", row_decay, "R", R=gradient.rows.shape[0])
+        if row_decay.dtype != torch.float32:
+            raise ValueError(f"row_decay must be float32, got {row_decay.dtype}")
     if not table.is_contiguous():
         raise ValueError("table must be contiguous. hint: pass table.contiguous()")
     check_rows("gradient.rows", gradient.rows, sizes["N"])
     if table.dtype != torch.bfloat16 and (master is not None or seed is not None):
         raise ValueError(f"master and seed are for bfloat16 tables, got {table.dtype}")
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}")
     if master is None:
         return table.detach()
     if seed is not None:
@@ -294,6 +307,9 @@ def _check_state(name: str, state: Tensor, table: Tensor, *, rowwise: bool) -> N
     if list(state.shape) not in allowed:
         raise ValueError(f"{name} must have shape {' or '.join(map(str, allowed))}, got "
                          f"{list(state.shape)}")
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    if state.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} for a {table.dtype} table, got {state.dtype}")
     if not state.is_contiguous():
         raise ValueError(f"{name} must be contiguous")
 

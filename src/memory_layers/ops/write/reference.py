@@ -17,7 +17,8 @@ def group_by_row(slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def row_sums(starts: Tensor, sources: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
     """sums[r] = sum of weights[e] * vectors[sources[e]] over starts[r] <= e < starts[r + 1]."""
-    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    dtype = torch.promote_types(vectors.dtype, weights.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
     scaled = weights.to(dtype)[:, None] * vectors[sources].to(dtype)  # [E, V]
     counts = starts.diff()
     group = torch.repeat_interleave(torch.arange(counts.shape[0], device=starts.device), counts)
@@ -47,6 +48,12 @@ def stochastic_bf16(values: Tensor, rows: Tensor, seed: int) -> Tensor:
     return torch.where(values.isnan(), values, signed.view(torch.float32)).to(torch.bfloat16)
 
 
+def load_rows(table: Tensor, rows: Tensor, row_decay: Tensor) -> Tensor:
+    """Read rows in fp32 (fp64 if the table is), each times its decay where there is one."""
+    weight = table[rows].to(torch.promote_types(table.dtype, torch.float32))
+    return weight * row_decay[:, None].to(weight.dtype) if row_decay.numel() else weight
+
+
 def store_rows(table: Tensor, rows: Tensor, values: Tensor, seed: int) -> None:
     """Write fp32 values to rows of the table, to bf16 stochastically when seed >= 0."""
     if table.dtype == torch.bfloat16 and seed >= 0:
@@ -70,9 +77,8 @@ def row_adamw_(  # noqa: PLR0913
     seed: int,
 ) -> None:
     """One AdamW step on the named rows. An exp_avg without rows means no first moment."""
-    weight = table[rows].to(gradient.dtype)
-    if row_decay.numel():
-        weight = weight * row_decay[:, None].to(weight.dtype)
+    weight = load_rows(table, rows, row_decay)
+    gradient = gradient.to(weight.dtype)
     square = gradient.square()
     if exp_avg_sq.shape[1] != table.shape[1]:
         square = square.mean(1, keepdim=True)
@@ -95,9 +101,8 @@ def row_sgd_(
     seed: int,
 ) -> None:
     """One SGD step on the named rows."""
-    weight = table[rows].to(gradient.dtype)
-    if row_decay.numel():
-        weight = weight * row_decay[:, None].to(weight.dtype)
+    weight = load_rows(table, rows, row_decay)
+    gradient = gradient.to(weight.dtype)
     store_rows(table, rows, weight - lr * gradient, seed)
 
 
@@ -113,9 +118,8 @@ def row_adagrad_(  # noqa: PLR0913
     seed: int,
 ) -> None:
     """One Adagrad step on the named rows."""
-    weight = table[rows].to(gradient.dtype)
-    if row_decay.numel():
-        weight = weight * row_decay[:, None].to(weight.dtype)
+    weight = load_rows(table, rows, row_decay)
+    gradient = gradient.to(weight.dtype)
     square = gradient.square()
     if square_sum.shape[1] != table.shape[1]:
         square = square.mean(1, keepdim=True)

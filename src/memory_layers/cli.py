@@ -1,0 +1,328 @@
+"""The command `memory-layers`: train, compare, eval, generate, show."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from memory_layers.config import MemoryConfig
+from memory_layers.data.config import DataConfig
+from memory_layers.data.facts import DataError
+from memory_layers.study.config import CompareConfig, check_seeds, load_compare
+from memory_layers.train.checkpoint import CheckpointError
+from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
+from memory_layers.train.loop import DivergedError, Interrupted
+
+USAGE = """\
+usage: memory-layers COMMAND ...
+
+commands:
+  train CONFIG.yaml        train one model
+  compare CONFIG.yaml      train variants on the same tokens and write a report
+  eval MODEL_DIR           ask a trained model facts
+  generate MODEL_DIR TEXT  continue a text
+  show CONFIG.yaml         print the full configuration and the parameter counts
+
+examples:
+  memory-layers compare configs/demo.yaml
+  memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
+  memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
+  memory-layers eval runs/tiny/model --facts builtin
+  memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
+  memory-layers COMMAND --help
+"""
+
+
+@dataclass(frozen=True)
+class _TrainArgs:
+    """Fields of the run can be set as flags: --optim.lr 1e-3, --memory.layers 1 2."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run. Default: runs/NAME."""
+
+
+@dataclass(frozen=True)
+class _CompareArgs:
+    """Fields of the base run can be set as flags: --data.facts DIR, --train.steps 500."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    seeds: tuple[int, ...]
+    """Each variant is trained once with each seed."""
+    out: Path | None = None
+    """Folder of the comparison. Default: runs/NAME."""
+    workers: int | None = None
+    """Runs at a time. Default: one a core."""
+
+
+@dataclass(frozen=True)
+class _EvalArgs:
+    """Measure closed-book recall: the share of answers given exactly under greedy decoding."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a trained model."""
+    facts: str
+    """Folder with facts.jsonl and templates.yaml, or "builtin"."""
+    shown_fraction: float = 0.5
+    """As in training: decides which questions count as shown."""
+    seed: int = 0
+    """As data.seed in training: decides which questions count as shown."""
+    relations: tuple[str, ...] = ()
+    """Relations of the built-in facts. Default: all."""
+    max_subjects: int | None = None
+    """As data.max_subjects in training, for the built-in facts."""
+
+
+@dataclass(frozen=True)
+class _GenerateArgs:
+    """Continue a text."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a trained model."""
+    prompt: tyro.conf.Positional[str]
+    """Text to continue."""
+    max_tokens: int = 32
+    """Most tokens to add."""
+    temperature: float = 0.0
+    """0 takes the most likely token. Above 0: sample."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: Arguments without the program name. None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "compare": _compare,
+        "eval": _eval,
+        "generate": _generate,
+        "show": _show,
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in commands:
+        return _fail(f"unknown command `{name}`. hint: one of {', '.join(commands)}")
+    try:
+        return commands[name](rest)
+    except Interrupted as stopped:
+        print(f"{stopped}\nto go on, run the same command again", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted. to go on, run the same command again", file=sys.stderr)
+        return 130
+    except (ConfigError, DataError, CheckpointError, DivergedError, ImportError) as error:
+        return _fail(str(error))
+
+
+def _train(arguments: list[str]) -> int:
+    from memory_layers.train.loop import train
+
+    path, flags = _config_path("train", arguments)
+    if "variants" in read_yaml(path):
+        raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
+    args = _parse("train", _TrainArgs, flags, _TrainArgs(load_run(path)))
+    out = args.out or Path("runs") / args.run.name
+    _quiet_transformers()
+    trained = train(args.run, out)
+    print(f"model: {out / 'model'}\nmetrics: {out / 'metrics.jsonl'}")
+    final = trained.history[-1]
+    if "recall" in final:
+        _print_recall(final)
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    import shlex
+
+    from rich.console import Console
+
+    from memory_layers.study.compare import compare
+    from memory_layers.study.report import render_table
+
+    path, flags = _config_path("compare", arguments)
+    config = load_compare(path)
+    args = _parse("compare", _CompareArgs, flags, _CompareArgs(config.base, config.seeds))
+    check_seeds(args.seeds, "--seeds")
+    if args.workers is not None and args.workers < 1:
+        raise ConfigError(f"--workers must be >= 1, got {args.workers}")
+    config = config.with_base(args.run)
+    config = CompareConfig(base=config.base, overrides=config.overrides, seeds=tuple(args.seeds))
+    out = args.out or Path("runs") / args.run.name
+    _quiet_transformers()
+    command = shlex.join(["memory-layers", "compare", *arguments])
+    results = compare(config, out, workers=args.workers, command=command)
+    Console().print(render_table(results))
+    print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
+    failed = [run for run in results["runs"] if run["status"] != "ok"]
+    return 1 if failed else 0
+
+
+def _eval(arguments: list[str]) -> int:
+    from memory_layers.data.facts import build_corpus
+    from memory_layers.data.prepare import read_facts
+    from memory_layers.evaluate.recall import recall_items, summarize_recall
+
+    args = _parse("eval", _EvalArgs, arguments)
+    model, tokenizer = _load_model(args.model)
+    try:
+        data = DataConfig(
+            facts=args.facts,
+            relations=args.relations,
+            max_subjects=args.max_subjects,
+            shown_fraction=args.shown_fraction,
+            seed=args.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    corpus = build_corpus(read_facts(data), shown_fraction=args.shown_fraction, seed=args.seed)
+    results = recall_items(model, tokenizer, corpus.probes)
+    _print_recall(summarize_recall(corpus.probes, results))
+    return 0
+
+
+def _generate(arguments: list[str]) -> int:
+    import torch
+
+    args = _parse("generate", _GenerateArgs, arguments)
+    if args.max_tokens < 1 or args.temperature < 0:
+        raise ConfigError(
+            f"--max-tokens must be >= 1 and --temperature >= 0, got {args.max_tokens} and "
+            f"{args.temperature}"
+        )
+    model, tokenizer = _load_model(args.model)
+    inputs = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)
+    if inputs["input_ids"].shape[1] == 0:
+        raise ConfigError("the prompt is empty. hint: give at least one word")
+    torch.manual_seed(args.seed)
+    sampling: dict[str, Any] = {"do_sample": False}
+    if args.temperature > 0:
+        sampling = {"do_sample": True, "temperature": args.temperature}
+    ids = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=args.max_tokens,
+        pad_token_id=tokenizer.eos_token_id,
+        **sampling,
+    )
+    print(tokenizer.decode(ids[0], skip_special_tokens=True))
+    return 0
+
+
+def _show(arguments: list[str]) -> int:
+    import yaml
+
+    path, flags = _config_path("show", arguments)
+    if "variants" in read_yaml(path):
+        config = load_compare(path)
+        args = _parse("show", _CompareArgs, flags, _CompareArgs(config.base, config.seeds))
+        runs = config.with_base(args.run).variants()
+    else:
+        args = _parse("show", _TrainArgs, flags, _TrainArgs(load_run(path)))
+        runs = {args.run.name: args.run}
+    shown = {name: _plain(asdict(run)) for name, run in runs.items()}
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+    _print_parameters(runs)
+    return 0
+
+
+def _print_parameters(runs: dict[str, RunConfig]) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import AutoTokenizer
+
+    from memory_layers.models import build_model
+    from memory_layers.study.measure import count_parameters
+
+    table = Table("variant", "parameters", "of these in value tables", "used by a token")
+    for name, run in runs.items():
+        vocab_size = run.data.vocab_size
+        if run.data.tokenizer is not None:
+            vocab_size = len(AutoTokenizer.from_pretrained(run.data.tokenizer))
+        with torch.device("meta"):
+            model = build_model(run.model.to_preset(), run.memory, vocab_size=vocab_size)
+        counts = count_parameters(model)
+        columns = ("params_total", "params_memory", "params_active")
+        table.add_row(name, *(f"{counts[column]:,}" for column in columns))
+    Console().print(table)
+
+
+def _load_model(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    import memory_layers.models  # noqa: F401  (registers memory models)
+    from memory_layers.data.tokenizer import load_tokenizer
+
+    if not (folder / "config.json").is_file():
+        hint = f"did you mean {folder / 'model'}?" if (folder / "model").is_dir() else (
+            "give the folder that training wrote, runs/NAME/model"
+        )
+        raise ConfigError(f"{folder} is no model folder: it has no config.json. hint: {hint}")
+    _quiet_transformers()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+        return model.eval(), load_tokenizer(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: {error}") from error
+
+
+def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
+    if arguments and not arguments[0].startswith("-"):
+        return Path(arguments[0]), arguments[1:]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        # The flags are the fields of any run: show them with the defaults of a plain one.
+        layers = MemoryConfig(layers=(1,))
+        run = RunConfig(name="NAME", memory=layers)
+        args = _TrainArgs(run) if command == "train" else _CompareArgs(run, (0,))
+        _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
+    raise ConfigError(
+        f"`{command}` needs a configuration file first. hint: memory-layers {command} "
+        "configs/demo.yaml"
+    )
+
+
+def _parse(command: str, kind: Any, flags: list[str], default: Any = None) -> Any:  # noqa: ANN401
+    extra = {} if default is None else {"default": default}
+    return tyro.cli(
+        kind,
+        prog=f"memory-layers {command}",
+        args=flags,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        **extra,
+    )
+
+
+def _print_recall(values: dict[str, Any]) -> None:
+    shown = {"recall": values["recall"], "answer_nll": values["answer_nll"]}
+    print(json.dumps(shown, indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    if is_dataclass(value):
+        return _plain(asdict(value))  # ty: ignore[invalid-argument-type]
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2

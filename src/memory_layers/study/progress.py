@@ -1,0 +1,93 @@
+"""The live view of a comparison: one bar a run, read from what the runs write down."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class CompareProgress:
+    """Show step, loss and last held-out recall of every run.
+
+    Args:
+        steps: Steps of each run, by the name of its folder.
+        folder: Where the folders are.
+    """
+
+    def __init__(self, steps: Mapping[str, int], folder: Path) -> None:
+        self._folder = folder
+        self._steps = steps
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks = {
+            name: self._bar.add_task(name, total=total, status="waiting")
+            for name, total in steps.items()
+        }
+        self._last_line = time.monotonic()
+
+    def look(self) -> None:
+        """Read the newest lines of all runs and show them."""
+        states = {name: self._state(name) for name in self._steps}
+        for name, (step, status) in states.items():
+            if step:
+                self._bar.update(self._tasks[name], completed=step, status=status)
+        now = time.monotonic()
+        if self._bar.disable and now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            parts = [
+                f"{name} {step}/{self._steps[name]} {status}"
+                for name, (step, status) in states.items()
+                if 0 < step < self._steps[name]
+            ]
+            self._console.print("  |  ".join(parts), markup=False, highlight=False, soft_wrap=True)
+
+    def ended(self, name: str, fine: bool) -> None:
+        """Say that a run has ended."""
+        text = f"{name} done" if fine else f"{name} failed, see {self._folder / name / 'log.txt'}"
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        """Start the display."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        self._bar.stop()
+
+    def _state(self, name: str) -> tuple[int, str]:
+        """Return the last step of a run and what is known about it."""
+        path = self._folder / name / "metrics.jsonl"
+        if not path.is_file():
+            return 0, ""
+        loss, recall, step = None, None, 0
+        for line in path.read_text("utf-8").splitlines():
+            # The last line may still be being written.
+            if line.endswith("}"):
+                values: dict[str, Any] = json.loads(line)
+                step = values["step"]
+                loss = values.get("loss", loss)
+                recall = values.get("recall", {}).get("question_heldout", recall)
+        status = "" if loss is None else f"loss {loss:.2f}"
+        return step, status if recall is None else f"{status}  held-out recall {recall:.2f}"
