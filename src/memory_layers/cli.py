@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -240,8 +240,8 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
     import torch
     from rich.console import Console
     from rich.table import Table
-    from transformers import AutoTokenizer
 
+    from memory_layers.data.tokenizer import load_tokenizer
     from memory_layers.models import build_model
     from memory_layers.study.measure import count_parameters
 
@@ -249,7 +249,7 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
     for name, run in runs.items():
         vocab_size = run.data.vocab_size
         if run.data.tokenizer is not None:
-            vocab_size = len(AutoTokenizer.from_pretrained(run.data.tokenizer))
+            vocab_size = len(load_tokenizer(Path(run.data.tokenizer)))
         with torch.device("meta"):
             model = build_model(run.model.to_preset(), run.memory, vocab_size=vocab_size)
         counts = count_parameters(model)
@@ -265,8 +265,10 @@ def _load_model(folder: Path) -> tuple[Any, Any]:
     from memory_layers.data.tokenizer import load_tokenizer
 
     if not (folder / "config.json").is_file():
-        hint = f"did you mean {folder / 'model'}?" if (folder / "model").is_dir() else (
-            "give the folder that training wrote, runs/NAME/model"
+        hint = (
+            f"did you mean {folder / 'model'}?"
+            if (folder / "model").is_dir()
+            else ("give the folder that training wrote, runs/NAME/model")
         )
         raise ConfigError(f"{folder} is no model folder: it has no config.json. hint: {hint}")
     _quiet_transformers()
@@ -309,8 +311,6 @@ def _print_recall(values: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    if is_dataclass(value):
-        return _plain(asdict(value))  # ty: ignore[invalid-argument-type]
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

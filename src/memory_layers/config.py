@@ -12,6 +12,22 @@ Placement = Literal["replace", "beside"]
 GradMode = Literal["factored", "sparse", "dense"]
 ValueDtype = Literal["model", "float32", "bfloat16"]
 
+
+@dataclass(frozen=True)
+class MemorySizes:
+    """The sizes of a MemoryConfig that depend on the model.
+
+    Attributes:
+        value_dim: V.
+        key_dim: 2 * C.
+        value_init_std: Standard deviation of the initial values.
+    """
+
+    value_dim: int
+    key_dim: int
+    value_init_std: float
+
+
 _CHOICES = {
     "gate": ("silu", "sigmoid", "none"),
     "placement": ("replace", "beside"),
@@ -106,25 +122,23 @@ class MemoryConfig:
         """J, rows read per token and layer."""
         return self.heads * self.top_k
 
-    def resolved(self, model_dim: int) -> Self:
-        """Return this config with every None replaced by its size for a model of width D.
+    def resolved(self, model_dim: int) -> "MemorySizes":
+        """Return the sizes for a model of width D, every None replaced by its default.
 
         Args:
             model_dim: D.
 
         Raises:
-            ValueError: The default key width, V / 2, would be odd.
+            ValueError: The default key width, V / 2, would be odd or no whole number.
         """
         value_dim = self.value_dim or model_dim
-        key_dim = self.key_dim or value_dim // 2
-        if key_dim < 2 or key_dim % 2 or (self.key_dim is None and value_dim % 2):
+        if self.key_dim is None and value_dim % 4:
             raise ValueError(
-                f"key_dim defaults to value_dim / 2, which must be an even whole number, but "
-                f"value_dim is {value_dim}. hint: set key_dim, for example {max(2, key_dim // 2 * 2)}"
+                "key_dim defaults to value_dim / 2, which must be an even whole number, but "
+                f"value_dim is {value_dim}. hint: set key_dim, such as {value_dim // 4 * 2 or 2}"
             )
         std = 0.02 * value_dim**-0.5 if self.value_init_std is None else self.value_init_std
-        changed = {"value_dim": value_dim, "key_dim": key_dim, "value_init_std": std}
-        return type(self)(**{**asdict(self), **changed})
+        return MemorySizes(value_dim, self.key_dim or value_dim // 2, float(std))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and YAML."""

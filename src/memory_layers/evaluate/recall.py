@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -17,11 +17,30 @@ TOKENS_PER_BATCH = 8192
 class RecallItem(Protocol):
     """A text whose answer stands at a known place, such as data.facts.Probe."""
 
-    kind: str
-    relation: str
-    text: str
-    answer_start: int
-    answer_end: int
+    @property
+    def kind(self) -> str:
+        """Kind of item, for the averages."""
+        ...
+
+    @property
+    def relation(self) -> str:
+        """Relation, for the averages."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The whole text, the answer included."""
+        ...
+
+    @property
+    def answer_start(self) -> int:
+        """Where the answer begins, in characters."""
+        ...
+
+    @property
+    def answer_end(self) -> int:
+        """Where the answer ends, in characters."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,9 +95,7 @@ def recall_items(
     return [results[index] for index in range(len(items))]
 
 
-def summarize_recall(
-    items: Sequence[RecallItem], results: Sequence[ItemResult]
-) -> dict[str, dict[str, object]]:
+def summarize_recall(items: Sequence[RecallItem], results: Sequence[ItemResult]) -> dict[str, Any]:
     """Average results by kind and by relation.
 
     Returns:
@@ -90,7 +107,7 @@ def summarize_recall(
     for item, result in zip(items, results, strict=True):
         kinds[item.kind].append(result)
         relations[item.relation][item.kind].append(result)
-    recall: dict[str, object] = {kind: _share(found) for kind, found in sorted(kinds.items())}
+    recall: dict[str, Any] = {kind: _share(found) for kind, found in sorted(kinds.items())}
     recall["by_relation"] = {
         relation: {kind: _share(found) for kind, found in sorted(by_kind.items())}
         for relation, by_kind in sorted(relations.items())

@@ -1,7 +1,7 @@
 """Which slots are read: share used, distance from uniform, histogram of reads."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ class SlotUsage:
         self._counts = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
 
     @contextmanager
-    def watch(self) -> Iterator["SlotUsage"]:
+    def watch(self) -> Generator["SlotUsage"]:
         """Count all reads inside a `with` block."""
         handles = [
             layer.keys.register_forward_hook(self._hook(id(layer.values))) for layer in self._layers

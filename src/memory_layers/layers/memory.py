@@ -1,5 +1,7 @@
 """MemoryLayer: the whole data flow in five lines. Next: query.py, keys.py, values.py, gate.py."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +30,12 @@ class MemoryLayer(nn.Module):
         super().__init__()
         sizes = config.resolved(model_dim)
         half_dim = sizes.key_dim // 2
-        self.query = QueryProjection(model_dim, sizes.heads, half_dim)
+        self.query = QueryProjection(model_dim, config.heads, half_dim)
         self.keys = ProductKeys(
-            sizes.heads, sizes.sub_keys, half_dim, sizes.top_k, qk_norm=sizes.qk_norm
+            config.heads, config.sub_keys, half_dim, config.top_k, qk_norm=config.qk_norm
         )
         self.gate = build_gate(
-            sizes.gate, model_dim, sizes.value_dim, zero_init=sizes.placement == "beside"
+            config.gate, model_dim, sizes.value_dim, zero_init=config.placement == "beside"
         )
         if owner is None:
             self.memory_table = build_table(config, model_dim)
@@ -44,7 +46,7 @@ class MemoryLayer(nn.Module):
     @property
     def values(self) -> ValueTable:
         """The table this layer reads."""
-        owner = self if self._owner is None else self._owner
+        owner: Any = self if self._owner is None else self._owner
         return owner.memory_table
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,9 +86,9 @@ def build_table(config: MemoryConfig, model_dim: int) -> ValueTable:
     sizes = config.resolved(model_dim)
     dtypes = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     return ValueTable(
-        sizes.slots,
+        config.slots,
         sizes.value_dim,
         init_std=sizes.value_init_std,
-        grad_mode=sizes.grad_mode,
-        dtype=dtypes[sizes.value_dtype],
+        grad_mode=config.grad_mode,
+        dtype=dtypes[config.value_dtype],
     )

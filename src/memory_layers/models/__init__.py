@@ -3,9 +3,9 @@
 It also registers the memory models with transformers' Auto classes.
 """
 
-from memory_layers.models.classes import register_families
+from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import PRESETS, Preset, build_model
-from memory_layers.models.surgery import add_memory, backbone_of, memory_layers_of
+from memory_layers.models.surgery import add_memory, memory_layers_of
 
 register_families()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import transformers
 from torch import nn
@@ -102,6 +102,11 @@ def install_memory(backbone: PreTrainedModel, config: MemoryConfig, family: Fami
             setattr(block, family.mlp, memory)
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model without its head: the model itself if it has none."""
+    return cast("PreTrainedModel", model.base_model)
+
+
 def _subclass(
     base: type[PreTrainedModel], config_class: type[PreTrainedConfig], family: Family
 ) -> type[PreTrainedModel]:
@@ -112,7 +117,7 @@ def _subclass(
                 "config.memory is None. hint: build the plain model and call add_memory(model, ...)"
             )
         check_format(config.memory_format)
-        backbone = self.base_model
+        backbone = backbone_of(self)
         install_memory(backbone, MemoryConfig.from_dict(config.memory), family)
         backbone.__class__ = memory_classes(family).backbone if backbone is not self else type(self)
         self.post_init()
@@ -125,7 +130,10 @@ def _subclass(
             base._init_weights(self, module)  # noqa: SLF001
 
     def save_pretrained(
-        self: PreTrainedModel, save_directory: str | Path, *args: Any, **kwargs: Any
+        self: PreTrainedModel,
+        save_directory: str | Path,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         base.save_pretrained(self, save_directory, *args, **kwargs)
         write_remote_code(Path(save_directory), family.prefix)

@@ -37,10 +37,12 @@ def write_remote_code(folder: Path, prefix: str) -> None:
         folder: A folder that save_pretrained wrote.
         prefix: What the class names of the family start with.
     """
-    names = ", ".join(
-        f"Memory{prefix}{kind} as Memory{prefix}{kind}" for kind in ("Config", "Model", "ForCausalLM")
+    names = [f"Memory{prefix}{kind}" for kind in ("Config", "Model", "ForCausalLM")]
+    imports = ", ".join(f"{name} as {name}" for name in names)
+    code = (
+        '"""Needs: pip install memory-layers."""\n\n'
+        f"from memory_layers.models.classes import {imports}\n"
     )
-    code = f'"""Needs: pip install memory-layers."""\n\nfrom memory_layers.models.classes import {names}\n'
     _replace(folder / f"{REMOTE_MODULE}.py", code)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["auto_map"] = auto_map(prefix)

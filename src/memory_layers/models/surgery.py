@@ -1,10 +1,12 @@
 """`add_memory`: give a language model memory layers, freshly built or pretrained."""
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryLayer, ValueTable
-from memory_layers.models.classes import install_memory, memory_classes
+from memory_layers.models.classes import backbone_of, install_memory, memory_classes
 from memory_layers.models.families import find_family
 
 
@@ -29,16 +31,16 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
         raise ValueError("the model has memory layers already. hint: start from the plain model")
     family = find_family(model.config.model_type)
     classes = memory_classes(family)
-    backbone = model.base_model
+    backbone = backbone_of(model)
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
 
     plain_config = model.config
-    values = {**plain_config.to_dict(), "memory": config.to_dict()}
+    values: dict[str, Any] = {**plain_config.to_dict(), "memory": config.to_dict()}
     values.pop("model_type", None)
     # to_dict leaves the attention implementation out, and without it no mask is made.
-    attention = plain_config._attn_implementation  # noqa: SLF001
-    memory_config = classes.config(**values, attn_implementation=attention)
+    values["attn_implementation"] = plain_config._attn_implementation  # noqa: SLF001
+    memory_config = classes.config(**values)
     install_memory(backbone, config, family)
     for module in backbone.modules():
         if isinstance(module, MemoryLayer | ValueTable):
@@ -49,16 +51,11 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
     model.config = backbone.config = memory_config
     for module in model.modules():
         if getattr(module, "config", None) is plain_config:
-            module.config = memory_config
+            setattr(module, "config", memory_config)  # noqa: B010  (not a parameter or module)
     backbone.__class__ = classes.backbone
     if not is_backbone:
         model.__class__ = classes.causal_lm
     return model
-
-
-def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model without its head."""
-    return model.base_model
 
 
 def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:

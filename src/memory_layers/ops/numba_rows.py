@@ -25,7 +25,11 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 def follow_torch_threads() -> None:
     """Use as many threads as torch does, up to the pool that Numba started."""
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
+    if torch.get_num_threads() != threads:
+        # The first call starts Numba's pool, which sets the threads of OpenMP, torch's included.
+        torch.set_num_threads(threads)
 
 
 @intrinsic

@@ -21,11 +21,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     """
     tables = {id(table.weight) for table in find_tables(model)}
     dense = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
-    gains = {
-        id(p)
-        for name, p in model.named_parameters()
-        if name.endswith("keys.gain")
-    }
+    gains = {id(p) for name, p in model.named_parameters() if name.endswith("keys.gain")}
     decayed = [p for p in dense if p.dim() >= 2 and id(p) not in gains]
     plain = [p for p in dense if p.dim() < 2 or id(p) in gains]
     return decayed, plain

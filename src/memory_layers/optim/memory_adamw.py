@@ -46,7 +46,7 @@ class MemoryAdamW(torch.optim.AdamW):
         ValueError: A number is out of range, a choice unknown, or the model has no parameters.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         model: nn.Module,
         lr: float = 1e-3,
@@ -95,7 +95,7 @@ class MemoryAdamW(torch.optim.AdamW):
         return next((group for group in self.param_groups if group.get("memory")), None)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
         """Step the dense parameters and the touched rows, and consume the pending reads.
 
         Args:
@@ -112,7 +112,7 @@ class MemoryAdamW(torch.optim.AdamW):
         # torch wraps the step of every class that was instantiated, to run the hooks of `self`:
         # through super().step() they would run twice.
         inspect.unwrap(torch.optim.AdamW.step)(self)
-        group = self.memory_group
+        group = self.memory_group or {}
         for table, gradient, grad in zip(self._tables, gradients, kept, strict=True):
             self._step_table(table, gradient, group)
             table.weight.grad = grad
@@ -127,33 +127,33 @@ class MemoryAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def clip_grad_norm_(
-        self, max_norm: float, value_max_norm: float | None = None
-    ) -> tuple[float, float]:
+        self, max_norm: float | None, value_max_norm: float | None = None
+    ) -> tuple[float | None, float | None]:
         """Clip dense gradients and table gradients apart, as arXiv 2412.09764's code does.
 
         Args:
-            max_norm: Largest norm of all dense gradients together.
-            value_max_norm: Largest norm of all table gradients together. None: `max_norm`.
+            max_norm: Largest norm of all dense gradients together. None: leave them alone.
+            value_max_norm: Largest norm of all table gradients together. None: leave them alone.
 
         Returns:
-            Both norms before clipping.
+            Both norms before clipping, None for what was left alone.
         """
-        tables = {id(table.weight) for table in self._tables}
-        dense = [
-            p for g in self.param_groups for p in g["params"] if id(p) not in tables
-        ]
-        dense_norm = float(torch.nn.utils.clip_grad_norm_(dense, max_norm)) if dense else 0.0
-        gradients = [take_row_gradient(table) for table in self._tables]
-        norms = [row_norm(gradient) for gradient in gradients if gradient is not None]
-        value_norm = math.hypot(*norms)
-        limit = max_norm if value_max_norm is None else value_max_norm
-        factor = limit / (value_norm + 1e-6)
-        if factor < 1.0:
-            for table in self._tables:
-                table.pending.scale(factor)
-                if table.weight.grad is not None:
-                    table.weight.grad.mul_(factor)
+        dense_norm = value_norm = None
+        if max_norm is not None:
+            dense = [p for g in self.param_groups if not g.get("memory") for p in g["params"]]
+            dense_norm = float(torch.nn.utils.clip_grad_norm_(dense, max_norm)) if dense else 0.0
+        if value_max_norm is not None:
+            gradients = [take_row_gradient(table) for table in self._tables]
+            value_norm = math.hypot(*(row_norm(g) for g in gradients if g is not None))
+            self._scale_tables(min(1.0, value_max_norm / (value_norm + 1e-6)))
         return dense_norm, value_norm
+
+    def _scale_tables(self, factor: float) -> None:
+        for table in self._tables:
+            if table.weight.grad is None:
+                table.pending.scale(factor)
+            else:
+                table.weight.grad.mul_(factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict exactly, fp32 state of bf16 tables included.

@@ -155,7 +155,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """Return the commit of the source tree this package runs from, None outside a checkout."""
-    found = subprocess.run(  # noqa: S603
+    found = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
         cwd=Path(__file__).parent,
         capture_output=True,

@@ -4,6 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from memory_layers.models import memory_layers_of
 from memory_layers.ops import flops as _formulas  # noqa: F401  (registers ours)
 
 
@@ -25,7 +26,6 @@ def count_flops(model: PreTrainedModel, length: int) -> tuple[float, float]:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     model.zero_grad()
-    for module in model.modules():
-        if hasattr(module, "pending"):
-            module.pending.clear()
+    for layer in memory_layers_of(model):
+        layer.values.pending.clear()
     return forward, counter.get_total_flops() / length

@@ -85,9 +85,7 @@ def list_checkpoints(out: Path) -> list[Path]:
     return sorted(found)
 
 
-def load_checkpoint(
-    folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW
-) -> int:
+def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW) -> int:
     """Load weights, optimizer and random state, and return the steps done.
 
     Args:

@@ -206,7 +206,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold `name:` and other fields, got {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: must hold `name:` and other fields, got {type(values).__name__}"
+        )
     return values
 
 
@@ -246,7 +248,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: must be a mapping of fields, got {value!r}")
-        return from_dict(kind, value, where)  # ty: ignore[invalid-argument-type]
+        return from_dict(kind, value, where)
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):

@@ -20,6 +20,7 @@ from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage
 from memory_layers.models import add_memory, memory_layers_of
 from memory_layers.optim import MemoryAdamW
+from memory_layers.train.allocator import keep_freed_memory
 from memory_layers.train.checkpoint import (
     claim_folder,
     list_checkpoints,
@@ -76,6 +77,7 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         CheckpointError: The disk is full. The last checkpoint is intact.
         Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
     """
+    keep_freed_memory()
     claim_folder(out, config)
     data = prepare_data(config.data)
     model = make_model(config, data)
@@ -132,7 +134,7 @@ def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         config: RunConfig,
         out: Path,
@@ -203,7 +205,7 @@ class _Run:
                 f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
                 "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
             )
-        self._clip()
+        self.optimizer.clip_grad_norm_(optim.clip_norm, optim.value_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.tokens += targets
@@ -218,13 +220,6 @@ class _Run:
         logits = logits[:, :-1].flatten(0, 1).float()
         labels = batch.labels[:, 1:].flatten()
         return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-
-    def _clip(self) -> None:
-        dense, value = self.config.optim.clip_norm, self.config.optim.value_clip_norm
-        if dense is not None or value is not None:
-            self.optimizer.clip_grad_norm_(
-                math.inf if dense is None else dense, math.inf if value is None else value
-            )
 
     def _log(self, step: int, tokens_per_second: float) -> None:
         loss = sum(self.losses) / len(self.losses)
@@ -251,7 +246,7 @@ class _Run:
         probes = self.data.probes if last else self.probes
         self.usage.reset()
         results = recall_items(self.model, self.data.tokenizer, probes)
-        values = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
+        values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
         values |= summarize_recall(probes, results)
         if last:
             values["correct"] = [int(result.correct) for result in results]

@@ -84,9 +84,7 @@ def _backward(
 @torch.library.register_fake("memory_layers::product_key_topk")
 def _(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], query.shape[1], k)
-    dtype = torch.promote_types(
-        torch.promote_types(query.dtype, sub_keys.dtype), torch.float32
-    )
+    dtype = torch.promote_types(torch.promote_types(query.dtype, sub_keys.dtype), torch.float32)
     return query.new_empty(shape, dtype=dtype), query.new_empty(shape, dtype=torch.int64)
 
 
@@ -115,7 +113,5 @@ def _refuse(ctx, *_: Tensor) -> tuple:  # noqa: ANN001
     raise RuntimeError("product_key_topk can be differentiated once, not twice")
 
 
-torch.library.register_autograd(
-    "memory_layers::product_key_topk", _gradient, setup_context=_save
-)
+torch.library.register_autograd("memory_layers::product_key_topk", _gradient, setup_context=_save)
 torch.library.register_autograd("memory_layers::product_key_topk_backward", _refuse)

@@ -4,120 +4,16 @@ A RowGradient names each touched row once and keeps its gradient as a sum of fac
 below add the factors up in fp32, one row at a time, and change the table in place.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import (
-    Impl,
-    check_floating,
-    check_integer,
-    check_rows,
-    use_cpu_kernel,
-)
+from memory_layers.ops.impl import Impl, check_rows, use_cpu_kernel
 from memory_layers.ops.write import reference
+from memory_layers.ops.write.gradient import RowGradient
 from memory_layers.shapes import check_shape
 
 
-@dataclass(frozen=True)
-class RowGradient:
-    """The gradient of a table, grouped by row and not multiplied out.
-
-    d_table[rows[r]] = scale * sum of weights[e] * vectors[sources[e]], starts[r] <= e < starts[r+1]
-
-    Attributes:
-        rows: [R] int64, the touched rows, each once, in rising order.
-        starts: [R + 1] int64, where the entries of each row begin.
-        sources: [E] int64, the vector of each entry.
-        weights: [E], the weight of each entry.
-        vectors: [S, V], output gradients of the reads.
-        scale: A factor on the whole gradient, such as that of clipping.
-    """
-
-    rows: Tensor
-    starts: Tensor
-    sources: Tensor
-    weights: Tensor
-    vectors: Tensor
-    scale: float = 1.0
-
-    @property
-    def factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tensors that define the row sums."""
-        return self.starts, self.sources, self.weights, self.vectors
-
-    def scaled(self, factor: float) -> "RowGradient":
-        """Return this gradient times a factor, sharing all tensors."""
-        return replace(self, scale=self.scale * factor)
-
-
-def group_by_row(
-    slots: Tensor, weights: Tensor, sources: Tensor, vectors: Tensor, *, impl: Impl = "auto"
-) -> RowGradient:
-    """Group the factors of a table gradient by the row they belong to.
-
-    Args:
-        slots: [E] int64, the row of each entry.
-        weights: [E], the weight of each entry.
-        sources: [E] int64, rows of `vectors`.
-        vectors: [S, V].
-        impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
-
-    Raises:
-        ValueError: Shapes or types disagree, a source is out of range, or `impl` does not support
-            these inputs.
-    """
-    sizes = check_shape("slots", slots, "E")
-    check_shape("weights", weights, "E", **sizes)
-    check_shape("sources", sources, "E", **sizes)
-    check_integer("slots", slots)
-    check_integer("sources", sources)
-    check_floating(weights=weights, vectors=vectors)
-    check_rows("sources", sources, check_shape("vectors", vectors, "S V")["S"])
-    if use_cpu_kernel(impl, "group_by_row", weights, vectors):
-        from memory_layers.ops.write import cpu
-
-        rows, starts, order = cpu.group_by_row(slots)
-    else:
-        rows, starts, order = reference.group_by_row(slots)
-    return RowGradient(rows, starts, sources[order], weights[order], vectors)
-
-
-def row_sums(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
-    """Multiply the factors out for the touched rows.
-
-    Args:
-        gradient: The factors.
-        impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
-
-    Returns:
-        [R, V] in fp32 (fp64 if an input is), the scale included.
-    """
-    if use_cpu_kernel(impl, "row_sums", gradient.weights, gradient.vectors):
-        from memory_layers.ops.write import cpu
-
-        sums = cpu.row_sums(*gradient.factors)
-    else:
-        sums = reference.row_sums(*gradient.factors)
-    return sums if gradient.scale == 1.0 else sums.mul_(gradient.scale)
-
-
-def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> float:
-    """Return the Euclidean norm of the whole table gradient.
-
-    Args:
-        gradient: The factors.
-        impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
-    """
-    if use_cpu_kernel(impl, "row_norm", gradient.weights, gradient.vectors):
-        from memory_layers.ops.write import cpu
-
-        return gradient.scale * cpu.row_norm(*gradient.factors)
-    return gradient.scale * float(reference.row_sums(*gradient.factors).norm())
-
-
-def row_adamw_(  # noqa: PLR0913
+def row_adamw_(
     table: Tensor,
     exp_avg: Tensor | None,
     exp_avg_sq: Tensor,
@@ -142,8 +38,9 @@ def row_adamw_(  # noqa: PLR0913
 
     Args:
         table: [N, V], changed in place.
-        exp_avg: [N, V] fp32 (fp64 for an fp64 table), changed in place. None: no first moment, m = g.
-        exp_avg_sq: [N, V] fp32 (fp64 for an fp64 table), or [N, 1] for one second moment a row (the mean square of g).
+        exp_avg: [N, V], changed in place. None: no first moment, m = g. This and all state is
+            fp32, for an fp64 table fp64.
+        exp_avg_sq: [N, V], or [N, 1] for one second moment a row (the mean square of g).
         gradient: The touched rows and their factors.
         step: Global step, counted from 1.
         lr: Learning rate.
@@ -222,7 +119,7 @@ def row_sgd_(
     _finish(table, master, gradient.rows, impl)
 
 
-def row_adagrad_(  # noqa: PLR0913
+def row_adagrad_(
     table: Tensor,
     square_sum: Tensor,
     gradient: RowGradient,
@@ -240,7 +137,8 @@ def row_adagrad_(  # noqa: PLR0913
 
     Args:
         table: [N, V], changed in place.
-        square_sum: [N, V] fp32 (fp64 for an fp64 table), or [N, 1] for one number a row (the mean square of g).
+        square_sum: [N, V], or [N, 1] for one number a row (the mean square of g). fp32, for an
+            fp64 table fp64.
         gradient: The touched rows and their factors.
         lr: Learning rate.
         eps: Added to the root.
@@ -297,7 +195,9 @@ def _check_step(
     if master is None:
         return table.detach()
     if seed is not None:
-        raise ValueError("pass master or seed, not both: a master copy needs no stochastic rounding")
+        raise ValueError(
+            "pass master or seed, not both: a master copy needs no stochastic rounding"
+        )
     _check_state("master", master, table, rowwise=False)
     return master
 
@@ -305,8 +205,9 @@ def _check_step(
 def _check_state(name: str, state: Tensor, table: Tensor, *, rowwise: bool) -> None:
     allowed = [list(table.shape)] + ([[table.shape[0], 1]] if rowwise else [])
     if list(state.shape) not in allowed:
-        raise ValueError(f"{name} must have shape {' or '.join(map(str, allowed))}, got "
-                         f"{list(state.shape)}")
+        raise ValueError(
+            f"{name} must have shape {' or '.join(map(str, allowed))}, got {list(state.shape)}"
+        )
     dtype = torch.promote_types(table.dtype, torch.float32)
     if state.dtype != dtype:
         raise ValueError(f"{name} must be {dtype} for a {table.dtype} table, got {state.dtype}")
@@ -346,7 +247,7 @@ torch.library.define(
 
 
 @torch.library.impl("memory_layers::row_adamw_", ("cpu", "cuda"))
-def _row_adamw_(  # noqa: PLR0913
+def _row_adamw_(
     table: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
@@ -370,16 +271,14 @@ def _row_adamw_(  # noqa: PLR0913
     if use_cpu_kernel(impl, "row_adamw_", table, weights, vectors):
         from memory_layers.ops.write import cpu
 
-        cpu.row_adamw_(
-            table, exp_avg, exp_avg_sq, rows, factors, row_decay, scale=scale, **numbers
-        )
+        cpu.row_adamw_(table, exp_avg, exp_avg_sq, rows, factors, row_decay, scale=scale, **numbers)
     else:
         gradient = reference.row_sums(*factors) * scale
         reference.row_adamw_(table, exp_avg, exp_avg_sq, rows, gradient, row_decay, **numbers)
 
 
 @torch.library.impl("memory_layers::row_sgd_", ("cpu", "cuda"))
-def _row_sgd_(  # noqa: PLR0913
+def _row_sgd_(
     table: Tensor,
     rows: Tensor,
     starts: Tensor,
@@ -403,7 +302,7 @@ def _row_sgd_(  # noqa: PLR0913
 
 
 @torch.library.impl("memory_layers::row_adagrad_", ("cpu", "cuda"))
-def _row_adagrad_(  # noqa: PLR0913
+def _row_adagrad_(
     table: Tensor,
     square_sum: Tensor,
     rows: Tensor,

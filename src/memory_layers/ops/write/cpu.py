@@ -107,7 +107,7 @@ def _load_row(table, row, decay, out):  # noqa: ANN001, ANN202
 
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _row_adamw_kernel(  # noqa: ANN202, PLR0913
+def _row_adamw_kernel(  # noqa: ANN202
     table,  # noqa: ANN001
     exp_avg,  # noqa: ANN001
     exp_avg_sq,  # noqa: ANN001
@@ -165,7 +165,7 @@ def _row_adamw_kernel(  # noqa: ANN202, PLR0913
 
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _row_sgd_kernel(  # noqa: ANN202, PLR0913
+def _row_sgd_kernel(  # noqa: ANN202
     table,  # noqa: ANN001
     rows,  # noqa: ANN001
     starts,  # noqa: ANN001
@@ -191,7 +191,7 @@ def _row_sgd_kernel(  # noqa: ANN202, PLR0913
 
 
 @njit(parallel=True, cache=True, fastmath=FASTMATH)
-def _row_adagrad_kernel(  # noqa: ANN202, PLR0913
+def _row_adagrad_kernel(  # noqa: ANN202
     table,  # noqa: ANN001
     square_sum,  # noqa: ANN001
     rows,  # noqa: ANN001
@@ -268,7 +268,7 @@ def row_norm(starts: Tensor, sources: Tensor, weights: Tensor, vectors: Tensor) 
     return math.sqrt(_row_squares_kernel(*_factors(starts, sources, weights, vectors)))
 
 
-def row_adamw_(  # noqa: PLR0913
+def row_adamw_(
     table: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
@@ -325,7 +325,7 @@ def row_sgd_(
     )
 
 
-def row_adagrad_(  # noqa: PLR0913
+def row_adagrad_(
     table: Tensor,
     square_sum: Tensor,
     rows: Tensor,

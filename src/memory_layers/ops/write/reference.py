@@ -61,7 +61,7 @@ def store_rows(table: Tensor, rows: Tensor, values: Tensor, seed: int) -> None:
     table[rows] = values.to(table.dtype)
 
 
-def row_adamw_(  # noqa: PLR0913
+def row_adamw_(
     table: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
@@ -106,7 +106,7 @@ def row_sgd_(
     store_rows(table, rows, weight - lr * gradient, seed)
 
 
-def row_adagrad_(  # noqa: PLR0913
+def row_adagrad_(
     table: Tensor,
     square_sum: Tensor,
     rows: Tensor,

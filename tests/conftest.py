@@ -1,0 +1,46 @@
+"""What every test starts from: a fixed seed, and no number by chance in uninitialised memory."""
+
+import os
+from collections.abc import Callable, Iterator
+
+# Before transformers is imported: no test may reach the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+# A larger tensor is one that a test makes for its addresses, not for its content.
+LARGEST_POISONED = 2**22
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nan_in_empty_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what torch.empty returns with NaN, so that a number that was never written shows."""
+
+    def poisoned(create: Callable) -> Callable:
+        def empty(*args: object, **kwargs: object) -> torch.Tensor:
+            tensor = create(*args, **kwargs)
+            small = tensor.device.type == "cpu" and tensor.numel() <= LARGEST_POISONED
+            if small and tensor.is_floating_point():
+                with torch.no_grad():
+                    tensor.fill_(float("nan"))
+            return tensor
+
+        return empty
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Let kernels use two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

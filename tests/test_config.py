@@ -1,0 +1,130 @@
+"""MemoryConfig refuses what cannot work and names it. check_shape does so for tensors."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from memory_layers.config import MemoryConfig
+from memory_layers.shapes import check_shape
+
+
+def test_defaults_are_memory_plus_of_the_paper() -> None:
+    config = MemoryConfig(layers=(4, 12, 20)).resolved(2048)
+    assert (config.sub_keys, config.slots) == (1024, 1024**2)
+    assert (config.heads, config.top_k, config.reads) == (4, 32, 128)
+    assert (config.value_dim, config.key_dim) == (2048, 1024)
+    assert (config.gate, config.share_values, config.placement) == ("silu", True, "replace")
+    assert config.value_init_std == pytest.approx(0.02 * 2048**-0.5)
+
+
+def test_resolved_keeps_what_was_chosen() -> None:
+    config = MemoryConfig(layers=(1,), key_dim=6, value_dim=7, value_init_std=0.0)
+    resolved = config.resolved(100)
+    assert (resolved.key_dim, resolved.value_dim, resolved.value_init_std) == (6, 7, 0.0)
+    assert resolved.resolved(64) == resolved
+    assert config.key_dim == 6
+
+
+def test_default_widths_follow_the_value_width() -> None:
+    config = MemoryConfig(layers=(1,), value_dim=40).resolved(100)
+    assert (config.value_dim, config.key_dim) == (40, 20)
+    assert config.value_init_std == pytest.approx(0.02 * 40**-0.5)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 18, 33])
+def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> None:
+    with pytest.raises(ValueError, match="hint: set key_dim, for example") as error:
+        MemoryConfig(layers=(0,)).resolved(width)
+    hinted = int(str(error.value).rsplit(" ", 1)[1])
+    assert MemoryConfig(layers=(0,), key_dim=hinted).resolved(width).key_dim == hinted
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ()}, "layers must name at least one block"),
+        ({"layers": 4}, "layers must be a list of block indices, got 4"),
+        ({"layers": "4"}, "layers must be a list of block indices, got '4'"),
+        ({"layers": (1, 1)}, "layers must not name a block twice"),
+        ({"layers": (-1,)}, "counted from 0, got -1"),
+        ({"layers": (True,)}, "counted from 0, got True"),
+        ({"layers": (1.0,)}, "counted from 0, got 1.0"),
+        ({"sub_keys": 0}, "sub_keys must be a whole number >= 1, got 0"),
+        ({"sub_keys": 2.5}, "sub_keys must be a whole number >= 1, got 2.5"),
+        ({"heads": -1}, "heads must be a whole number >= 1, got -1"),
+        ({"heads": True}, "heads must be a whole number >= 1, got True"),
+        ({"top_k": 0}, "top_k must be a whole number >= 1"),
+        ({"top_k": 9, "sub_keys": 8}, "top_k must be at most sub_keys = 8, got 9"),
+        ({"key_dim": 0}, "key_dim must be a whole number >= 1"),
+        ({"key_dim": 7}, "key_dim must be even, .* hint: use 8"),
+        ({"value_dim": "16"}, "value_dim must be a whole number >= 1, got '16'"),
+        ({"share_values": 1}, "share_values must be true or false, got 1"),
+        ({"qk_norm": "yes"}, "qk_norm must be true or false, got 'yes'"),
+        ({"gate": "relu"}, "gate must be one of .*, got 'relu'"),
+        ({"placement": "before"}, "placement must be one of"),
+        ({"grad_mode": "fast"}, "grad_mode must be one of"),
+        ({"value_dtype": "float16"}, "value_dtype must be one of"),
+        ({"value_init_std": -1.0}, "value_init_std must be a finite number >= 0, got -1.0"),
+        ({"value_init_std": float("nan")}, "value_init_std must be a finite number"),
+        ({"value_init_std": float("inf")}, "value_init_std must be a finite number"),
+    ],
+)
+def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MemoryConfig(**{"layers": (0,), **changes})
+
+
+def test_changes_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="top_k"):
+        dataclasses.replace(MemoryConfig(layers=(0,)), top_k=2000)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MemoryConfig(layers=(0,)).heads = 2
+
+
+def test_round_trip_through_json() -> None:
+    config = MemoryConfig(
+        layers=[3, 1], sub_keys=9, top_k=5, heads=2, key_dim=6, value_dim=7, share_values=False,
+        gate="sigmoid", qk_norm=False, placement="beside", value_init_std=0.5,
+        value_dtype="bfloat16", grad_mode="sparse",
+    )  # fmt: skip
+    assert config.layers == (3, 1)
+    plain = json.loads(json.dumps(config.to_dict()))
+    assert MemoryConfig.from_dict(plain) == config
+    assert len({config, MemoryConfig.from_dict(plain)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"layers": [1], "topk": 3}, "no field 'topk'. hint: did you mean 'top_k'?"),
+        ({"layers": [1], "xyzzy": 3}, "no field 'xyzzy'. known: "),
+        ({"heads": 3}, "needs `layers`"),
+        ({"layers": [1], "heads": 0}, "heads must be"),
+    ],
+)
+def test_unknown_and_missing_fields_are_refused(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        MemoryConfig.from_dict(values)
+
+
+def test_check_shape_reads_sizes_off() -> None:
+    sizes = check_shape("x", torch.zeros(3, 2, 5), "T 2 C", T=3)
+    assert sizes == {"T": 3, "C": 5}
+
+
+@pytest.mark.parametrize(
+    ("shape", "letters", "known"),
+    [
+        ((3, 4), "T", {}),
+        ((3,), "T V", {}),
+        ((3, 4), "T 5", {}),
+        ((3, 4), "T V", {"V": 5}),
+        ((3, 4), "T T", {}),
+        ((), "T", {}),
+    ],
+)
+def test_check_shape_refuses(shape: tuple, letters: str, known: dict) -> None:
+    with pytest.raises(ValueError, match=r"x must have shape \[.*\], got \[.*\]"):
+        check_shape("x", torch.zeros(shape), letters, **known)

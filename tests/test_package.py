@@ -1,0 +1,80 @@
+"""Rules that hold for the package as a whole."""
+
+import ast
+import json
+
+import pytest
+from helpers import PACKAGE, fresh_interpreter
+
+import memory_layers
+
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+LONGEST = 400
+# Longer than LONGEST today. A file leaves this list when it is split, none may join it.
+TOO_LONG = {"data/facts.py"}
+
+
+def test_import_needs_torch_alone() -> None:
+    program = """
+import json, sys
+import memory_layers
+loaded = set(sys.modules)
+for name in memory_layers.__all__:
+    if name != "add_memory":
+        getattr(memory_layers, name)
+print(json.dumps([sorted(loaded), sorted(sys.modules)]))
+"""
+    at_import, after_names = (set(names) for names in json.loads(fresh_interpreter(program)))
+    assert "torch" in at_import
+    for heavy in ("transformers", "numba", "triton", "safetensors", "tokenizers", "matplotlib",
+                  "rich", "tyro", "yaml"):  # fmt: skip
+        assert heavy not in at_import
+        assert heavy not in after_names
+
+
+def test_public_names() -> None:
+    """A change here is a change for users: it belongs into CHANGELOG.md."""
+    assert memory_layers.__all__ == [
+        "MemoryAdamW",
+        "MemoryConfig",
+        "MemoryLayer",
+        "ValueTable",
+        "add_memory",
+        "gather_dot",
+        "gather_sum",
+        "product_key_topk",
+        "row_adagrad_",
+        "row_adamw_",
+        "row_sgd_",
+    ]
+    for name in memory_layers.__all__:
+        assert getattr(memory_layers, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'add_memories'"):
+        memory_layers.add_memories  # noqa: B018
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module(module: str) -> None:
+    source = (PACKAGE / module).read_text("utf-8")
+    tree = ast.parse(source)
+    assert ast.get_docstring(tree), "a module says in its docstring what it is for"
+    too_long = len(source.splitlines()) > LONGEST
+    assert too_long == (module in TOO_LONG), f"at most {LONGEST} lines a file"
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+    assert not prints or module == "cli.py", "only the command line prints"
+
+
+def test_no_module_level_mutable_state() -> None:
+    """Two models in one process never meet: no list, dict or set is left lying in a module."""
+    found = []
+    for module in MODULES:
+        for node in ast.parse((PACKAGE / module).read_text("utf-8")).body:
+            value = getattr(node, "value", None)
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            constant = isinstance(target, ast.Name) and target.id.strip("_").isupper()
+            if isinstance(value, ast.List | ast.Dict | ast.Set) and not constant:
+                found.append(f"{module}: {ast.unparse(target)}")
+    assert [name for name in found if not name.endswith("__all__")] == []
