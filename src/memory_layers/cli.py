@@ -11,7 +11,7 @@ import tyro
 
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import DataConfig
-from memory_layers.data.facts import DataError
+from memory_layers.data.lines import DataError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
 from memory_layers.train.checkpoint import CheckpointError
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml

@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 
 from memory_layers.data.builtin import builtin_facts
-from memory_layers.data.facts import (
-    DataError,
-    Fact,
-    FactSet,
-    RelationTemplates,
-    build_corpus,
-    load_facts,
-    save_facts,
-    stable_hash,
-)
+from memory_layers.data.fact_files import load_facts, save_facts
+from memory_layers.data.facts import Fact, FactSet, RelationTemplates, build_corpus, stable_hash
+from memory_layers.data.lines import DataError
 
 TEMPLATES = """\
 capital:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_layers.data.facts import DataError
+from memory_layers.data.lines import DataError
 from memory_layers.data.text import iter_text, load_text
 
 

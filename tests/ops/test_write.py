@@ -4,8 +4,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import BF16, BF16_TABLE, FP32, FP64, IMPL_PRECISIONS, IMPLS, precision_id
-from helpers import Precision, assert_within_budget
+from helpers import (
+    BF16,
+    BF16_TABLE,
+    FP32,
+    FP64,
+    IMPL_PRECISIONS,
+    IMPLS,
+    Precision,
+    assert_within_budget,
+    precision_id,
+)
 from torch import Tensor
 
 from memory_layers.ops.write import (

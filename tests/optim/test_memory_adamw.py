@@ -85,9 +85,7 @@ def states_equal(one: MemoryAdamW, other: MemoryAdamW) -> bool:
 @pytest.mark.parametrize("grad_mode", MODES)
 def test_equals_adamw_when_every_row_is_touched(grad_mode: str, dtype: torch.dtype) -> None:
     model, twin = small_model(grad_mode).to(dtype), small_model("dense").to(dtype)
-    optimizer = MemoryAdamW(
-        model, lr=3e-3, value_lr=1e-2, weight_decay=0.2, value_weight_decay=0.3
-    )
+    optimizer = MemoryAdamW(model, lr=3e-3, value_lr=1e-2, weight_decay=0.2, value_weight_decay=0.3)
     matrices = [p for n, p in twin.named_parameters() if p.dim() >= 2 and "gain" not in n]
     decayed = [p for p in matrices if p is not twin.memory_table.weight]
     rest = [p for n, p in twin.named_parameters() if p.dim() < 2 or "gain" in n]
@@ -109,7 +107,8 @@ def test_equals_adamw_when_every_row_is_touched(grad_mode: str, dtype: torch.dty
             either.step()
             either.zero_grad()
     for name, expected in twin.state_dict().items():
-        tolerance = 2e-4 if dtype == torch.float32 else 1e-9
+        # The decay of a row is a product that is kept in fp32, also for an fp64 table.
+        tolerance = 2e-4 if dtype == torch.float32 else 1e-7
         actual = model.state_dict()[name]
         moved = (expected - start[name]).abs().max()
         assert (actual - expected).abs().max() <= tolerance * moved, name
@@ -133,11 +132,12 @@ def test_model_without_memory_is_plain_adamw() -> None:
     for x in batches(3):
         for either, its_optimizer in ((model, optimizer), (twin, plain)):
             backward(either, x)
-            norms = its_optimizer.clip_grad_norm_(0.1) if either is model else None
-            if norms is None:
-                torch.nn.utils.clip_grad_norm_(either.parameters(), 0.1)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in either.parameters()])
+            if either is model:
+                norms = optimizer.clip_grad_norm_(0.1, value_max_norm=0.1)
+                assert norms == (pytest.approx(float(norm)), 0.0)
             else:
-                assert norms[1] == 0.0
+                torch.nn.utils.clip_grad_norm_(either.parameters(), 0.1)
             its_optimizer.step()
             its_optimizer.zero_grad()
     assert torch.equal(model.weight, twin.weight)
@@ -263,7 +263,7 @@ def test_modes_train_the_same_model(value_weight_decay: float) -> None:
         for x in batches(6, tokens=4):
             backward(model, x[:2])
             backward(model, x[2:])
-            optimizer.clip_grad_norm_(0.05)
+            optimizer.clip_grad_norm_(0.05, value_max_norm=0.02)
             optimizer.step()
             optimizer.zero_grad()
         weights[mode] = model.state_dict()
@@ -350,7 +350,7 @@ def test_clip_matches_torch_for_each_group(grad_mode: str) -> None:
         table_gradient(model.memory_table), twin.memory_table.weight.grad, rtol=1e-4, atol=1e-8
     )
     # A second time: the norms are those after the first clipping, and nothing changes.
-    norms = optimizer.clip_grad_norm_(1.0)
+    norms = optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
     assert norms == pytest.approx((0.02, 0.005), rel=1e-3)
     clipped = table_gradient(model.memory_table)
     factor = float(clipped.norm() / table_grad.norm())
@@ -373,14 +373,32 @@ def test_clip_leaves_small_gradients_alone_and_counts_all_tables() -> None:
         read(table, [[1, 2], [2, 3]])
     before = [table_gradient(table) for table in tables]
     together = float(torch.cat(before).norm())
-    dense_norm, value_norm = optimizer.clip_grad_norm_(1e3)
+    dense_norm, value_norm = optimizer.clip_grad_norm_(1e3, value_max_norm=1e3)
     assert dense_norm == 0.0
     assert value_norm == pytest.approx(together, rel=1e-5)
     for table, expected in zip(tables, before, strict=True):
         assert torch.equal(table_gradient(table), expected)
-    optimizer.clip_grad_norm_(together / 4)
+    optimizer.clip_grad_norm_(None, value_max_norm=together / 4)
     for table, expected in zip(tables, before, strict=True):
         torch.testing.assert_close(table_gradient(table), expected / 4, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("grad_mode", MODES)
+def test_none_leaves_a_group_alone(grad_mode: str) -> None:
+    model, twin = small_model(grad_mode), small_model(grad_mode)
+    for each in (model, twin):
+        backward(each, next(batches(1)))
+    optimizer = MemoryAdamW(model)
+    assert optimizer.clip_grad_norm_(None) == (None, None)
+    dense_norm, value_norm = optimizer.clip_grad_norm_(1e-3)
+    assert dense_norm > 1e-3
+    assert value_norm is None
+    assert torch.equal(table_gradient(model.memory_table), table_gradient(twin.memory_table))
+    dense_norm, value_norm = optimizer.clip_grad_norm_(None, value_max_norm=1e-3)
+    assert dense_norm is None
+    assert value_norm > 1e-3
+    assert not torch.equal(table_gradient(model.memory_table), table_gradient(twin.memory_table))
+    assert optimizer.clip_grad_norm_(1.0)[0] == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_clipped_gradient_is_what_is_stepped() -> None:
@@ -394,7 +412,7 @@ def test_clipped_gradient_is_what_is_stepped() -> None:
             index = torch.tensor([[1, 2]])
             (each(index, torch.ones(1, 2)) * size).sum().backward()
             if clip:
-                optimizer.clip_grad_norm_(1.0)
+                optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
             elif size > 1:
                 each.pending.scale(0.1)
             optimizer.step()
@@ -492,7 +510,9 @@ def test_loading_takes_a_copy() -> None:
     assert other.state[twin.weight]["step"] == 2
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))]
+)
 def test_copy_of_model_and_optimizer_trains_alike(duplicate: Callable) -> None:
     model = small_model()
     optimizer = MemoryAdamW(model, lr=1e-2, value_weight_decay=0.1)
@@ -625,7 +645,7 @@ def test_frozen_table_is_left_out() -> None:
     assert optimizer.memory_group is None
     for x in batches(2):
         backward(model, x)
-        optimizer.clip_grad_norm_(1.0)
+        optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(model.memory_table.weight, before)
@@ -651,9 +671,10 @@ def test_bf16_model_learns() -> None:
         ({"value_state": "half"}, 'value_state must be "full" or "row"'),
         ({"bf16_rows": "nearest"}, 'bf16_rows must be "stochastic" or "master"'),
         ({"value_weight_decay": -0.1}, "value_weight_decay must be >= 0"),
-        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"weight_decay": -0.1}, "^weight_decay must be >= 0"),
+        ({"value_weight_decay": float("nan")}, "value_weight_decay must be >= 0"),
         ({"lr": -1.0}, "(?i)learning rate"),
-        ({"value_lr": -1.0}, "(?i)learning rate|lr"),
+        ({"value_lr": -1.0}, "value_lr must be >= 0"),
         ({"betas": (1.0, 0.9)}, "beta"),
         ({"eps": -1.0}, "epsilon"),
     ],

@@ -45,7 +45,7 @@ def reads_and_step(mode, state):
     weights = torch.rand(512, 128, requires_grad=True)
     def step():
         table(slots, weights).square().sum().backward()
-        optimizer.clip_grad_norm_(1.0)
+        optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
     step()
@@ -58,7 +58,7 @@ def layer_and_step(sub_keys):
     def step():
         for _ in range(2):
             layer(torch.randn(1024, 32)).square().sum().backward()
-        optimizer.clip_grad_norm_(1.0)
+        optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
         optimizer.step()
         optimizer.zero_grad()
     step()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.facts import FactSet, Probe, build_corpus, load_facts
+from memory_layers.data.fact_files import load_facts
+from memory_layers.data.facts import FactSet, Probe, build_corpus
 from memory_layers.data.text import load_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 from memory_layers.data.tokens import write_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from memory_layers.data.facts import DataError, empty_file, parse_object, read_lines, text_field
+from memory_layers.data.lines import DataError, empty_file, parse_object, read_lines, text_field
 
 SUFFIXES = (".txt", ".jsonl")
 

@@ -64,8 +64,15 @@ class MemoryAdamW(torch.optim.AdamW):
             raise ValueError(f'value_state must be "full" or "row", got {value_state!r}')
         if bf16_rows not in ("stochastic", "master"):
             raise ValueError(f'bf16_rows must be "stochastic" or "master", got {bf16_rows!r}')
-        if value_weight_decay < 0:
-            raise ValueError(f"value_weight_decay must be >= 0, got {value_weight_decay}")
+        # torch checks the defaults of all groups, not what a group sets for itself.
+        numbers = {
+            "value_lr": value_lr or 0.0,
+            "weight_decay": weight_decay,
+            "value_weight_decay": value_weight_decay,
+        }
+        for name, number in numbers.items():
+            if not number >= 0:
+                raise ValueError(f"{name} must be >= 0, got {number}")
         decayed, plain = split_parameters(model)
         self._tables = find_tables(model)
         groups: list[dict[str, Any]] = [
