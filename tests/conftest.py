@@ -8,6 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
+
+# `with torch.device("meta")` collects, once, the functions that it concerns: before one of them
+# is exchanged below.
+_device_constructors()
 
 # A larger tensor is one that a test makes for its addresses, not for its content.
 LARGEST_POISONED = 2**22

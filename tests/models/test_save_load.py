@@ -1,0 +1,180 @@
+"""A saved memory model is a transformers model like any other, and comes back to the bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import fresh_interpreter
+from safetensors import safe_open
+from tiny_models import tiny_llama, tiny_memory
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from memory_layers import MemoryAdamW
+from memory_layers.models import add_memory, memory_layers_of
+from memory_layers.models.saving import FORMAT_VERSION
+
+IDS = torch.arange(18).view(2, 9) * 7 % 40
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def trained(dtype: torch.dtype = torch.float32, **memory: object) -> torch.nn.Module:
+    """A model whose every parameter is away from what its initialisation would give."""
+    model = add_memory(tiny_llama(dtype), tiny_memory(**memory))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("value_dtype", ["model", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_round_trip(dtype: torch.dtype, value_dtype: str, tmp_path: Path) -> None:
+    model = trained(dtype, value_dtype=value_dtype)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].dtype == value.dtype, name
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert torch.equal(logits(loaded), logits(model))
+
+    backbone = AutoModel.from_pretrained(tmp_path)
+    assert type(backbone) is type(model.model)
+    with torch.no_grad():
+        hidden = model.model(IDS).last_hidden_state
+        assert torch.equal(backbone(IDS).last_hidden_state, hidden)
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"share_values": False},
+        {"placement": "beside"},
+        {"placement": "beside", "share_values": False, "gate": "none"},
+        {"gate": "sigmoid", "value_dim": 10, "key_dim": 6, "qk_norm": False},
+        {"grad_mode": "dense", "layers": (1,)},
+    ],
+    ids=str,
+)
+def test_round_trip_of_every_kind(memory: dict[str, object], tmp_path: Path) -> None:
+    model = trained(**memory)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(logits(loaded), logits(model))
+    for ours, theirs in zip(memory_layers_of(model), memory_layers_of(loaded), strict=True):
+        assert theirs.values.grad_mode == ours.values.grad_mode
+
+
+def test_table_is_stored_once(tmp_path: Path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert [name for name, shape in shapes.items() if shape == (36, 16)] == [
+        "model.memory_table.weight"
+    ]
+    assert set(shapes) == set(model.state_dict())
+
+
+def test_sharded_files(tmp_path: Path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
+def test_saved_again_it_is_the_same(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path / "one")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    loaded.save_pretrained(tmp_path / "two")
+    for name in ("config.json", "model.safetensors", "modeling_memory.py"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_trains_on_after_loading(tmp_path: Path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for each in (model, loaded):
+        optimizer = MemoryAdamW(each, lr=1e-2)
+        each(IDS, labels=IDS).loss.backward()
+        assert len(each.model.memory_table.pending) == 2
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_config_json(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert config["model_type"] == "memory_llama"
+    assert config["architectures"] == ["MemoryLlamaForCausalLM"]
+    assert config["memory"] == tiny_memory().to_dict()
+    assert config["memory_format"] == FORMAT_VERSION
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.memory == tiny_memory().to_dict()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_format": FORMAT_VERSION + 1}, "this package reads up to"),
+        ({"memory": None}, "config.memory is None"),
+        ({"memory": {**tiny_memory().to_dict(), "sub_key": 3}}, "did you mean 'sub_keys'"),
+        ({"memory": tiny_memory(layers=(9,)).to_dict()}, "below the number of blocks"),
+    ],
+)
+def test_bad_configs_are_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_table_of_another_shape_is_refused(tmp_path: Path) -> None:
+    trained().save_pretrained(tmp_path)
+    edit_config(tmp_path, memory=tiny_memory(sub_keys=7).to_dict())
+    with pytest.raises(RuntimeError, match="mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+LOAD = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+assert not any(name.startswith("memory_layers") for name in sys.modules)
+folder = sys.argv[1]
+try:
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+except ValueError as error:
+    print("trust_remote_code" in str(error))
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+ids = torch.arange(18).view(2, 9) * 7 % 40
+with torch.no_grad():
+    print(torch.equal(model(ids).logits, torch.load(folder + "/logits.pt", weights_only=True)))
+import memory_layers.models
+print(isinstance(model, memory_layers.models.classes.memory_classes(
+    memory_layers.models.families.find_family("llama")).causal_lm))
+"""
+
+
+def test_process_that_never_imported_us_can_load(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    model = trained()
+    model.save_pretrained(folder)
+    torch.save(logits(model), folder / "logits.pt")
+    printed = fresh_interpreter(LOAD, str(folder), HF_HOME=str(tmp_path / "home"))
+    assert printed.split() == ["True", "True", "True"]
