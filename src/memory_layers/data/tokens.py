@@ -51,6 +51,20 @@ def write_tokens(folder: Path, documents: list[list[int]], vocab_size: int) -> N
     (folder / "tokens.json").write_text(json.dumps(info), "utf-8")
 
 
+def read_pieces(folder: Path, length: int) -> list[Tensor]:
+    """Return all documents of a folder that write_tokens filled, cut to at most `length` tokens.
+
+    Args:
+        folder: Where the tokens are.
+        length: L.
+    """
+    tokens, first, count = _open(folder, length)
+    return [
+        torch.from_numpy(tokens[start : start + size].astype(np.int64))
+        for start, size in zip(first, count, strict=True)
+    ]
+
+
 class TokenStream:
     """Batches of packed rows from a folder that write_tokens filled.
 
@@ -62,9 +76,7 @@ class TokenStream:
     """
 
     def __init__(self, folder: Path, length: int, seed: int, pad_id: int) -> None:
-        info = json.loads((folder / "tokens.json").read_text("utf-8"))
-        self._tokens = np.memmap(folder / "tokens.bin", np.dtype(info["dtype"]), "r")
-        self._first, self._count = _cut(np.load(folder / "starts.npy"), length)
+        self._tokens, self._first, self._count = _open(folder, length)
         self.length = length
         self.seed = seed
         self.pad_id = pad_id
@@ -133,6 +145,17 @@ class TokenStream:
                 bounds.append(int(np.searchsorted(ends, used + self.length, side="right")))
             self._epoch = (epoch, order, np.array(bounds))
         return self._epoch[1], self._epoch[2]
+
+
+def _open(folder: Path, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mapped tokens and start and size of the pieces."""
+    info = json.loads((folder / "tokens.json").read_text("utf-8"))
+    first, count = _cut(np.load(folder / "starts.npy"), length)
+    dtype = np.dtype(info["dtype"])
+    # An empty file cannot be mapped.
+    if not info["tokens"]:
+        return np.empty(0, dtype), first, count
+    return np.memmap(folder / "tokens.bin", dtype, "r"), first, count
 
 
 def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

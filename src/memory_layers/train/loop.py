@@ -15,7 +15,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.data.prepare import PreparedData, prepare_data
-from memory_layers.data.tokens import IGNORE, Batch, TokenStream
+from memory_layers.data.tokens import IGNORE, Batch, TokenStream, read_pieces
+from memory_layers.evaluate.perplexity import perplexity
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage
 from memory_layers.models import add_memory, memory_layers_of
@@ -155,6 +156,7 @@ class _Run:
             data.tokenizer.eos_token_id if pad_id is None else pad_id,
         )
         self.probes = _pick_probes(data, config.train.eval_items)
+        self.heldout_text = read_pieces(data.folder / "heldout", config.train.seq_len)
         self.usage = SlotUsage(model)
         before = metrics.read()
         self.tokens = before[-1]["tokens"] if before else 0
@@ -240,23 +242,32 @@ class _Run:
         self.metrics.write(step, values)
 
     def _evaluate(self, step: int) -> None:
-        if not self.data.probes:
-            return
+        values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
+        if self.heldout_text:
+            values["text"] = perplexity(self.model, self.heldout_text)
+            self.progress.say(
+                f"step {step}: perplexity of held-out text {values['text']['perplexity']:.2f}"
+            )
+        if self.data.probes:
+            values |= self._recall(step)
+        if len(values) > 2:
+            self.metrics.write(step, values)
+
+    def _recall(self, step: int) -> dict[str, Any]:
         last = step == self.config.train.steps
         probes = self.data.probes if last else self.probes
         self.usage.reset()
         results = recall_items(self.model, self.data.tokenizer, probes)
-        values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
-        values |= summarize_recall(probes, results)
+        values = summarize_recall(probes, results)
         if last:
             values["correct"] = [int(result.correct) for result in results]
             if memory_layers_of(self.model):
                 values["slot_usage"] = self.usage.summary()
         self.usage.reset()
-        self.metrics.write(step, values)
         recall = values["recall"].get("question_heldout")
         if recall is not None:
             self.progress.say(f"step {step}: recall of held-out questions {recall:.3f}")
+        return values
 
     def _checkpoint(self, step: int) -> None:
         save_checkpoint(
