@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from memory_layers.config import MemoryConfig
 from memory_layers.data.config import DataConfig
 from memory_layers.data.lines import DataError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
-from memory_layers.train.checkpoint import CheckpointError
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
 from memory_layers.train.loop import DivergedError, Interrupted
 
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted. to go on, run the same command again", file=sys.stderr)
         return 130
-    except (ConfigError, DataError, CheckpointError, DivergedError, ImportError) as error:
+    except (ConfigError, DataError, OSError, DivergedError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -230,10 +229,18 @@ def _show(arguments: list[str]) -> int:
     else:
         args = _parse("show", _TrainArgs, flags, _TrainArgs(load_run(path)))
         runs = {args.run.name: args.run}
-    shown = {name: _plain(asdict(run)) for name, run in runs.items()}
+    shown = {name: _plain(asdict(_resolved(run))) for name, run in runs.items()}
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
     _print_parameters(runs)
     return 0
+
+
+def _resolved(run: RunConfig) -> RunConfig:
+    """Return a run in which the sizes that depend on the model are filled in."""
+    if run.memory is None:
+        return run
+    sizes = run.memory.resolved(run.model.to_preset().hidden_size)
+    return replace(run, memory=replace(run.memory, **asdict(sizes)))
 
 
 def _print_parameters(runs: dict[str, RunConfig]) -> None:

@@ -1,0 +1,53 @@
+"""What the documents say is true: code runs, paths exist, tables are in step with results."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "experiments").rglob("README.md")),
+]
+
+
+def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["loss"].isfinite()
+    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_in_documents_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", text)
+    missing = [link for link in links if not (document.parent / link).exists()]
+    named = re.findall(r"`((?:src|docs|configs|experiments|tests)/[\w./-]+\w)`", text)
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_reading_order_exists() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text.split("## Reading the code")[1].split("## ")[0]
+    names = re.findall(r"`([\w/]+\.py)`", section)
+    package = ROOT / "src" / "memory_layers"
+    assert len(names) > 10
+    for name in names:
+        short = name.removeprefix("src/memory_layers/")
+        assert (package / short).is_file() or list(package.glob(f"*/{short}")), name
+
+
+def test_generated_tables_are_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["update_docs.py", "--check"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "experiments" / "update_docs.py"), run_name="__main__")
+    assert end.value.code == 0, "run: python experiments/update_docs.py"
