@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import tiny_llama, tiny_memory
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from memory_layers import MemoryAdamW
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
@@ -45,6 +45,27 @@ def test_blocks_and_tables(share_values: bool) -> None:
         assert tables == [f"model.layers.{i}.mlp.memory_table.weight" for i in (0, 2)]
     assert len([m for m in model.modules() if isinstance(m, ValueTable)]) == len(tables)
     assert backbone_of(model) is model.model
+
+
+@pytest.mark.parametrize("gate", ["silu", "sigmoid", "none"])
+@pytest.mark.parametrize("share_values", [True, False])
+@pytest.mark.parametrize("placement", ["replace", "beside"])
+def test_model_built_from_its_config_starts_alike(
+    placement: str, share_values: bool, gate: str
+) -> None:
+    """The initialisation is ours, not that of transformers, whichever way a model is made."""
+    memory = tiny_memory(placement=placement, share_values=share_values, gate=gate, sub_keys=20)
+    added = add_memory(tiny_llama(), memory)
+    built = AutoModelForCausalLM.from_config(added.config)
+    assert type(built) is type(added)
+    initial = built.state_dict()
+    assert initial.keys() == added.state_dict().keys()
+    for name, value in added.state_dict().items():
+        if bool((value == value.flatten()[0]).all()):
+            assert torch.equal(initial[name], value), name
+        else:
+            spread = float(value.std())
+            assert float(initial[name].std()) == pytest.approx(spread, rel=0.6), name
 
 
 def test_output_depends_on_each_table() -> None:
@@ -118,13 +139,17 @@ def test_every_module_has_the_new_config() -> None:
     assert model.config.model_type == "memory_llama"
 
 
+@pytest.mark.parametrize("share_values", [True, False])
 @pytest.mark.parametrize("value_dtype", ["model", "float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_types_follow_the_model_and_the_config(dtype: torch.dtype, value_dtype: str) -> None:
-    model = add_memory(tiny_llama(dtype), tiny_memory(value_dtype=value_dtype))
-    table = model.model.memory_table.weight
-    assert table.dtype == (dtype if value_dtype == "model" else getattr(torch, value_dtype))
-    assert {p.dtype for p in model.parameters() if p is not table} == {dtype}
+def test_types_follow_the_model_and_the_config(
+    dtype: torch.dtype, value_dtype: str, share_values: bool
+) -> None:
+    memory = tiny_memory(value_dtype=value_dtype, share_values=share_values)
+    model = add_memory(tiny_llama(dtype), memory)
+    of_table = dtype if value_dtype == "model" else getattr(torch, value_dtype)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (of_table if "memory_table" in name else dtype), name
     assert logits(model).dtype == dtype
     assert logits(model).isfinite().all()
 

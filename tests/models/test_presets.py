@@ -77,6 +77,15 @@ def test_totals_follow_the_formula(name: str, kind: str) -> None:
     assert total(name, memory) == total(name) + change
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("134m", (2, 6, 10)), ("373m", (4, 12, 20)), ("720m", (3, 11, 19)), ("1.3b", (3, 11, 19))],
+)
+def test_layers_of_the_paper(name: str, layers: tuple[int, ...]) -> None:
+    assert PRESETS[name].memory_plus().layers == layers
+    assert PRESETS[name].memory().layers == (PRESETS[name].layers // 2,)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_memory_plus_layers_are_centred(name: str) -> None:
     preset = PRESETS[name]

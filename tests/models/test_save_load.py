@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import fresh_interpreter
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -31,10 +32,13 @@ def trained(dtype: torch.dtype = torch.float32, **memory: object) -> torch.nn.Mo
     return model
 
 
+@pytest.mark.parametrize("share_values", [True, False])
 @pytest.mark.parametrize("value_dtype", ["model", "float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_round_trip(dtype: torch.dtype, value_dtype: str, tmp_path: Path) -> None:
-    model = trained(dtype, value_dtype=value_dtype)
+def test_round_trip(
+    dtype: torch.dtype, value_dtype: str, share_values: bool, tmp_path: Path
+) -> None:
+    model = trained(dtype, value_dtype=value_dtype, share_values=share_values)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is type(model)
@@ -109,6 +113,30 @@ def test_trains_on_after_loading(tmp_path: Path) -> None:
         optimizer.step()
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_memory_that_is_not_in_the_file_is_initialised(tmp_path: Path) -> None:
+    """As for any transformers model: missing weights are drawn anew, the others are kept."""
+    model = trained()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    ours = [name for name in tensors if "memory_table" in name or "layers.0.mlp" in name]
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name not in ours},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(report["missing_keys"]) == set(ours)
+    fresh = add_memory(tiny_llama(), tiny_memory()).state_dict()
+    for name, value in loaded.state_dict().items():
+        if name not in ours:
+            assert torch.equal(value, tensors[name]), name
+        elif fresh[name].flatten().unique().numel() == 1:
+            assert torch.equal(value, fresh[name]), name
+        else:
+            assert not torch.equal(value, tensors[name]), name
+            assert float(value.std()) == pytest.approx(float(fresh[name].std()), rel=0.3), name
 
 
 def test_config_json(tmp_path: Path) -> None:

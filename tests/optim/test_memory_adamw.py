@@ -200,6 +200,19 @@ def test_untouched_rows_and_their_moments_do_not_move(grad_mode: str, value_stat
         assert torch.equal((state[name] != before[name]).any(1), touched)
 
 
+@pytest.mark.parametrize("grad_mode", MODES)
+def test_row_with_one_number_in_its_gradient_is_touched(grad_mode: str) -> None:
+    table = new_table(grad_mode=grad_mode)
+    optimizer = MemoryAdamW(table, lr=0.1, value_weight_decay=0.5)
+    before = table.weight.detach().clone()
+    table(torch.tensor([[2, 5]]), torch.ones(1, 2))[:, 3].sum().backward()
+    optimizer.step()
+    expected = before.clone()
+    expected[[2, 5]] *= 1 - 0.1 * 0.5
+    expected[[2, 5], 3] -= 0.1
+    torch.testing.assert_close(table.weight.detach(), expected)
+
+
 def test_bias_correction_counts_all_steps() -> None:
     """A row first touched in step 3 is corrected for three steps, as documented."""
     table = new_table()
@@ -556,6 +569,20 @@ def test_stochastic_rounding_differs_between_steps_and_follows_the_seed() -> Non
     start = ValueTable(N, 64, init_std=1.0, dtype=torch.bfloat16).weight.detach().float()
     moved = float((start - small_steps).mean())
     assert moved == pytest.approx(0.03, rel=0.15), "small updates must not be lost"
+
+
+def test_stochastic_rounding_draws_anew_in_every_step() -> None:
+    """With the same draws in each step some numbers would move always and others never."""
+    table = ValueTable(1, 4096, init_std=0.0, dtype=torch.bfloat16)
+    table.weight.data.fill_(1.5)
+    optimizer = MemoryAdamW(table, lr=2.0**-9)  # a quarter of the gap between bf16 numbers here
+    for _ in range(16):
+        table(torch.zeros(1, 1).long(), torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+    moved = (1.5 - table.weight.detach().float()) * 2**7
+    # 16 draws with chance 1/4: mean 4 and standard deviation 3 ** 0.5, against 48 ** 0.5.
+    assert float(moved.mean()) == pytest.approx(4, rel=0.1)
+    assert float(moved.std()) == pytest.approx(3**0.5, rel=0.1)
 
 
 def test_master_holds_what_bf16_cannot() -> None:

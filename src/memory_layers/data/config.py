@@ -16,7 +16,7 @@ class DataConfig:
         text: Files or folders of running text, .txt or .jsonl with a `text` field.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all.
-        max_subjects: Subjects to keep of each built-in source. None: all.
+        max_subjects: Subjects to keep of each built-in source. None: all, a million facts.
         shown_fraction: Share of the subjects whose facts also appear as questions.
         tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
         vocab_size: Size of the tokenizer to train.

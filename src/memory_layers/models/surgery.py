@@ -43,8 +43,12 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
     memory_config = classes.config(**values)
     install_memory(backbone, config, family)
     for module in backbone.modules():
-        if isinstance(module, MemoryLayer | ValueTable):
-            fixed = isinstance(module, ValueTable) and config.value_dtype != "model"
+        # Not the layer as a whole: it may own its table, whose type is a choice of its own.
+        if isinstance(module, MemoryLayer):
+            for part in (module.query, module.keys, module.gate):
+                part.to(device=reference.device, dtype=reference.dtype)
+        elif isinstance(module, ValueTable):
+            fixed = config.value_dtype != "model"
             module.to(device=reference.device, dtype=None if fixed else reference.dtype)
 
     is_backbone = backbone is model
