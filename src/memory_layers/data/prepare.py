@@ -60,7 +60,8 @@ def prepare_data(config: DataConfig) -> PreparedData:
     folder = _cache_dir(config) / _fingerprint(config)
     if not (folder / "summary.json").is_file():
         _build(config, folder)
-    probes = [json.loads(line) for line in (folder / "probes.jsonl").open(encoding="utf-8")]
+    lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
+    probes = [json.loads(line) for line in lines]
     return PreparedData(
         folder=folder,
         tokenizer=load_tokenizer(folder / "tokenizer"),

@@ -130,8 +130,8 @@ def _subclass(
             base._init_weights(self, module)  # noqa: SLF001
 
     def _initialize_weights(self: PreTrainedModel, module: nn.Module, *args: bool) -> None:
-        # transformers takes a custom module that has parameters only in its children for loaded,
-        # and would leave them as a plain Linear starts: our output that starts at zero did not.
+        # transformers takes a custom module whose parameters are all in its children for loaded
+        # and leaves those as it draws any Linear: an output that starts at zero would not.
         if not isinstance(module, _OWN_MODULES):
             base._initialize_weights(self, module, *args)  # noqa: SLF001
         elif not getattr(module, "_is_hf_initialized", False):

@@ -103,7 +103,9 @@ def _run_all(
                     process.terminate()
             time.sleep(SECONDS_BETWEEN_LOOKS)
             for name in [name for name, process in running.items() if not process.is_alive()]:
-                progress.ended(name, running.pop(name).exitcode == 0)
+                fine = running.pop(name).exitcode == 0
+                log = folder / name / "log.txt"
+                progress.say(f"{name} done" if fine else f"{name} did not finish, see {log}")
             progress.look()
         if stop.requested:
             raise Interrupted(f"stopped, every run has saved a checkpoint in {folder}")

@@ -57,9 +57,8 @@ class CompareProgress:
             ]
             self._console.print("  |  ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
-    def ended(self, name: str, fine: bool) -> None:
-        """Say that a run has ended."""
-        text = f"{name} done" if fine else f"{name} failed, see {self._folder / name / 'log.txt'}"
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
         self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:

@@ -38,7 +38,7 @@ class MetricsWriter:
     def read(self) -> list[dict[str, Any]]:
         """Return all lines written so far."""
         self._file.flush()
-        return [json.loads(line) for line in self.path.open(encoding="utf-8")]
+        return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
 
     def __enter__(self) -> Self:
         """Return the writer."""
