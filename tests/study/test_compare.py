@@ -1,0 +1,130 @@
+"""A comparison from configuration to results: fields, failures, reuse, refusals."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tests_support import SHAPE, write_facts
+
+from memory_layers import MemoryConfig
+from memory_layers.data.facts import Probe
+from memory_layers.models import PRESETS, build_model
+from memory_layers.study.compare import compare
+from memory_layers.study.config import load_compare
+from memory_layers.study.flops import count_flops
+from memory_layers.study.measure import bits_stored, count_parameters
+from memory_layers.train.config import ConfigError
+
+MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
+
+
+def write_comparison(folder: Path, **changes: object) -> Path:
+    values = {
+        "name": "x",
+        "model": SHAPE,
+        "data": {
+            "facts": str(write_facts(folder / "facts")),
+            "vocab_size": 300,
+            "cache_dir": str(folder / "cache"),
+        },
+        "optim": {"warmup_steps": 2},
+        "train": {"steps": 6, "batch_size": 2, "seq_len": 32, "eval_every": 3},
+        "variants": {"dense": {}, "memory": {"memory": MEMORY}},
+        **changes,
+    }
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_results_and_report(tmp_path: Path) -> None:
+    path = write_comparison(
+        tmp_path,
+        variants={
+            "dense": {},
+            "memory": {"memory": MEMORY},
+            # Weights of this size overflow in the first step.
+            "broken": {"model": {"init_std": 1e30}},
+        },
+    )
+    out = tmp_path / "out"
+    results = compare(load_compare(path), out, workers=2)
+    assert json.loads((out / "results.json").read_text()) == results
+    assert (out / "report.html").read_text().count("data:image/png;base64,") >= 3
+    runs = {run["variant"]: run for run in results["runs"]}
+    assert runs["broken"]["status"] == "failed"
+    assert "loss became" in runs["broken"]["error"]
+    fields = (
+        "seed flops_per_token params_total params_active tokens seconds recall answer_nll "
+        "bits_stored slot_usage history"
+    )
+    for name in ("dense", "memory"):
+        assert set(fields.split()) <= set(runs[name])
+        assert {"question_heldout", "question_shown", "statement", "by_relation"} == set(
+            runs[name]["recall"]
+        )
+        assert [point["step"] for point in runs[name]["history"]] == [3, 6]
+    assert runs["dense"]["tokens"] == runs["memory"]["tokens"] > 0
+    assert runs["dense"]["slot_usage"] is None
+    assert runs["memory"]["slot_usage"]["slots"] == 64
+    assert {"device", "versions", "commit"} <= set(results)
+
+    written = (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns
+    again = compare(load_compare(path), out, workers=1)
+    assert again["runs"][0] == results["runs"][0]
+    assert (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns == written
+
+
+def test_flag_that_a_variant_overrides_is_refused(tmp_path: Path) -> None:
+    config = load_compare(write_comparison(tmp_path, variants={"a": {"optim": {"lr": 0.1}}}))
+    base = config.base
+    with pytest.raises(ConfigError, match=r"--optim\.lr has no effect: variant 'a'"):
+        config.with_base(replace(base, optim=replace(base.optim, lr=0.2)))
+    changed = config.with_base(replace(base, optim=replace(base.optim, eps=1e-6)))
+    assert changed.variants()["a"].optim.eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {}}, "needs `variants:`"),
+        ({"variants": {"a": {"optimm": {}}}}, "did you mean 'optim'"),
+        ({"variants": {"a/b": {}}}, "letters, digits"),
+        ({"seeds": [0, 0]}, "different whole numbers"),
+        ({"variants": {"a": {"memory": {"layers": [7]}}}}, "below model.layers"),
+    ],
+)
+def test_bad_comparisons(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_compare(write_comparison(tmp_path, **changes))
+
+
+def test_bits_of_recalled_questions() -> None:
+    def probe(kind: str, relation: str, answer: str) -> Probe:
+        return Probe(kind, relation, "s", f"s {answer}", 2, 2 + len(answer))
+
+    probes = [
+        probe("question_heldout", "a", "1"),
+        probe("question_shown", "a", "2"),
+        probe("statement", "a", "2"),
+        probe("question_shown", "b", "x"),
+        *(probe("question_shown", "c", str(n)) for n in range(8)),
+    ]
+    correct = [True, False, True, True, *[True] * 8]
+    assert math.isclose(bits_stored(probes, correct), 1 + 0 + 8 * 3)
+
+
+def test_parameters_and_flops_of_a_memory_model() -> None:
+    preset = replace(PRESETS["tiny"], vocab_size=300)
+    memory = MemoryConfig(layers=(1, 2), sub_keys=32, heads=2, top_k=8, key_dim=16, gate="none")
+    dense, model = build_model(preset), build_model(preset, memory)
+    counts = count_parameters(model)
+    assert counts["params_memory"] == 32 * 32 * 64
+    assert counts["params_total"] == sum(p.numel() for p in model.parameters())
+    assert counts["params_total"] - counts["params_active"] == (32 * 32 - 2 * 2 * 8) * 64
+    mlp = 2 * 3 * 64 * 172
+    layer = 2 * (64 * 2 * 16 + 2 * 2 * 32 * 8 + 2 * 8 * 64)
+    assert count_flops(model, 16)[0] - count_flops(dense, 16)[0] == 2 * (layer - mlp)
