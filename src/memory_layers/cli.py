@@ -38,7 +38,10 @@ examples:
 
 @dataclass(frozen=True)
 class _TrainArgs:
-    """Fields of the run can be set as flags: --optim.lr 1e-3, --memory.layers 1 2."""
+    """Fields of the run can be set as flags.
+
+    Example: memory-layers train configs/tiny.yaml --optim.lr 1e-3 --memory.layers 1 2
+    """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     out: Path | None = None
@@ -47,7 +50,10 @@ class _TrainArgs:
 
 @dataclass(frozen=True)
 class _CompareArgs:
-    """Fields of the base run can be set as flags: --data.facts DIR, --train.steps 500."""
+    """Fields of the base run can be set as flags.
+
+    Example: memory-layers compare configs/demo.yaml --data.facts my_facts --train.steps 500
+    """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     seeds: tuple[int, ...]
@@ -60,7 +66,10 @@ class _CompareArgs:
 
 @dataclass(frozen=True)
 class _EvalArgs:
-    """Measure closed-book recall: the share of answers given exactly under greedy decoding."""
+    """Measure closed-book recall: the share of answers given exactly under greedy decoding.
+
+    Example: memory-layers eval runs/tiny/model --facts my_facts
+    """
 
     model: tyro.conf.Positional[Path]
     """Folder of a trained model."""
@@ -78,7 +87,10 @@ class _EvalArgs:
 
 @dataclass(frozen=True)
 class _GenerateArgs:
-    """Continue a text."""
+    """Continue a text.
+
+    Example: memory-layers generate runs/tiny/model "The capital of France is" --max-tokens 8
+    """
 
     model: tyro.conf.Positional[Path]
     """Folder of a trained model."""
@@ -266,24 +278,36 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
 
 
 def _load_model(folder: Path) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     import memory_layers.models  # noqa: F401  (registers memory models)
     from memory_layers.data.tokenizer import load_tokenizer
 
+    # The folder of a run has a config.json too, of another kind.
+    if (folder / "model").is_dir():
+        raise ConfigError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
     if not (folder / "config.json").is_file():
-        hint = (
-            f"did you mean {folder / 'model'}?"
-            if (folder / "model").is_dir()
-            else ("give the folder that training wrote, runs/NAME/model")
+        raise ConfigError(
+            f"{folder} is no model folder: it has no config.json. "
+            "hint: give the folder that training wrote, runs/NAME/model"
         )
-        raise ConfigError(f"{folder} is no model folder: it has no config.json. hint: {hint}")
     _quiet_transformers()
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-        return model.eval(), load_tokenizer(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: {error}") from error
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder} cannot be loaded: {error}") from error
+    model, report = loaded
+    # transformers would go on with random weights.
+    for problem in ("missing", "mismatched", "unexpected"):
+        if names := sorted(map(str, report[f"{problem}_keys"])):
+            raise ConfigError(
+                f"{folder}: {len(names)} {problem} tensors, such as {names[0]}. "
+                "hint: the folder is not what save_pretrained wrote, copy it again"
+            )
+    return model.eval(), load_tokenizer(folder)
 
 
 def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
@@ -293,7 +317,7 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         # The flags are the fields of any run: show them with the defaults of a plain one.
         layers = MemoryConfig(layers=(1,))
         run = RunConfig(name="NAME", memory=layers)
-        args = _TrainArgs(run) if command == "train" else _CompareArgs(run, (0,))
+        args = _CompareArgs(run, (0,)) if command == "compare" else _TrainArgs(run)
         _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
     raise ConfigError(
         f"`{command}` needs a configuration file first. hint: memory-layers {command} "
@@ -303,13 +327,17 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
 
 def _parse(command: str, kind: Any, flags: list[str], default: Any = None) -> Any:  # noqa: ANN401
     extra = {} if default is None else {"default": default}
-    return tyro.cli(
-        kind,
-        prog=f"memory-layers {command}",
-        args=flags,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-        **extra,
-    )
+    try:
+        return tyro.cli(
+            kind,
+            prog=f"memory-layers {command}",
+            args=flags,
+            config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            **extra,
+        )
+    except ValueError as error:
+        # tyro prints what is wrong with one part of a run, not with how its parts fit together.
+        raise ConfigError(str(error)) from error
 
 
 def _print_recall(values: dict[str, Any]) -> None:

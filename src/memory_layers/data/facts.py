@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from memory_layers.data.lines import shorten
+from memory_layers.data.lines import DataError, shorten
 
 ProbeKind = Literal["statement", "question_shown", "question_heldout"]
 
@@ -129,8 +129,8 @@ def build_corpus(facts: FactSet, *, shown_fraction: float = 0.5, seed: int = 0) 
         statement probe if a statement template of its relation has the answer after the subject.
 
     Raises:
-        ValueError: if `shown_fraction` is not between 0 and 1, or leaves one side of the split
-            without a subject.
+        ValueError: if `shown_fraction` is not between 0 and 1.
+        DataError: if it leaves one side of the split without a subject.
     """
     if not 0 < shown_fraction < 1:
         raise ValueError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
@@ -231,7 +231,7 @@ def _shown_subjects(facts: FactSet, fraction: float, seed: int) -> set[str]:
     count = round(fraction * len(ordered))
     if not 0 < count < len(ordered):
         side = "no shown subject" if count == 0 else "no held-out subject"
-        raise ValueError(
+        raise DataError(
             f"shown_fraction={fraction} of {len(ordered)} distinct subjects leaves {side}: "
             "give more facts or another fraction"
         )

@@ -18,6 +18,7 @@ from memory_layers.data.builtin_templates import TEMPLATES
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import load_facts
 from memory_layers.data.facts import FactSet, Probe, build_corpus
+from memory_layers.data.lines import DataError
 from memory_layers.data.text import load_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 from memory_layers.data.tokens import write_tokens
@@ -110,6 +111,11 @@ def _build(config: DataConfig, folder: Path) -> None:
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
         written = json.loads((part / "tokens.json").read_text("utf-8"))
+        if written["tokens"] <= written["documents"]:
+            raise DataError(
+                f"{', '.join(config.text)}: too little text to train on and to keep "
+                f"text_heldout = {config.text_heldout} out. hint: data.text_heldout: 0"
+            )
         summary = {
             "source": None if config.facts is None else Path(config.facts).name,
             "documents": written["documents"],
@@ -121,8 +127,12 @@ def _build(config: DataConfig, folder: Path) -> None:
             "heldout": _count_subjects(probes, "question_heldout"),
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
-        if not folder.is_dir():
+        try:
             os.replace(part, folder)
+        except OSError:
+            # Another process was faster: its files are the same.
+            if not (folder / "summary.json").is_file():
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.data.lines import DataError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -38,19 +40,20 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load a tokenizer folder.
 
     Raises:
-        ValueError: The folder holds no fast tokenizer, or one without an end-of-text token.
+        DataError: The folder holds no fast tokenizer, or one without an end-of-text token.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder} holds no tokenizer that transformers can load: {error}. "
+        reason = str(error).strip().splitlines()[0].rstrip(":. ")
+        raise DataError(
+            f"{folder} holds no tokenizer that transformers can load: {reason}. "
             "hint: it needs tokenizer.json and tokenizer_config.json"
         ) from error
     if not tokenizer.is_fast:
-        raise ValueError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
+        raise DataError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
+        raise DataError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
     return tokenizer

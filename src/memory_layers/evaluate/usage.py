@@ -50,6 +50,12 @@ class SlotUsage:
         """[N] reads of every slot so far, all tables one after the other."""
         return torch.cat([torch.zeros(0), *self._counts.values()])
 
+    def take_up(self, counts: Tensor) -> None:
+        """Go on from `counts` of another SlotUsage of this model."""
+        own = list(self._counts.values())
+        for mine, theirs in zip(own, counts.split([len(c) for c in own]), strict=True):
+            mine.copy_(theirs)
+
     def used_share(self) -> float:
         """Return the share of slots read at least once."""
         return float((self.counts > 0).float().mean())

@@ -90,6 +90,7 @@ def _run_all(
     steps = {name: run.train.steps for name, (_, _, run) in jobs.items()}
     waiting = [name for name in jobs if not (folder / name / "result.json").is_file()]
     running: dict[str, BaseProcess] = {}
+    stopping = False
     with StopSignal() as stop, CompareProgress(steps, folder) as progress:
         while waiting or running:
             while waiting and len(running) < workers and not stop.requested:
@@ -97,7 +98,9 @@ def _run_all(
                 arguments = (name, jobs[name], folder / name, threads)
                 running[name] = context.Process(target=_work, args=arguments, name=name)
                 running[name].start()
-            if stop.requested:
+            if stop.requested and not stopping:
+                # Once: a second signal would keep a worker from saving its checkpoint.
+                stopping = True
                 waiting.clear()
                 for process in running.values():
                     process.terminate()

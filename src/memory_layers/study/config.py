@@ -87,6 +87,9 @@ def load_compare(path: Path) -> CompareConfig:
             overrides[name] = {}
         elif not isinstance(changes, dict):
             raise ConfigError(f"{path}: variants.{name} must be a mapping, got {changes!r}")
+    for where, part in {"": values, **{f"variants.{n}.": c for n, c in overrides.items()}}.items():
+        if isinstance(part.get("train"), dict) and "seed" in part["train"]:
+            raise ConfigError(f"{path}: {where}train.seed has no effect. hint: use `seeds:`")
     check_seeds(seeds, f"{path}: seeds")
     config = CompareConfig(
         base=from_dict(RunConfig, values, str(path)), overrides=overrides, seeds=tuple(seeds)
@@ -101,8 +104,8 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
     Raises:
         ConfigError: They are not.
     """
-    fits = isinstance(seeds, list | tuple) and seeds and len(set(seeds)) == len(seeds)
-    if not fits or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+    whole = isinstance(seeds, list | tuple) and all(type(s) is int and s >= 0 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
 
 

@@ -81,9 +81,9 @@ class CompareProgress:
         if not path.is_file():
             return 0, ""
         loss, recall, step = None, None, 0
-        for line in path.read_text("utf-8").splitlines():
+        for line in path.read_text("utf-8").splitlines(keepends=True):
             # The last line may still be being written.
-            if line.endswith("}"):
+            if line.endswith("\n"):
                 values: dict[str, Any] = json.loads(line)
                 step = values["step"]
                 loss = values.get("loss", loss)

@@ -47,6 +47,7 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: MemoryAdamW,
+    counters: dict[str, Any],
     keep: int,
 ) -> Path:
     """Write OUT/checkpoints/step-NNNNNNNN and remove the oldest beyond `keep`.
@@ -57,13 +58,19 @@ def save_checkpoint(
         model: With or without memory.
         tokenizer: Saved beside it.
         optimizer: Its state is saved.
+        counters: Numbers and tensors that the loop goes on from.
         keep: Checkpoints to keep.
 
     Raises:
         CheckpointError: The disk is full or cannot be written.
     """
     folder = out / "checkpoints" / f"step-{step:08d}"
-    state = {"step": step, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    state = {
+        "step": step,
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "counters": counters,
+    }
 
     def save(part: Path) -> None:
         _save(model, tokenizer, part)
@@ -85,8 +92,10 @@ def list_checkpoints(out: Path) -> list[Path]:
     return sorted(found)
 
 
-def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW) -> int:
-    """Load weights, optimizer and random state, and return the steps done.
+def load_checkpoint(
+    folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW
+) -> tuple[int, dict[str, Any]]:
+    """Load weights, optimizer and random state, and return the steps done and the counters.
 
     Args:
         folder: A checkpoint.
@@ -98,7 +107,7 @@ def load_checkpoint(folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW
     state = torch.load(folder / "trainer.pt", weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
-    return state["step"]
+    return state["step"], state["counters"]
 
 
 def claim_folder(out: Path, config: RunConfig) -> None:

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -40,9 +40,15 @@ class ModelConfig:
     init_std: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown preset and widths that heads cannot share."""
+        """Refuse an unknown preset, sizes below 1 and widths that heads cannot share."""
         if self.preset not in PRESETS:
             raise ValueError(f"model.preset must be one of {list(PRESETS)}, got {self.preset!r}")
+        for name in ("hidden_size", "layers", "heads", "mlp_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{name} must be >= 1, got {value}")
+        if self.init_std is not None and not 0 < self.init_std < float("inf"):
+            raise ValueError(f"model.init_std must be a finite number above 0, got {self.init_std}")
         shape = self.to_preset()
         if shape.hidden_size % (2 * shape.heads):
             raise ValueError(
@@ -204,7 +210,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"{path}: is not YAML: {problem}") from error
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: must hold `name:` and other fields, got {type(values).__name__}"
@@ -224,12 +231,16 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
         ConfigError: A field is unknown (the closest name is given), missing, or of a wrong type.
     """
     hints = get_type_hints(cls)
-    known = [f.name for f in fields(cls)]  # ty: ignore[invalid-argument-type]
+    all_fields = fields(cls)  # ty: ignore[invalid-argument-type]
+    known = [f.name for f in all_fields]
     for name in values:
         if name not in known:
             close = get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
             raise ConfigError(f"{where}: unknown field {name!r}. hint: {hint}")
+    for f in all_fields:
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
+            raise ConfigError(f"{where}: needs `{f.name}:`")
     try:
         return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
     except ConfigError:

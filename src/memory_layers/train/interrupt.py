@@ -8,11 +8,20 @@ from typing import Self
 
 
 class StopSignal:
-    """Within the `with` block, the first signal sets `requested`, the second stops at once."""
+    """Within the `with` block, the first signal sets `requested`, its like stops at once.
+
+    Ctrl-C reaches the workers of a comparison twice, from the terminal and as SIGTERM from their
+    parent: one of each kind is one request.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._seen: set[int] = set()
         self._before: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return bool(self._seen)
 
     def __enter__(self) -> Self:
         """Take the signals over. Only the main thread of a process may do so."""
@@ -32,7 +41,10 @@ class StopSignal:
             signal.signal(number, handler)  # ty: ignore[invalid-argument-type]
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if number in self._seen:
             raise KeyboardInterrupt
-        self.requested = True
+        if self.requested:
+            self._seen.add(number)
+            return
+        self._seen.add(number)
         sys.stderr.write("\nstopping after this step, saving a checkpoint. Again to stop at once\n")

@@ -84,7 +84,9 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     model = make_model(config, data)
     optimizer = make_optimizer(config, model)
     checkpoints = list_checkpoints(out)
-    done = load_checkpoint(checkpoints[-1], model, optimizer) if checkpoints else 0
+    done, counters = 0, None
+    if checkpoints:
+        done, counters = load_checkpoint(checkpoints[-1], model, optimizer)
     with (
         MetricsWriter(out, done) as metrics,
         TrainProgress(config.name, config.train.steps, done, show=show) as progress,
@@ -93,6 +95,8 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         if done:
             progress.say(f"resuming after step {done} from {checkpoints[-1]}")
         run = _Run(config, out, data, model, optimizer, metrics, progress)
+        if counters is not None:
+            run.take_up(counters)
         with run.usage.watch():
             run.steps(done, stop)
         history = metrics.read()
@@ -158,10 +162,15 @@ class _Run:
         self.probes = _pick_probes(data, config.train.eval_items)
         self.heldout_text = read_pieces(data.folder / "heldout", config.train.seq_len)
         self.usage = SlotUsage(model)
-        before = metrics.read()
-        self.tokens = before[-1]["tokens"] if before else 0
-        self.seconds = before[-1]["seconds"] if before else 0.0
+        self.tokens = 0
+        self.seconds = 0.0
         self.losses: list[float] = []
+
+    def take_up(self, counters: dict[str, Any]) -> None:
+        """Go on from what `_checkpoint` saved: the next line of metrics may begin before it."""
+        self.tokens, self.seconds = counters["tokens"], counters["seconds"]
+        self.losses = counters["losses"]
+        self.usage.take_up(counters["reads"])
 
     def steps(self, done: int, stop: StopSignal) -> None:
         """Run the steps that are left."""
@@ -224,6 +233,7 @@ class _Run:
         return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
     def _log(self, step: int, tokens_per_second: float) -> None:
+        parts = self.config.train.accumulate
         loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
         values = {
@@ -231,7 +241,7 @@ class _Run:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(tokens_per_second),
-            "epoch": round(self.stream.epoch_of(step, self.config.train.batch_size), 4),
+            "epoch": round(self.stream.epoch_of(step * parts, self.config.train.batch_size), 4),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"
@@ -276,6 +286,12 @@ class _Run:
             self.model,
             self.data.tokenizer,
             self.optimizer,
+            {
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+                "losses": self.losses,
+                "reads": self.usage.counts,
+            },
             self.config.train.keep_checkpoints,
         )
 

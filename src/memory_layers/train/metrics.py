@@ -58,12 +58,10 @@ class MetricsWriter:
         if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text("utf-8").splitlines():
+        for line in self.path.read_text("utf-8").splitlines(keepends=True):
             # A killed run may have left half a line at the end.
-            if not line.endswith("}"):
-                continue
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
         part = self.path.with_suffix(".part")
         part.write_text("".join(kept), "utf-8")
         os.replace(part, self.path)

@@ -1,0 +1,193 @@
+"""Prepared data: built once, named after everything that decides it, there as a whole or not."""
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests_support import write_facts
+
+from memory_layers.data import prepare
+from memory_layers.data.config import DataConfig
+from memory_layers.data.lines import DataError
+from memory_layers.data.prepare import hold_out, prepare_data, read_facts
+from memory_layers.data.tokenizer import train_tokenizer
+from memory_layers.data.tokens import read_pieces
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    return DataConfig(
+        facts=str(write_facts(tmp_path / "facts")),
+        vocab_size=300,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+def texts_of(config: DataConfig) -> list[str]:
+    data = prepare_data(config)
+    pieces = read_pieces(data.folder, 10_000)
+    assert all(piece[-1] == data.tokenizer.eos_token_id for piece in pieces)
+    return [data.tokenizer.decode(piece[:-1]) for piece in pieces]
+
+
+def test_facts_become_documents_and_probes(config: DataConfig) -> None:
+    texts = texts_of(config)
+    data = prepare_data(config)
+    kinds = [probe.kind for probe in data.probes]
+    assert len(texts) == 30 + 15
+    assert "Place 3 has X11." in texts
+    assert (kinds.count("question_shown"), kinds.count("question_heldout")) == (15, 15)
+    for probe in data.probes:
+        assert (probe.text in texts) == (probe.kind != "question_heldout")
+        assert probe.text[probe.answer_start : probe.answer_end].startswith("X")
+    summary = data.summary
+    assert (summary["documents"], summary["facts"], summary["source"]) == (45, 30, "facts")
+    assert (summary["shown"], summary["heldout"]) == (15, 15)
+    assert summary["tokens"] == sum(map(len, read_pieces(data.folder, 10_000)))
+
+
+def test_second_call_builds_nothing(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = prepare_data(config)
+    monkeypatch.setattr(prepare, "_build", lambda *_: pytest.fail("built again"))
+    found = prepare_data(config)
+    assert (found.folder, found.probes, found.summary) == (
+        built.folder,
+        built.probes,
+        built.summary,
+    )
+
+
+def test_whatever_decides_the_content_is_in_the_name(config: DataConfig, tmp_path: Path) -> None:
+    folders = [prepare_data(config).folder]
+    for changes in ({"seed": 1}, {"vocab_size": 310}, {"shown_fraction": 0.3}):
+        folders.append(prepare_data(replace(config, **changes)).folder)
+    templates = tmp_path / "facts" / "templates.yaml"
+    templates.write_text(templates.read_text().replace("has", "is called"))
+    folders.append(prepare_data(config).folder)
+    facts = tmp_path / "facts" / "facts.jsonl"
+    facts.write_text(facts.read_text().replace("X37", "X38"))
+    folders.append(prepare_data(config).folder)
+    assert len(set(folders)) == 6
+    elsewhere = prepare_data(replace(config, cache_dir=str(tmp_path / "other"))).folder
+    assert elsewhere.name == folders[-1].name
+
+
+@pytest.mark.parametrize("fault", ["facts", "tokenizer", "split"])
+def test_failed_build_leaves_nothing(config: DataConfig, tmp_path: Path, fault: str) -> None:
+    if fault == "facts":
+        (tmp_path / "facts" / "facts.jsonl").write_text('{"relation": "code"}')
+    elif fault == "tokenizer":
+        (tmp_path / "empty").mkdir()
+        config = replace(config, tokenizer=str(tmp_path / "empty"))
+    else:
+        config = replace(config, shown_fraction=0.001)
+    with pytest.raises(DataError):
+        prepare_data(config)
+    cache = tmp_path / "cache"
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_two_builders_at_once(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They meet in the file system alone, so threads stand for processes."""
+    both = threading.Barrier(2, timeout=30)
+
+    def train(*arguments: object) -> object:
+        both.wait()
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(prepare, "train_tokenizer", train)
+    results: list = []
+    threads = [
+        threading.Thread(target=lambda: results.append(prepare_data(config))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    one, other = results
+    assert (one.folder, one.probes) == (other.folder, other.probes)
+    assert list(one.folder.parent.iterdir()) == [one.folder]
+
+
+def test_text_alone(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"line {n} of a long file"}) for n in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = DataConfig(
+        facts=None,
+        text=(str(tmp_path / "a.jsonl"),),
+        vocab_size=300,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    kept = texts_of(config)
+    data = prepare_data(config)
+    assert data.probes == ()
+    assert data.summary["source"] is None
+    heldout = read_pieces(data.folder / "heldout", 1000)
+    out = [data.tokenizer.decode(piece[:-1]) for piece in heldout]
+    assert len(out) == 2
+    assert sorted(kept + out) == sorted(f"line {n} of a long file" for n in range(100))
+    assert data.summary["heldout_tokens"] == sum(map(len, heldout))
+    with pytest.raises(ValueError, match=r"data\.facts is not set"):
+        read_facts(config)
+
+
+def test_text_together_with_facts(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time.\nIt was Ægypt.")
+    (tmp_path / "b.jsonl").write_text('{"text": "second file"}')
+    text = (str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
+    texts = texts_of(replace(config, text=text, text_heldout=0.0))
+    assert "Once upon a time.\nIt was Ægypt." in texts
+    assert "second file" in texts
+    assert "Place 3 has X11." in texts
+    assert len(texts) == 47
+
+
+def test_too_little_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    config = DataConfig(
+        facts=None,
+        text=(str(tmp_path / "a.txt"),),
+        vocab_size=300,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    with pytest.raises(DataError, match=r"too little text .* hint: data\.text_heldout: 0"):
+        prepare_data(config)
+    assert len(texts_of(replace(config, text_heldout=0.0))) == 1
+
+
+def test_tokenizer_folder(config: DataConfig, tmp_path: Path) -> None:
+    own = train_tokenizer(["nothing of the facts"], 270)
+    own.save_pretrained(tmp_path / "own")
+    data = prepare_data(replace(config, tokenizer=str(tmp_path / "own")))
+    assert data.tokenizer.get_vocab() == own.get_vocab()
+    assert "Place 3 has X11." in texts_of(replace(config, tokenizer=str(tmp_path / "own")))
+
+
+def test_little_data_gives_a_smaller_vocabulary(config: DataConfig) -> None:
+    data = prepare_data(replace(config, vocab_size=5000))
+    assert 258 < len(data.tokenizer) < 500
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "kept_out"),
+    [
+        ([5] * 10, 0.2, 2),
+        ([5] * 10, 0.99, 9),
+        ([5] * 10, 0.0, 0),
+        ([], 0.5, 0),
+    ],
+)
+def test_hold_out_whole_documents(sizes: list[int], share: float, kept_out: int) -> None:
+    documents = [[n] * size for n, size in enumerate(sizes)]
+    kept, out = hold_out(documents, share)
+    assert len(out) == kept_out
+    assert sorted(kept + out) == documents
+
+
+def test_hold_out_ends_of_few_documents() -> None:
+    documents = [list(range(100)), list(range(200, 240))]
+    kept, out = hold_out(documents, 0.1)
+    assert [a + b for a, b in zip(kept, out, strict=True)] == documents
+    assert [len(ids) for ids in out] == [10, 4]
