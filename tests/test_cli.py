@@ -112,3 +112,12 @@ def test_mistyped_flag(config: Path, capsys: pytest.CaptureFixture) -> None:
         main(["train", str(config), "--optim.lrr", "1"])
     assert end.value.code == 2
     assert "--optim.lr" in capsys.readouterr().err
+
+
+def test_selection_of_builtin_facts_is_refused_for_others(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    demo = str(ROOT / "configs" / "demo.yaml")
+    facts = ("--data.facts", str(tmp_path / "facts"), "--out", str(tmp_path / "out"))
+    message = error_of(capsys, "compare", demo, *facts, "--data.max-subjects", "9")
+    assert "--data.max-subjects selects built-in facts" in message

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from memory_layers.config import MemoryConfig
-from memory_layers.data.config import DataConfig
+from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.lines import DataError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
@@ -143,6 +143,7 @@ def _train(arguments: list[str]) -> int:
     if "variants" in read_yaml(path):
         raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
     args = _parse("train", _TrainArgs, flags, _TrainArgs(load_run(path)))
+    _check_selection(args.run.data, flags)
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
     trained = train(args.run, out)
@@ -165,6 +166,7 @@ def _compare(arguments: list[str]) -> int:
     config = load_compare(path)
     args = _parse("compare", _CompareArgs, flags, _CompareArgs(config.base, config.seeds))
     check_seeds(args.seeds, "--seeds")
+    _check_selection(args.run.data, flags)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be >= 1, got {args.workers}")
     config = config.with_base(args.run)
@@ -185,6 +187,11 @@ def _eval(arguments: list[str]) -> int:
     from memory_layers.evaluate.recall import recall_items, summarize_recall
 
     args = _parse("eval", _EvalArgs, arguments)
+    if args.facts != BUILTIN and (args.relations or args.max_subjects is not None):
+        raise ConfigError(
+            "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
+            "facts are used whole"
+        )
     model, tokenizer = _load_model(args.model)
     try:
         data = DataConfig(
@@ -253,6 +260,17 @@ def _resolved(run: RunConfig) -> RunConfig:
         return run
     sizes = run.memory.resolved(run.model.to_preset().hidden_size)
     return replace(run, memory=replace(run.memory, **asdict(sizes)))
+
+
+def _check_selection(data: DataConfig, flags: list[str]) -> None:
+    """Refuse flags that select built-in facts when the facts are others."""
+    for flag in flags:
+        name = flag.split("=")[0].replace("_", "-")
+        if data.facts != BUILTIN and name in ("--data.relations", "--data.max-subjects"):
+            raise ConfigError(
+                f"{name} selects built-in facts, but data.facts is {data.facts!r}. hint: leave "
+                f"{name} out, users' facts are used whole"
+            )
 
 
 def _print_parameters(runs: dict[str, RunConfig]) -> None:

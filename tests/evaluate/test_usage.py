@@ -1,5 +1,6 @@
 """Slot usage: counts of a real model, and the numbers made of them."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -98,6 +99,6 @@ def test_histogram(top: int) -> None:
     assert len(histogram) == len(edges) - 1
     assert histogram == [
         sum(low <= count < high for count in counts.tolist())
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
+        for low, high in itertools.pairwise(edges)
     ]
     assert sum(histogram) == 36

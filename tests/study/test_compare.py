@@ -46,8 +46,8 @@ def test_results_and_report(tmp_path: Path) -> None:
         variants={
             "dense": {},
             "memory": {"memory": MEMORY},
-            # Weights of this size overflow in the first step.
-            "broken": {"model": {"init_std": 1e30}},
+            # The first step overflows all weights.
+            "broken": {"optim": {"lr": 1e30}},
         },
     )
     out = tmp_path / "out"

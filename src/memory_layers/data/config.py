@@ -15,8 +15,9 @@ class DataConfig:
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
-        relations: Relations to use of the built-in facts. Empty: all.
-        max_subjects: Subjects to keep of each built-in source. None: all, a million facts.
+        relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
+        max_subjects: Subjects to keep of each built-in source. None: all, a million facts. Users'
+            facts are used whole.
         shown_fraction: Share of the subjects whose facts also appear as questions.
         tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
         vocab_size: Size of the tokenizer to train.
@@ -39,11 +40,6 @@ class DataConfig:
         """Refuse combinations in which a field would have no effect or no data is left."""
         if self.facts is None and not self.text:
             raise ValueError("data.facts and data.text are both empty. hint: facts: builtin")
-        if self.facts != BUILTIN and (self.relations or self.max_subjects is not None):
-            raise ValueError(
-                "data.relations and data.max_subjects select built-in facts, but data.facts is "
-                f"{self.facts!r}. hint: leave them out, or set facts: builtin"
-            )
         if not 0 < self.shown_fraction < 1:
             raise ValueError(
                 f"data.shown_fraction must lie between 0 and 1, got {self.shown_fraction}"

@@ -1,0 +1,223 @@
+"""train(): it learns, counts what it saw, and comes out the same however it was cut up."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import metrics_of, tiny_run
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from memory_layers.evaluate.recall import recall_items, summarize_recall
+from memory_layers.models import memory_layers_of
+from memory_layers.train import loop
+from memory_layers.train.checkpoint import list_checkpoints
+from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.loop import DivergedError, Interrupted, TrainedModel, train
+
+
+def run(config: RunConfig, out: Path) -> TrainedModel:
+    return train(config, out, show=False)
+
+
+def losses_of(history: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in history if "loss" in line]
+
+
+def weights_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:
+    expected = weights_of(other)
+    for name, tensor in weights_of(one).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
+def test_loss_falls(tmp_path: Path, memory: bool) -> None:
+    config = tiny_run(
+        tmp_path,
+        memory=memory,
+        optim={"lr": 1e-2},
+        train={"steps": 60, "batch_size": 4, "log_every": 5, "eval_every": 20},
+    )
+    trained = run(config, tmp_path / "out")
+    losses = losses_of(trained.history)
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] / 2
+    nll = [line["answer_nll"]["statement"] for line in trained.history if "answer_nll" in line]
+    assert len(nll) == 3
+    assert nll[-1] < nll[0]
+    last = trained.history[-1]
+    assert len(last["correct"]) == len(trained.data.probes)
+    assert ("slot_usage" in last) == memory
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
+def test_accumulated_batches_are_one_batch(tmp_path: Path, memory: bool) -> None:
+    whole = tiny_run(tmp_path, memory=memory, train={"batch_size": 4})
+    parts = replace(whole, train=replace(whole.train, batch_size=2, accumulate=2))
+    one, other = run(whole, tmp_path / "whole"), run(parts, tmp_path / "parts")
+    expected = weights_of(one.model)
+    for name, tensor in weights_of(other.model).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-4, msg=name)
+    assert losses_of(one.history) == pytest.approx(losses_of(other.history), rel=1e-5)
+    for name in ("step", "tokens", "epoch"):
+        values = [[line.get(name) for line in trained.history] for trained in (one, other)]
+        assert values[0] == values[1], name
+
+
+def test_tokens_and_epochs_are_those_of_the_data(tmp_path: Path) -> None:
+    """After each epoch every token but the first of each document was predicted once."""
+    config = tiny_run(tmp_path, train={"steps": 12, "batch_size": 4})
+    trained = run(config, tmp_path / "out")
+    summary = trained.data.summary
+    in_epoch = summary["tokens"] - summary["documents"]
+    for line in metrics_of(tmp_path / "out"):
+        if "epoch" in line:
+            assert line["tokens"] / in_epoch == pytest.approx(line["epoch"], abs=0.08)
+    assert trained.tokens / in_epoch > 1
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
+def test_bf16_autocast(tmp_path: Path, memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path, memory=memory)
+    bf16 = replace(config, train=replace(config.train, precision="bf16"))
+    inside = []
+    step = loop._Run._loss
+
+    def watched(self: loop._Run, batch: object) -> torch.Tensor:
+        handle = self.model.lm_head.register_forward_hook(
+            lambda _module, _inputs, output: inside.append(output.dtype)
+        )
+        loss = step(self, batch)
+        handle.remove()
+        assert loss.dtype == torch.float32
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_loss", watched)
+    one = run(config, tmp_path / "fp32").history
+    assert set(inside) == {torch.float32}
+    inside.clear()
+    other = run(bf16, tmp_path / "bf16").history
+    assert set(inside) == {torch.bfloat16}
+    assert losses_of(one) == pytest.approx(losses_of(other), rel=0.02)
+    assert losses_of(one) != losses_of(other)
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+def test_stopped_between_two_lines_of_metrics(
+    tmp_path: Path, memory: bool, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, tokens and slot counts since the last line are in the checkpoint too."""
+    config = tiny_run(
+        tmp_path,
+        memory=memory,
+        train={"steps": 11, "log_every": 4, "eval_every": 5, "eval_items": 7},
+    )
+    whole = run(config, tmp_path / "whole")
+    step = loop._Run._step
+
+    def stop_in_step_six(self: loop._Run, number_of_step: int) -> None:
+        step(self, number_of_step)
+        if number_of_step == 6:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop._Run, "_step", stop_in_step_six)
+    out = tmp_path / "stopped"
+    with pytest.raises(Interrupted, match="stopped after step 7"):
+        run(config, out)
+    assert [path.name for path in list_checkpoints(out)] == ["step-00000007"]
+    assert not (out / "model").exists()
+    monkeypatch.setattr(loop._Run, "_step", step)
+    resumed = run(config, out)
+    assert_same_weights(resumed.model, whole.model)
+    assert metrics_of(out) == metrics_of(tmp_path / "whole")
+    assert resumed.tokens == whole.tokens
+    assert resumed.seconds > 0
+
+
+def test_finished_run_trains_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path)
+    first = run(config, tmp_path / "out")
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text()
+    monkeypatch.setattr(loop._Run, "_step", lambda *_: pytest.fail("trained again"))
+    again = run(config, tmp_path / "out")
+    assert_same_weights(again.model, first.model)
+    assert (again.tokens, again.seconds) == (first.tokens, first.history[-1]["seconds"])
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == lines
+
+
+def test_same_seed_same_run_and_other_seed_not(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    one, other = run(config, tmp_path / "a"), run(config, tmp_path / "b")
+    assert_same_weights(one.model, other.model)
+    reseeded = run(replace(config, train=replace(config.train, seed=1)), tmp_path / "c")
+    assert not torch.equal(
+        reseeded.model.get_input_embeddings().weight, one.model.get_input_embeddings().weight
+    )
+
+
+def test_another_configuration_is_refused_with_its_fields(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    run(config, tmp_path / "out")
+    for other, named in (
+        (replace(config, optim=replace(config.optim, lr=0.5)), r"optim\.lr was 0\.003, is 0\.5"),
+        (replace(config, memory=None), "memory was .*, is None"),
+        (replace(config, train=replace(config.train, steps=9)), r"train\.steps was 4, is 9"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            run(other, tmp_path / "out")
+
+
+def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
+    config = tiny_run(
+        tmp_path,
+        optim={"lr": 1e30, "warmup_steps": 0},
+        train={"steps": 50, "checkpoint_every": 1, "keep_checkpoints": 50},
+    )
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"the loss became nan at step \d+.*hint: lower"):
+            run(config, out)
+        checkpoints = list_checkpoints(out)
+        assert 1 <= len(checkpoints) < 50
+        model = AutoModelForCausalLM.from_pretrained(checkpoints[-1])
+        assert len(memory_layers_of(model)) == 1
+        assert len(metrics_of(out)) == len(checkpoints)
+    assert not (out / "model").exists()
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
+def test_model_folder_is_the_model_that_was_measured(tmp_path: Path, memory: bool) -> None:
+    config = tiny_run(tmp_path, memory=memory, optim={"lr": 1e-2}, train={"steps": 12})
+    trained = run(config, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert_same_weights(model, trained.model)
+    found = summarize_recall(
+        trained.data.probes, recall_items(model, trained.data.tokenizer, trained.data.probes)
+    )
+    last = trained.history[-1]
+    assert (found["recall"], found["answer_nll"]) == (last["recall"], last["answer_nll"])
+
+
+def test_evaluations_on_the_way_ask_a_part(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, train={"steps": 6, "eval_every": 2, "eval_items": 3})
+    asked = []
+    original = loop.recall_items
+
+    def watched(model: object, tokenizer: object, items: list) -> list:
+        asked.append([item.kind for item in items])
+        return original(model, tokenizer, items)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "recall_items", watched)
+        trained = run(config, tmp_path / "out")
+    kinds = ["question_heldout"] * 3 + ["question_shown"] * 3 + ["statement"] * 3
+    assert asked[:2] == [kinds, kinds]
+    assert len(asked[2]) == len(trained.data.probes) == 60

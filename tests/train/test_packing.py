@@ -1,0 +1,44 @@
+"""Documents of one packed row do not see one another."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import tiny_llama, tiny_memory
+
+from memory_layers import add_memory
+from memory_layers.data.tokens import TokenStream, write_tokens
+
+PAD = 39
+
+
+@pytest.mark.parametrize("memory", [False, True], ids=["dense", "memory"])
+@pytest.mark.parametrize("rows", [1, 3])
+@torch.no_grad()
+def test_packed_rows_equal_documents_alone(tmp_path: Path, memory: bool, rows: int) -> None:
+    documents = [torch.randint(38, (size,)).tolist() for size in (5, 9, 2, 12, 7, 3, 8, 6, 11, 4)]
+    write_tokens(tmp_path, documents, vocab_size=40)
+    batch = TokenStream(tmp_path, 24, seed=0, pad_id=PAD).batch(0, rows)
+    model = tiny_llama()
+    for parameter in model.parameters():
+        # Larger than at the start of training, so that attention looks somewhere.
+        torch.nn.init.normal_(parameter, std=0.5)
+    if memory:
+        model = add_memory(model, tiny_memory())
+    packed = model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).logits
+    compared = 0
+    for ids, positions, logits in zip(batch.input_ids, batch.position_ids, packed, strict=True):
+        starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
+        for low, high in itertools.pairwise(starts):
+            if ids[low] == PAD:
+                continue
+            alone = model(input_ids=ids[None, low:high], use_cache=False).logits[0]
+            torch.testing.assert_close(logits[low:high], alone, rtol=1e-4, atol=1e-5)
+            compared += 1
+    assert compared > rows
+    # The test can tell: without restarting positions the documents do see one another.
+    joined = model(input_ids=batch.input_ids, use_cache=False).logits
+    assert (joined - packed).abs().max() > 1e-2

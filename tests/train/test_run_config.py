@@ -1,0 +1,136 @@
+"""RunConfig from YAML: what is wrong is refused, with the field and what would be right."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from memory_layers import MemoryConfig
+from memory_layers.train.config import (
+    ConfigError,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    from_dict,
+    load_run,
+    read_yaml,
+)
+
+
+def load(folder: Path, text: str) -> RunConfig:
+    path = folder / "run.yaml"
+    path.write_text(text, "utf-8")
+    return load_run(path)
+
+
+def test_defaults_and_nesting(tmp_path: Path) -> None:
+    run = load(
+        tmp_path,
+        """
+name: x
+model: {preset: small, layers: 3}
+memory: {layers: [1, 2], top_k: 8}
+data: {relations: [capital], max_subjects: 10}
+""",
+    )
+    assert run.model.to_preset().layers == 3
+    assert run.model.to_preset().hidden_size == 256
+    assert run.memory == MemoryConfig(layers=(1, 2), top_k=8)
+    assert run.data.relations == ("capital",)
+    assert (run.optim, run.train) == (OptimConfig(), TrainConfig())
+    assert from_dict(RunConfig, asdict(run), "again") == run
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    run = load(
+        tmp_path,
+        "name: x\noptim: {lr: 1e-3, eps: 1e-9, weight_decay: 0, clip_norm: null, end_ratio: '0.5'}",
+    )
+    assert (run.optim.lr, run.optim.eps) == (1e-3, 1e-9)
+    assert run.optim.weight_decay == 0.0
+    assert isinstance(run.optim.weight_decay, float)
+    assert run.optim.clip_norm is None
+    assert run.optim.end_ratio == 0.5
+
+
+def test_no_memory_and_single_paths(tmp_path: Path) -> None:
+    run = load(tmp_path, "name: x\nmemory: null\ndata: {facts: null, text: a.txt}")
+    assert run.memory is None
+    assert run.data.text == ("a.txt",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {}", "needs `name:`"),
+        ("name: 3", "name: must be of type str, got 3"),
+        ("name: x\nmodle: {}", "unknown field 'modle'. hint: did you mean 'model'?"),
+        ("name: x\ntrain: {stepps: 3}", "train: unknown field 'stepps'. hint: did you mean 'ste"),
+        ("name: x\ntrain: {zzz: 3}", "unknown field 'zzz'. hint: known fields: steps, "),
+        ("name: x\n3: 4", "unknown field 3."),
+        ("name: x\nmemory: {top_k: 3}", "memory: needs `layers:`"),
+        ("name: x\nmodel: tiny", "model: must be a mapping of fields, got 'tiny'"),
+        ("name: x\nmodel: null", "model: must be a mapping of fields, got None"),
+        ("name: x\ntrain: {steps: many}", "steps: must be of type int, got 'many'"),
+        ("name: x\ntrain: {steps: 1.5}", "steps: must be of type int, got 1.5"),
+        ("name: x\ntrain: {steps: true}", "steps: must be of type int, got True"),
+        ("name: x\ntrain: {steps: null}", "steps: must be of type int, got None"),
+        ("name: x\noptim: {lr: fast}", "lr: must be of type float, got 'fast'"),
+        ("name: x\noptim: {lr: true}", "lr: must be of type float, got True"),
+        ("name: x\noptim: {schedule: step}", "must be one of ['constant', 'cosine', 'linear']"),
+        ("name: x\ntrain: {precision: fp16}", "must be one of ['fp32', 'bf16'], got 'fp16'"),
+        ("name: x\nmemory: {layers: 1}", "layers: must be a list, got 1"),
+        ("name: x\nmemory: {layers: [1.5]}", "layers: must be of type int, got 1.5"),
+        ("name: x\nmemory: {layers: [1], qk_norm: 1}", "qk_norm: must be of type bool, got 1"),
+        ("name: x\nmemory: {layers: [4]}", "memory.layers must be below model.layers = 4, got [4]"),
+        ("name: x\nmodel: {hidden_size: 24}\nmemory: {layers: [1], key_dim: 7}", "must be even"),
+        ("name: x\nmodel: {preset: huge}", "model.preset must be one of ['tiny'"),
+        ("name: x\nmodel: {hidden_size: 20}", "must be divisible by 2 * heads = 8, got 20"),
+        ("name: x\nmodel: {heads: 0}", "model.heads must be >= 1, got 0"),
+        ("name: x\nmodel: {layers: -1}", "model.layers must be >= 1, got -1"),
+        ("name: x\nmodel: {init_std: 0}", "model.init_std must be a finite number above 0"),
+        ("name: x\ntrain: {seq_len: 300}", "train.seq_len must be at most 256, the longest seq"),
+        ("name: x\ntrain: {seq_len: 4}", "train.seq_len must be >= 8, got 4"),
+        ("name: x\ntrain: {keep_checkpoints: 0}", "train.keep_checkpoints must be >= 1, got 0"),
+        ("name: x\ntrain: {seed: -1}", "train.seed must be >= 0, got -1"),
+        ("name: x\noptim: {lr: 0}", "optim.lr must be a finite number above 0, got 0.0"),
+        ("name: x\noptim: {value_lr: .inf}", "optim.value_lr must be a finite number above 0"),
+        ("name: x\noptim: {beta2: 1}", "optim.beta2 must lie in [0, 1), got 1.0"),
+        ("name: x\noptim: {weight_decay: .nan}", "optim.weight_decay must be >= 0, got nan"),
+        ("name: x\ndata: {facts: null}", "data.facts and data.text are both empty"),
+        ("name: x\ndata: {facts: no/folder}", "data.facts must be a folder, 'no/folder' is none"),
+        ("name: x\ndata: {tokenizer: no/folder}", "data.tokenizer must be a folder"),
+        ("name: x\ndata: {shown_fraction: 1}", "data.shown_fraction must lie between 0 and 1"),
+        ("name: x\ndata: {text_heldout: 1}", "data.text_heldout must lie in [0, 1), got 1.0"),
+        ("name: x\ndata: {vocab_size: 100}", "data.vocab_size must be at least 300"),
+        ("name: x\ndata: {max_subjects: 1}", "data.max_subjects must be at least 2, got 1"),
+        ("- name: x", "must hold `name:` and other fields, got list"),
+        ("", "must hold `name:` and other fields, got NoneType"),
+        ("name: [x", "is not YAML"),
+        ("name: x\n name: y", "is not YAML"),
+        ("name: x\a", "is not YAML"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(tmp_path / "run.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read: No such file"):
+        read_yaml(tmp_path / "no.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)
+    (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_preset_is_changed_by_what_is_given() -> None:
+    shape = ModelConfig(preset="tiny", hidden_size=32, mlp_size=48, init_std=0.1).to_preset()
+    assert (shape.hidden_size, shape.mlp_size, shape.layers, shape.heads) == (32, 48, 4, 4)
+    assert shape.init_std == 0.1
