@@ -2,13 +2,16 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 from tiny_models import tiny_llama, tiny_memory
 
 from memory_layers import add_memory
 from memory_layers.data.tokens import TokenStream, write_tokens
+from memory_layers.train.loop import _Run
 
 PAD = 39
 
@@ -42,3 +45,23 @@ def test_packed_rows_equal_documents_alone(tmp_path: Path, memory: bool, rows: i
     # The test can tell: without restarting positions the documents do see one another.
     joined = model(input_ids=batch.input_ids, use_cache=False).logits
     assert (joined - packed).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_loss_is_that_of_each_document_alone(tmp_path: Path) -> None:
+    documents = [torch.randint(38, (size,)) for size in (5, 9, 2, 12, 7, 3)]
+    write_tokens(tmp_path, [document.tolist() for document in documents], vocab_size=40)
+    stream = TokenStream(tmp_path, 48, seed=0, pad_id=PAD)
+    assert stream.epoch_of(1, 1) == 1
+    batch = stream.batch(0, 1)
+    model = tiny_llama()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    settings = SimpleNamespace(train=SimpleNamespace(precision="fp32"))
+    loss = _Run._loss(SimpleNamespace(model=model, config=settings), batch)
+    expected = 0.0
+    for document in documents:
+        logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]
+        expected += float(F.cross_entropy(logits, document[1:], reduction="sum"))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert batch.targets == sum(len(document) - 1 for document in documents)

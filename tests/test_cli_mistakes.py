@@ -1,0 +1,308 @@
+"""Each first mistake at the command line: one line that says what to do, and exit code 2."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tests_support import SHAPE, write_facts
+
+from memory_layers import MemoryConfig
+from memory_layers.cli import main
+from memory_layers.data.tokenizer import train_tokenizer
+from memory_layers.models import PRESETS, build_model
+from memory_layers.study.measure import count_parameters
+from memory_layers.train.config import RunConfig, from_dict
+
+COMMANDS = ("train", "compare", "eval", "generate", "show")
+MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
+
+
+def error_of(capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
+    """Run a command that must fail and return the one line it writes, to stderr alone."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def flag_error_of(capsys: pytest.CaptureFixture, *arguments: str | Path) -> str:
+    """Likewise for flags, whose errors tyro prints in a box."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert end.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    values = {
+        "name": "x",
+        "model": SHAPE,
+        "memory": MEMORY,
+        "data": {
+            "facts": str(write_facts(tmp_path / "facts")),
+            "vocab_size": 300,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "train": {"steps": 2, "batch_size": 2, "seq_len": 32},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The folder of an untrained model."""
+    folder = tmp_path / "model"
+    tokenizer = train_tokenizer(["Place 3 has X11."], 300)
+    preset = replace(PRESETS["tiny"], hidden_size=16, layers=2, heads=2, mlp_size=32)
+    memory = MemoryConfig(layers=(1,), sub_keys=8, top_k=4, heads=2)
+    build_model(preset, memory, vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    captured = capsys.readouterr()
+    assert "Example: memory-layers " in " ".join(captured.out.split())
+    assert captured.err == ""
+
+
+def test_help_of_a_config_shows_its_values(config: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(config), "--help"])
+    assert end.value.code == 0
+    assert "(default: 300)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "show"])
+def test_no_config(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert f"memory-layers {command} configs/" in error_of(capsys, command)
+    assert "needs a configuration file first" in error_of(capsys, command, "--out", tmp_path)
+    assert "No such file" in error_of(capsys, command, tmp_path / "no.yaml")
+    assert "Is a directory" in error_of(capsys, command, tmp_path)
+    path = tmp_path / "x.yaml"
+    for text, says in (
+        ("- a", "got list"),
+        ("name: [", "is not YAML"),
+        ("", "got NoneType"),
+    ):
+        path.write_text(text)
+        assert says in error_of(capsys, command, path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--optim.lrr", "1"], "--optim.lr"),
+        (["--train.stepss", "1"], "--train.steps"),
+        (["--train.steps", "many"], "many"),
+        (["--train.steps", "0"], "train.steps must be >= 1, got 0"),
+        (["--model.heads", "0"], "model.heads must be >= 1, got 0"),
+        (["--optim.schedule", "step"], "cosine"),
+    ],
+)
+def test_wrong_flags(
+    config: Path, flags: list[str], says: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert says in flag_error_of(capsys, "train", config, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--memory.layers", "7"], "memory.layers must be below model.layers = 2, got [7]"),
+        (["--train.seq-len", "999"], "train.seq_len must be at most 256"),
+        (["--data.shown-fraction", "0.001"], "leaves no shown subject"),
+        (["--data.tokenizer", "{facts}"], "holds no tokenizer that transformers can load"),
+        (["--out", "{config}"], "File exists"),
+        (["--out", "{config}/x"], "Not a directory"),
+    ],
+)
+def test_flags_that_do_not_fit(
+    config: Path, flags: list[str], says: str, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [flag.format(config=config, facts=config.parent / "facts") for flag in flags]
+    if "--out" not in flags:
+        flags += ["--out", str(config.parent / "out")]
+    assert says in error_of(capsys, "train", config, *flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("facts.jsonl", "", "facts.jsonl:1: the file is empty"),
+        ("facts.jsonl", "\n{'a'}", "facts.jsonl:2: the line is not valid JSON"),
+        ("facts.jsonl", '{"relation": "cod", "subject": "a", "answer": "b"}', "facts.jsonl:1: rel"),
+        ("facts.jsonl", None, "facts.jsonl:1: there is no such file"),
+        ("templates.yaml", "", "templates.yaml:1: the file is empty"),
+        ("templates.yaml", "code:\n  statements: 3\n  question: x", "templates.yaml:2: `state"),
+        ("templates.yaml", None, "templates.yaml:1: there is no such file"),
+    ],
+)
+def test_wrong_facts(
+    config: Path, model: Path, name: str, content: str | None, says: str,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    path = config.parent / "facts" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert says in error_of(capsys, "train", config, "--out", config.parent / "out")
+    assert says in error_of(capsys, "eval", model, "--facts", path.parent)
+
+
+def test_refused_comparisons(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    values = yaml.safe_load(config.read_text())
+    path = tmp_path / "compare.yaml"
+
+    def refused(*flags: str, **changes: object) -> str:
+        path.write_text(yaml.safe_dump({**values, "variants": {"a": {}}, **changes}))
+        return error_of(capsys, "compare", path, "--out", tmp_path / "out", *flags)
+
+    assert "--workers must be >= 1" in refused("--workers", "0")
+    assert "--seeds must be different" in refused("--seeds", "1", "1")
+    assert "--train.seed has no effect" in refused("--train.seed", "3")
+    lr = {"a": {"optim": {"lr": 0.1}}}
+    assert "--optim.lr has no effect: variant 'a'" in refused("--optim.lr", "0.3", variants=lr)
+    (tmp_path / "a.txt").write_text("text " * 100)
+    data = {**values["data"], "facts": None, "text": [str(tmp_path / "a.txt")]}
+    assert "a comparison measures recall and needs data.facts" in refused(data=data)
+    assert "memory-layers compare" in error_of(capsys, "train", path)
+
+
+def half(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rewritten(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    return rewrite
+
+
+def later_format(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "memory_format": 99}))
+
+
+TABLE = "model.memory_table.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (half, "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "model_type"),
+        (lambda folder: (folder / "config.json").unlink(), "is no model folder"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (rewritten(lambda tensors: tensors.pop(TABLE)), f"1 missing tensors, such as {TABLE}"),
+        (
+            rewritten(lambda tensors: tensors.update({TABLE: tensors[TABLE][:9].clone()})),
+            f"1 mismatched tensors, such as ('{TABLE}'",
+        ),
+        (
+            rewritten(lambda tensors: tensors.update({"model.extra": torch.zeros(2)})),
+            "1 unexpected tensors, such as model.extra",
+        ),
+        (later_format, "memory format 99"),
+    ],
+    ids=[
+        "half", "no-weights", "empty", "bad-json", "no-type", "no-config", "no-tokenizer",
+        "missing", "mismatched", "surplus", "later",
+    ],
+)  # fmt: skip
+def test_damaged_models(
+    model: Path, tmp_path: Path, damage: Callable, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    """None of them is evaluated with weights that were never trained."""
+    damage(model)
+    assert says in error_of(capsys, "generate", model, "Place 3 has")
+    facts = write_facts(tmp_path / "facts")
+    assert says in error_of(capsys, "eval", model, "--facts", facts)
+
+
+def test_wrong_folders_and_values(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(model, run / "model")
+    (run / "config.json").write_text('{"name": "x"}')
+    assert f"did you mean {run / 'model'}?" in error_of(capsys, "generate", run, "a")
+    assert "is no model folder" in error_of(capsys, "eval", tmp_path, "--facts", "builtin")
+    facts = write_facts(tmp_path / "facts")
+    for flags, says in (
+        (["--facts", tmp_path / "no"], "data.facts must be a folder"),
+        (["--facts", facts, "--relations", "capital"], "select built-in facts"),
+        (["--facts", "builtin", "--relations", "capitals"], "unknown relations ['capitals']"),
+        (["--facts", facts, "--shown-fraction", "2"], "must lie between 0 and 1, got 2.0"),
+        (["--facts", facts, "--shown-fraction", "0.001"], "leaves no shown subject"),
+    ):
+        assert says in error_of(capsys, "eval", model, *flags)
+    assert "the prompt is empty" in error_of(capsys, "generate", model, "")
+    assert "--max-tokens must be >= 1" in error_of(
+        capsys, "generate", model, "a", "--max-tokens", "0"
+    )
+    assert "--temperature >= 0" in error_of(capsys, "generate", model, "a", "--temperature", "-1")
+    assert "--facts" in flag_error_of(capsys, "eval", model)
+
+
+def test_generate_is_greedy_or_seeded(model: Path, capsys: pytest.CaptureFixture) -> None:
+    def text(*flags: str) -> str:
+        assert main(["generate", str(model), "Place 3", "--max-tokens", "6", *flags]) == 0
+        return capsys.readouterr().out
+
+    assert text() == text("--seed", "5")
+    assert text().startswith("Place 3")
+    warm = [text("--temperature", "1.5", "--seed", seed) for seed in ("1", "1", "2")]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_show_can_be_read_again(config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["show", str(config), "--memory.sub-keys", "16", "--optim.lr", "1e-5"]) == 0
+    shown = capsys.readouterr().out
+    (values,) = yaml.safe_load(shown.split("┏")[0]).values()
+    run = from_dict(RunConfig, values, "shown")
+    assert run.memory is not None
+    assert (run.memory.sub_keys, run.memory.value_dim, run.memory.key_dim) == (16, 16, 8)
+    assert run.optim.lr == 1e-5
+    counts = count_parameters(build_model(run.model.to_preset(), run.memory, vocab_size=300))
+    for name in ("params_total", "params_active", "params_memory"):
+        assert f"{counts[name]:,}" in shown
+
+
+def test_show_a_comparison(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    values = {**yaml.safe_load(config.read_text()), "memory": None, "seeds": [1]}
+    values["variants"] = {"dense": {}, "memory": {"memory": MEMORY}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    assert main(["show", str(tmp_path / "c.yaml"), "--train.steps", "9"]) == 0
+    runs = yaml.safe_load(capsys.readouterr().out.split("┏")[0])
+    assert list(runs) == ["dense", "memory"]
+    assert [from_dict(RunConfig, run, name).train.steps for name, run in runs.items()] == [9, 9]
+    assert runs["dense"]["memory"] is None
+    assert runs["memory"]["memory"]["sub_keys"] == 8
