@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROUNDS = 5
-STEPS = 20
+ROUNDS = 3
+STEPS = 10
 
 CHILD = """
 import sys, time, statistics, torch
@@ -54,7 +54,7 @@ def main() -> None:
         "ratio_max": max(ratios),
         "rounds": ROUNDS,
         "steps_per_round": STEPS,
-        "command": "python experiments/01-allocator/run.py",
+        "command": "OMP_NUM_THREADS=1 python experiments/01-allocator/run.py",
         "device": device_name(),
         "versions": versions(),
         "commit": commit(),

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn import functional as F
 from tiny_models import tiny_llama, tiny_memory
+from torch.nn import functional as F
 
 from memory_layers import add_memory
 from memory_layers.data.tokens import TokenStream, write_tokens
