@@ -460,7 +460,7 @@ def full_gradient() -> RowGradient:
         (torch.zeros(V, N).T, {}, "table must be contiguous"),
         (torch.zeros(N), {}, r"table must have shape \[N, V\]"),
         (torch.zeros(N, V).double(), {"impl": "cpu"}, "must be torch.float64 for a torch.float64"),
-        (torch.zeros(N, V).half(), {"impl": "cpu"}, "supports float32 and bfloat16"),
+        (torch.zeros(N, V).half(), {"impl": "cpu"}, "supports float32, bfloat16"),
         (
             torch.zeros(N, V).bfloat16(),
             {"seed": 1, "master": torch.zeros(N, V)},
@@ -485,7 +485,7 @@ def test_bad_tables_are_named(table: Tensor, changes: dict[str, object], message
         ({"sources": torch.zeros(2).long()}, r"sources must have shape \[E=3\]"),
         ({"sources": torch.tensor([0, 1, 2])}, r"sources must lie in \[0, 2\), got 0 to 2"),
         ({"vectors": torch.zeros(2)}, r"vectors must have shape \[S, V\]"),
-        ({"vectors": torch.zeros(2, 3).double(), "impl": "cpu"}, "supports float32 and bfloat16"),
+        ({"vectors": torch.zeros(2, 3).double(), "impl": "cpu"}, "supports float32, bfloat16"),
     ],
 )
 def test_bad_factors_are_named(changes: dict[str, object], message: str) -> None:

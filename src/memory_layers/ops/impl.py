@@ -1,19 +1,39 @@
 """Which implementation of an operation runs, decided from its inputs by a short chain."""
 
+import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Impl = Literal["auto", "reference", "cpu"]
+Impl = Literal["auto", "reference", "cpu", "triton"]
+Chosen = Literal["reference", "cpu", "triton"]
 
-KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def use_cpu_kernel(impl: str, op: str, *tensors: Tensor) -> bool:
-    """Decide between the Numba kernel (True) and the reference (False).
+def kernels(folder: str, impl: str, op: str, *tensors: Tensor) -> ModuleType:
+    """Import the module of the chosen implementation: all define functions of the same names.
+
+    Args:
+        folder: "find", "read" or "write".
+        impl: As for choose.
+        op: As for choose.
+        *tensors: As for choose.
+
+    Raises:
+        ValueError: As for choose.
+    """
+    return import_module(f"memory_layers.ops.{folder}.{choose(impl, op, *tensors)}")
+
+
+def choose(impl: str, op: str, *tensors: Tensor) -> Chosen:
+    """Choose the implementation of an operation.
 
     Args:
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
@@ -21,33 +41,53 @@ def use_cpu_kernel(impl: str, op: str, *tensors: Tensor) -> bool:
         *tensors: Every floating-point input that the kernel would read or write.
 
     Raises:
-        ValueError: `impl` is unknown, or is "cpu" and does not support these inputs.
+        ValueError: `impl` is unknown, or is named and does not support these inputs.
     """
-    if impl not in ("auto", "reference", "cpu"):
-        raise ValueError(f'impl must be "auto", "reference" or "cpu", got {impl!r}')
     if impl == "reference":
-        return False
+        return "reference"
+    if impl == "auto":
+        kernel: Chosen = "cpu" if tensors[0].device.type == "cpu" else "triton"
+        return "reference" if _problem(kernel, tensors) else kernel
+    if impl not in ("cpu", "triton"):
+        raise ValueError(f'impl must be "auto", "reference", "cpu" or "triton", got {impl!r}')
+    if problem := _problem(impl, tensors):
+        raise ValueError(f'{op} with impl="{impl}" {problem}')
+    return "cpu" if impl == "cpu" else "triton"
+
+
+def _problem(kernel: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """Say why a kernel does not support these inputs, None when it does."""
     devices = sorted({tensor.device.type for tensor in tensors})
-    dtypes = [tensor.dtype for tensor in tensors if tensor.dtype not in KERNEL_DTYPES]
-    problem = None
-    if devices != ["cpu"]:
-        problem = f"needs tensors on the CPU, got {devices}"
-    elif dtypes:
-        problem = f"supports float32 and bfloat16, got {dtypes[0]}"
-    elif not _has_numba():
-        problem = "needs numba, which is not installed. hint: pip install numba"
-    if problem and impl == "cpu":
-        raise ValueError(f'{op} with impl="cpu" {problem}')
-    return problem is None
+    allowed = CPU_DTYPES if kernel == "cpu" else TRITON_DTYPES
+    refused = [tensor.dtype for tensor in tensors if tensor.dtype not in allowed]
+    if kernel == "cpu" and devices != ["cpu"]:
+        return f"needs tensors on the CPU, got {devices}"
+    if kernel == "triton" and devices != ["cuda"] and not _triton_interprets():
+        return f"needs tensors on a GPU, got {devices}"
+    if refused:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        return f"supports {names}, got {refused[0]}"
+    package = "numba" if kernel == "cpu" else "triton"
+    if not _is_installed(package):
+        return f"needs {package}, which is not installed. hint: pip install {package}"
+    return None
+
+
+def _triton_interprets() -> bool:
+    # Triton's own switch: its kernels then run on CPU tensors, slowly, for tests.
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
-def _has_numba() -> bool:
-    return find_spec("numba") is not None
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def check_rows(name: str, rows: Tensor, num_rows: int) -> None:
-    """Refuse row numbers outside the table, on the CPU, where looking costs little.
+    """Refuse row numbers outside the table: on the CPU always, on a GPU in torch's anomaly mode.
+
+    On a GPU looking would make the host wait. Kernels there read rows outside the table as zeros
+    and never write them.
 
     Args:
         name: Argument name for the error.
@@ -57,7 +97,9 @@ def check_rows(name: str, rows: Tensor, num_rows: int) -> None:
     Raises:
         ValueError: A number is negative or not below N.
     """
-    if rows.device.type != "cpu" or rows.numel() == 0:
+    if rows.numel() == 0 or rows.device.type == "meta":
+        return
+    if rows.device.type != "cpu" and not torch.is_anomaly_enabled():
         return
     low, high = (int(x) for x in torch.aminmax(rows))
     if low < 0 or high >= num_rows:

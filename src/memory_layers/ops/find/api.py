@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from memory_layers.ops.find import reference
-from memory_layers.ops.impl import Impl, check_floating, check_same_device, use_cpu_kernel
+from memory_layers.ops.impl import Impl, check_floating, check_same_device, kernels
 from memory_layers.shapes import check_shape
 
 
@@ -62,11 +61,8 @@ torch.library.define(
 def _forward(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor, Tensor]:
     # The scores decide which slots are read: they are never rounded to an autocast type.
     with torch.autocast(query.device.type, enabled=False):
-        if use_cpu_kernel(impl, "product_key_topk", query, sub_keys):
-            from memory_layers.ops.find import cpu
-
-            return cpu.product_key_topk(query, sub_keys, k)
-        return reference.product_key_topk(query, sub_keys, k)
+        ops = kernels("find", impl, "product_key_topk", query, sub_keys)
+        return ops.product_key_topk(query, sub_keys, k)
 
 
 @torch.library.impl("memory_layers::product_key_topk_backward", ("cpu", "cuda"))
@@ -74,11 +70,8 @@ def _backward(
     d_scores: Tensor, slots: Tensor, query: Tensor, sub_keys: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
-        if use_cpu_kernel(impl, "product_key_topk_backward", query, sub_keys):
-            from memory_layers.ops.find import cpu
-
-            return cpu.product_key_topk_backward(d_scores, slots, query, sub_keys)
-        return reference.product_key_topk_backward(d_scores, slots, query, sub_keys)
+        ops = kernels("find", impl, "product_key_topk_backward", query, sub_keys)
+        return ops.product_key_topk_backward(d_scores, slots, query, sub_keys)
 
 
 @torch.library.register_fake("memory_layers::product_key_topk")

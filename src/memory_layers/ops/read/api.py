@@ -15,9 +15,8 @@ from memory_layers.ops.impl import (
     check_integer,
     check_rows,
     check_same_device,
-    use_cpu_kernel,
+    kernels,
 )
-from memory_layers.ops.read import reference
 from memory_layers.shapes import check_shape
 
 
@@ -139,31 +138,21 @@ torch.library.define(
 
 @torch.library.impl("memory_layers::gather_sum", ("cpu", "cuda"))
 def _gather_sum(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Tensor:
-    if use_cpu_kernel(impl, "gather_sum", table, weights):
-        from memory_layers.ops.read import cpu
-
-        return cpu.gather_sum(table, slots, weights)
     with torch.autocast(table.device.type, enabled=False):
-        return reference.gather_sum(table, slots, weights)
+        ops = kernels("read", impl, "gather_sum", table, weights)
+        return ops.gather_sum(table, slots, weights)
 
 
 @torch.library.impl("memory_layers::gather_dot", ("cpu", "cuda"))
 def _gather_dot(table: Tensor, slots: Tensor, x: Tensor, impl: str) -> Tensor:
-    if use_cpu_kernel(impl, "gather_dot", table, x):
-        from memory_layers.ops.read import cpu
-
-        return cpu.gather_dot(table, slots, x)
     with torch.autocast(table.device.type, enabled=False):
-        return reference.gather_dot(table, slots, x)
+        return kernels("read", impl, "gather_dot", table, x).gather_dot(table, slots, x)
 
 
 @torch.library.impl("memory_layers::scatter_sum", ("cpu", "cuda"))
 def _scatter_sum(slots: Tensor, weights: Tensor, x: Tensor, num_rows: int, impl: str) -> Tensor:
-    if use_cpu_kernel(impl, "scatter_sum", weights, x):
-        from memory_layers.ops.read import cpu
-
-        return cpu.scatter_sum(slots, weights, x, num_rows)
-    return reference.scatter_sum(slots, weights, x, num_rows)
+    ops = kernels("read", impl, "scatter_sum", weights, x)
+    return ops.scatter_sum(slots, weights, x, num_rows)
 
 
 @torch.library.register_fake("memory_layers::gather_sum")

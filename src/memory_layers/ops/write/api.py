@@ -7,7 +7,7 @@ below add the factors up in fp32, one row at a time, and change the table in pla
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_rows, use_cpu_kernel
+from memory_layers.ops.impl import Impl, check_rows, choose
 from memory_layers.ops.write import reference
 from memory_layers.ops.write.gradient import RowGradient
 from memory_layers.shapes import check_shape
@@ -217,7 +217,7 @@ def _check_state(name: str, state: Tensor, table: Tensor, *, rowwise: bool) -> N
 
 def _finish(table: Tensor, master: Tensor | None, rows: Tensor, impl: Impl) -> None:
     if master is not None:
-        if use_cpu_kernel(impl, "copy_rows_", table, master):
+        if choose(impl, "copy_rows_", table, master) == "cpu":
             from memory_layers.ops.write import cpu
 
             cpu.copy_rows_(table, rows, master)
@@ -268,7 +268,7 @@ def _row_adamw_(
 ) -> None:
     numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "step": step, "seed": seed}
     factors = (starts, sources, weights, vectors)
-    if use_cpu_kernel(impl, "row_adamw_", table, weights, vectors):
+    if choose(impl, "row_adamw_", table, weights, vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         cpu.row_adamw_(table, exp_avg, exp_avg_sq, rows, factors, row_decay, scale=scale, **numbers)
@@ -292,7 +292,7 @@ def _row_sgd_(
     impl: str,
 ) -> None:
     factors = (starts, sources, weights, vectors)
-    if use_cpu_kernel(impl, "row_sgd_", table, weights, vectors):
+    if choose(impl, "row_sgd_", table, weights, vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         cpu.row_sgd_(table, rows, factors, row_decay, scale=scale, lr=lr, seed=seed)
@@ -319,7 +319,7 @@ def _row_adagrad_(
 ) -> None:
     factors = (starts, sources, weights, vectors)
     numbers = {"lr": lr, "eps": eps, "seed": seed}
-    if use_cpu_kernel(impl, "row_adagrad_", table, weights, vectors):
+    if choose(impl, "row_adagrad_", table, weights, vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         cpu.row_adagrad_(table, square_sum, rows, factors, row_decay, scale=scale, **numbers)

@@ -9,7 +9,7 @@ from memory_layers.ops.impl import (
     check_floating,
     check_integer,
     check_rows,
-    use_cpu_kernel,
+    choose,
 )
 from memory_layers.ops.write import reference
 from memory_layers.shapes import check_shape
@@ -70,7 +70,7 @@ def group_by_row(
     check_integer("sources", sources)
     check_floating(weights=weights, vectors=vectors)
     check_rows("sources", sources, check_shape("vectors", vectors, "S V")["S"])
-    if use_cpu_kernel(impl, "group_by_row", weights, vectors):
+    if choose(impl, "group_by_row", weights, vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         rows, starts, order = cpu.group_by_row(slots)
@@ -89,7 +89,7 @@ def row_sums(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
     Returns:
         [R, V] in fp32 (fp64 if an input is), the scale included.
     """
-    if use_cpu_kernel(impl, "row_sums", gradient.weights, gradient.vectors):
+    if choose(impl, "row_sums", gradient.weights, gradient.vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         sums = cpu.row_sums(*gradient.factors)
@@ -105,7 +105,7 @@ def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> float:
         gradient: The factors.
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
     """
-    if use_cpu_kernel(impl, "row_norm", gradient.weights, gradient.vectors):
+    if choose(impl, "row_norm", gradient.weights, gradient.vectors) == "cpu":
         from memory_layers.ops.write import cpu
 
         return gradient.scale * cpu.row_norm(*gradient.factors)
