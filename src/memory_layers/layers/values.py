@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from memory_layers.config import GradMode
 from memory_layers.layers.pending import PendingReads
+from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.read import gather_sum
 
 
@@ -41,7 +42,9 @@ class ValueTable(nn.Module):
         self.init_std = init_std
         self.grad_mode = grad_mode
         self.pending = PendingReads()
-        self.weight = nn.Parameter(torch.empty(slots, value_dim, dtype=dtype))
+        rows = torch.empty(slots, value_dim, dtype=dtype)
+        advise_huge_pages(rows)
+        self.weight = nn.Parameter(rows)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

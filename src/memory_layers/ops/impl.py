@@ -15,6 +15,8 @@ Chosen = Literal["reference", "cpu", "triton"]
 
 CPU_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Slots a head that FIND in Triton can sort in registers.
+TRITON_MAX_K = 128
 
 
 def kernels(folder: str, impl: str, op: str, *tensors: Tensor) -> ModuleType:

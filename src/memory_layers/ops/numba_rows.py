@@ -1,19 +1,17 @@
-"""What the Numba kernels share: bf16 rows as 16-bit integers, rounding, threads.
+"""What the Numba kernels share: bf16 rows as 16-bit integers, rounding, addresses.
 
 Numba has no bf16. A bf16 number is the upper half of an fp32 number, so a bf16 tensor is read as
 uint16, shifted into fp32, and written back by rounding to the nearest even or stochastically.
 """
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-# Reassociation lets a sum over a row use vector registers. NaN and infinity keep their meaning.
-FASTMATH = {"reassoc", "contract", "nsz"}
+from memory_layers.ops.numba_kernel import helper
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -21,15 +19,6 @@ def as_array(tensor: Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.uint16)
     return tensor.detach().numpy()
-
-
-def follow_torch_threads() -> None:
-    """Use as many threads as torch does, up to the pool that Numba started."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(max(1, min(threads, numba.config.NUMBA_NUM_THREADS)))
-    if torch.get_num_threads() != threads:
-        # The first call starts Numba's pool, which sets the threads of OpenMP, torch's included.
-        torch.set_num_threads(threads)
 
 
 @intrinsic
@@ -59,7 +48,17 @@ def float_bits(_context, number):  # noqa: ANN001, ANN201
     return types.uint32(number), codegen
 
 
-@njit
+@intrinsic
+def pointer_to(_context, address, like):  # noqa: ANN001, ANN201
+    """Turn an address into a pointer to numbers of the type of an array, for numba.carray."""
+
+    def codegen(context, builder, sig, args):  # noqa: ANN001, ANN202
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), codegen
+
+
+@helper
 def hash32(number: int) -> int:
     """Mix 32 bits (the "lowbias32" finaliser of Chris Wellons), as in write/reference.py."""
     number = np.uint32(number)
@@ -68,7 +67,7 @@ def hash32(number: int) -> int:
     return np.uint32(number ^ (number >> np.uint32(16)))
 
 
-@njit
+@helper
 def row_hash(seed: int, row: int) -> int:
     """Start the random stream of one row for one update."""
     low = np.uint32(row & 0xFFFFFFFF)
@@ -76,7 +75,7 @@ def row_hash(seed: int, row: int) -> int:
     return hash32(hash32(np.uint32(seed) ^ high) ^ low)
 
 
-@njit
+@helper
 def nearest_bf16(number: float) -> int:
     """Round to the nearest bf16, ties to even. NaN stays NaN."""
     bits = float_bits(number)
@@ -86,7 +85,7 @@ def nearest_bf16(number: float) -> int:
     return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@njit
+@helper
 def stochastic_bf16(number: float, random: int) -> int:
     """Round up with the probability of the lost fraction, so that the mean is exact."""
     bits = float_bits(number)
@@ -97,28 +96,42 @@ def stochastic_bf16(number: float, random: int) -> int:
     return np.uint16(np.uint32(bits + (random & np.uint32(0xFFFF))) >> np.uint32(16))
 
 
-def store_row(table: np.ndarray, row: int, values: np.ndarray, seed: int) -> None:
-    """Write fp32 values to a row: as they are, or to bf16, stochastically when seed >= 0."""
+def open_row(table: np.ndarray, row: int, buffer: np.ndarray) -> np.ndarray:
+    """Return a row as fp32 numbers to work on: itself, or a copy of a bf16 row in the buffer."""
 
 
-@overload(store_row)
-def _store_row(table, row, values, seed):  # noqa: ANN001, ANN202
-    if table.dtype == types.uint16:
+@overload(open_row)
+def _open_row(table, row, buffer):  # noqa: ANN001, ANN202
+    if table.dtype == types.float32:
+        return lambda table, row, buffer: table[row]
 
-        def store(table, row, values, seed):  # noqa: ANN001, ANN202
-            if seed < 0:
-                for v in range(values.shape[0]):
-                    table[row, v] = nearest_bf16(values[v])
-                return
-            start = row_hash(seed, row)
+    def read(table, row, buffer):  # noqa: ANN001, ANN202
+        narrow = table[row]
+        for v in range(buffer.shape[0]):
+            buffer[v] = as_float32(narrow[v])
+        return buffer
+
+    return read
+
+
+def close_row(table: np.ndarray, row: int, values: np.ndarray, seed: int) -> None:
+    """Write what open_row gave back: rounded to bf16, stochastically when seed >= 0."""
+
+
+@overload(close_row)
+def _close_row(table, row, values, seed):  # noqa: ANN001, ANN202
+    if table.dtype == types.float32:
+        return lambda table, row, values, seed: None
+
+    def write(table, row, values, seed):  # noqa: ANN001, ANN202
+        narrow = table[row]
+        if seed < 0:
             for v in range(values.shape[0]):
-                random = hash32(np.uint32(start + np.uint32(v) * np.uint32(0x9E3779B9)))
-                table[row, v] = stochastic_bf16(values[v], random)
-
-        return store
-
-    def store(table, row, values, seed):  # noqa: ANN001, ANN202
+                narrow[v] = nearest_bf16(values[v])
+            return
+        start = row_hash(seed, row)
         for v in range(values.shape[0]):
-            table[row, v] = values[v]
+            random = hash32(np.uint32(start + np.uint32(v) * np.uint32(0x9E3779B9)))
+            narrow[v] = stochastic_bf16(values[v], random)
 
-    return store
+    return write

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from memory_layers.layers import ValueTable
-from memory_layers.ops.write import RowGradient
+from memory_layers.ops.write import RowGradient, group_by_row
 
 
 def take_row_gradient(table: ValueTable) -> RowGradient | None:
@@ -34,11 +34,5 @@ def take_row_gradient(table: ValueTable) -> RowGradient | None:
 
 
 def _from_sums(rows: Tensor, sums: Tensor) -> RowGradient:
-    entries = torch.arange(len(rows) + 1, device=rows.device)
-    return RowGradient(
-        rows=rows,
-        starts=entries,
-        sources=entries[:-1],
-        weights=torch.ones(len(rows), device=rows.device),
-        vectors=sums,
-    )
+    ones = torch.ones(len(rows), 1, device=rows.device)
+    return group_by_row(rows[:, None], ones, sums)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from memory_layers.layers import ValueTable
+from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.write import RowGradient, row_adamw_, row_norm
 from memory_layers.optim.gradients import take_row_gradient
 from memory_layers.optim.groups import find_tables, split_parameters
@@ -135,27 +136,30 @@ class MemoryAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def clip_grad_norm_(
         self, max_norm: float | None, value_max_norm: float | None = None
-    ) -> tuple[float | None, float | None]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Clip dense gradients and table gradients apart, as arXiv 2412.09764's code does.
+
+        Does not wait for a GPU: the norms are tensors, to be read when they are logged.
 
         Args:
             max_norm: Largest norm of all dense gradients together. None: leave them alone.
             value_max_norm: Largest norm of all table gradients together. None: leave them alone.
 
         Returns:
-            Both norms before clipping, None for what was left alone.
+            Both norms before clipping, 0-dim, None for what was left alone.
         """
         dense_norm = value_norm = None
         if max_norm is not None:
             dense = [p for g in self.param_groups if not g.get("memory") for p in g["params"]]
-            dense_norm = float(torch.nn.utils.clip_grad_norm_(dense, max_norm)) if dense else 0.0
+            dense_norm = torch.nn.utils.clip_grad_norm_(dense, max_norm)
         if value_max_norm is not None:
             gradients = [take_row_gradient(table) for table in self._tables]
-            value_norm = math.hypot(*(row_norm(g) for g in gradients if g is not None))
-            self._scale_tables(min(1.0, value_max_norm / (value_norm + 1e-6)))
+            norms = [row_norm(gradient) for gradient in gradients if gradient is not None]
+            value_norm = torch.stack(norms).norm() if norms else torch.zeros(())
+            self._scale_tables((value_max_norm / (value_norm + 1e-6)).clamp(max=1.0))
         return dense_norm, value_norm
 
-    def _scale_tables(self, factor: float) -> None:
+    def _scale_tables(self, factor: Tensor) -> None:
         for table in self._tables:
             if table.weight.grad is None:
                 table.pending.scale(factor)
@@ -192,16 +196,11 @@ class MemoryAdamW(torch.optim.AdamW):
         if not state:
             self._init_table_state(state, weight, group)
         state["step"] += 1
-        decay_sum = state.get("decay_sum")
-        if decay_sum is not None:
+        if "decayed" in state:
             # The logarithm of the decay of a row that was touched in every step so far.
-            decay_sum += math.log1p(-group["lr"] * group["weight_decay"])
+            state["decay_total"] += math.log1p(-group["lr"] * group["weight_decay"])
         if gradient is None:
             return
-        row_decay = None
-        if decay_sum is not None:
-            row_decay = (decay_sum - state["row_decay_sum"][gradient.rows]).exp().float()
-            state["row_decay_sum"][gradient.rows] = decay_sum
         master = state.get("master")
         rounds = weight.dtype == torch.bfloat16 and master is None
         row_adamw_(
@@ -213,7 +212,8 @@ class MemoryAdamW(torch.optim.AdamW):
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
-            row_decay=row_decay,
+            decayed=state.get("decayed"),
+            decay_total=state.get("decay_total", 0.0),
             master=master,
             seed=(group["seed"] * 1_000_003 + state["step"]) % 2**31 if rounds else None,
         )
@@ -223,13 +223,18 @@ class MemoryAdamW(torch.optim.AdamW):
     ) -> None:
         state["step"] = 0
         wide = group["value_state"] == "full"
-        dtype = torch.promote_types(weight.dtype, torch.float32)
         if wide:
-            state["exp_avg"] = torch.zeros_like(weight, dtype=dtype)
-        width = weight.shape[1] if wide else 1
-        state["exp_avg_sq"] = weight.new_zeros(len(weight), width, dtype=dtype)
+            state["exp_avg"] = _zeros(weight, weight.shape[1])
+        state["exp_avg_sq"] = _zeros(weight, weight.shape[1] if wide else 1)
         if weight.dtype == torch.bfloat16 and group["bf16_rows"] == "master":
             state["master"] = weight.detach().float()
         if group["weight_decay"]:
-            state["decay_sum"] = torch.zeros((), dtype=torch.float64, device=weight.device)
-            state["row_decay_sum"] = weight.new_zeros(len(weight), dtype=torch.float64)
+            state["decay_total"] = 0.0
+            state["decayed"] = weight.new_zeros(len(weight), dtype=torch.float64)
+
+
+def _zeros(weight: Tensor, width: int) -> Tensor:
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    state = weight.new_empty((len(weight), width), dtype=dtype)
+    advise_huge_pages(state)
+    return state.zero_()

@@ -1,117 +1,137 @@
-"""FIND on the CPU: one matrix product for the scores, then selection and merge in Numba."""
+"""FIND on the CPU: one matrix product for the scores, then selection and merge in Numba.
+
+Both halves of LANES tokens' scores are selected at once, and merged at once: see cpu_sort.py.
+"""
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.numba_rows import FASTMATH, as_array, follow_torch_threads
+from memory_layers.ops.find.cpu_sort import (
+    LANES,
+    MASK_BITS,
+    exchange,
+    group_maxima,
+    index_of,
+    lowest_bit,
+    network,
+    not_below,
+    pack,
+    score_of,
+    staircase,
+)
+from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
+from memory_layers.ops.numba_rows import as_array
 
-# Tokens that one thread takes at a time: enough to pay for its scratch space.
-BLOCK_TOKENS = 16
-# Tokens whose scores are held at once: bounds the [tokens, H, 2, M] scores to a few MiB.
-SCORE_NUMBERS = 2**21
+# Scores held at once, [H, 2, tokens, M] numbers: 2 MiB stay in the caches.
+SCORE_NUMBERS = 2**19
 
 
-@njit(cache=True)
-def _rank_sort(values, labels, count, out_values, out_labels):  # noqa: ANN001, ANN202
-    """Sort in falling order, equal values in the order they came: each value counts its betters.
+@helper
+def _sort(lists, exchanges):  # noqa: ANN001, ANN202
+    for e in range(exchanges.shape[0]):
+        exchange(lists, exchanges[e, 0], exchanges[e, 1])
 
-    Quadratic and without branches: faster than insertion for the few dozen values that come here.
+
+@helper
+def _keep_best(lists, lane, k, exchanges):  # noqa: ANN001, ANN202
+    """Sort a list that is full, so that it holds its k best, and return the worst of these."""
+    _sort(lists, exchanges)
+    lists[k:, lane] = -np.inf
+    return score_of(lists[k - 1, lane])
+
+
+@helper
+def _candidates(scores, bound, lists, lane, k, exchanges):  # noqa: ANN001, ANN202
+    """Fill a list with all scores that may be among the k best: they reach the bound, or are NaN.
+
+    A list that is full is cut to its k best, whose worst is the new bound.
     """
-    present = values[:count]
-    for a in range(count):
-        value = present[a]
-        rank = np.int32(0)
-        for b in range(present.shape[0]):
-            rank = np.int32(rank + np.int32(1 if present[b] > value else 0))
-        earlier = present[:a]
-        for b in range(earlier.shape[0]):
-            rank = np.int32(rank + np.int32(1 if earlier[b] == value else 0))
-        out_values[rank] = value
-        out_labels[rank] = labels[a]
-
-
-@njit(cache=True)
-def _lower_bound(scores, maxima, ranked, labels):  # noqa: ANN001, ANN202
-    """Return a number that at least k scores reach: the k-th largest of 2 k group maxima."""
-    groups = maxima.shape[0]
-    if scores.shape[0] < 2 * groups:
-        return np.float32(-np.inf)
-    for g in range(groups):
-        maxima[g] = scores[g]
-    for low in range(groups, scores.shape[0] - groups + 1, groups):
-        for g in range(groups):
-            maxima[g] = max(maxima[g], scores[low + g])
-    _rank_sort(maxima, labels, groups, ranked, labels)
-    return ranked[groups // 2 - 1]
-
-
-@njit(cache=True)
-def _select(scores, k, scratch, scratch_labels, best, index):  # noqa: ANN001, ANN202
-    """Fill best and index with the k largest scores in falling order, the lower index first."""
-    bound = _lower_bound(scores, scratch[0, : 2 * k], scratch[1], scratch_labels[1])
-    values, labels = scratch[0], scratch_labels[0]
+    room = lists.shape[0]
     count = 0
-    for m in range(scores.shape[0]):
-        values[count] = scores[m]
-        labels[count] = m
-        count += np.int64(scores[m] > bound)
-    m = 0
-    while count < k and m < scores.shape[0]:
-        if scores[m] == bound:
-            values[count] = bound
-            labels[count] = m
+    whole = scores.shape[0] - scores.shape[0] % MASK_BITS
+    for low in range(0, whole, MASK_BITS):
+        mask = not_below(scores, low, bound)
+        while mask != 0:
+            m = low + lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            if count == room:
+                bound = _keep_best(lists, lane, k, exchanges)
+                count = k
+            lists[count, lane] = pack(scores[m], m)
             count += 1
-        m += 1
-    if count < k:
-        # Only NaN compares as neither above nor equal: it must reach the scores, not vanish here.
-        for m in range(k):
-            best[m] = np.float32(np.nan)
-            index[m] = m
-        return
-    _rank_sort(values, labels, count, best, index)
+    for m in range(whole, scores.shape[0]):
+        if not scores[m] < bound:
+            if count == room:
+                bound = _keep_best(lists, lane, k, exchanges)
+                count = k
+            lists[count, lane] = pack(scores[m], m)
+            count += 1
 
 
-@njit(parallel=True, cache=True)
-def _select_pairs_kernel(half_scores, scores, slots):  # noqa: ANN001, ANN202
+@helper
+def _pairs(first, second, lane, stairs, lists, exchanges):  # noqa: ANN001, ANN202
+    """Fill a list with the sums of ranks (i, j) that may be among the k best."""
+    widths, corners = stairs
+    room, k = lists.shape[0], widths.shape[0]
+    bound = np.float32(-np.inf)
+    for i in range(k):
+        corner = score_of(first[i, lane]) + score_of(second[corners[i], lane])
+        bound = corner if corner > bound else bound
+    count = 0
+    for i in range(k):
+        score = score_of(first[i, lane])
+        for j in range(widths[i]):
+            pair = score + score_of(second[j, lane])
+            if pair < bound:
+                break
+            if count == room:
+                bound = _keep_best(lists, lane, k, exchanges)
+                count = k
+            lists[count, lane] = pack(pair, i * k + j)
+            count += 1
+
+
+@kernel(parallel=True)
+def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
     heads, _, tokens, num_sub_keys = half_scores.shape
     k = scores.shape[2]
-    pairs = 0
-    for i in range(k):
-        pairs += k // (i + 1)
-    room = max(num_sub_keys + 1, 2 * k, pairs)
-    for block in prange((tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS):
-        scratch = np.empty((2, room), np.float32)
-        labels = np.zeros((2, room), np.int64)
-        best = np.empty((3, room), np.float32)
-        index = np.zeros((3, room), np.int64)
-        for t in range(block * BLOCK_TOKENS, min((block + 1) * BLOCK_TOKENS, tokens)):
-            for h in range(heads):
-                _select(half_scores[h, 0, t], k, scratch, labels, best[0], index[0])
-                _select(half_scores[h, 1, t], k, scratch, labels, best[1], index[1])
-                # The pair of ranks (i, j) has (i + 1) * (j + 1) - 1 pairs that are at least as
-                # good, so it can be among the best k only if (i + 1) * (j + 1) <= k.
-                count = 0
-                has_nan = False
-                for i in range(k):
-                    for j in range(k // (i + 1)):
-                        pair = best[0, i] + best[1, j]
-                        has_nan |= pair != pair
-                        scratch[0, count] = pair
-                        labels[0, count] = index[0, i] * num_sub_keys + index[1, j]
-                        count += 1
-                if has_nan:
-                    best[2, :k] = np.float32(np.nan)
-                    index[2, :k] = labels[0, :k]
-                else:
-                    _rank_sort(scratch[0], labels[0], count, best[2], index[2])
-                for n in range(k):
-                    scores[t, h, n] = best[2, n]
-                    slots[t, h, n] = index[2, n]
+    groups, room = bounding[1], sorting[1]
+    blocks = (tokens + LANES - 1) // LANES
+    for block in prange(blocks * heads):
+        h = block // blocks
+        start = block % blocks * LANES
+        lanes = min(LANES, tokens - start)
+        line = np.empty(groups, np.float32)
+        maxima = np.zeros((groups, LANES), np.float32)
+        lists = np.empty((3, room, LANES), np.float64)
+        lists[:] = -np.inf
+        for half in range(2):
+            bound = np.full(LANES, -np.inf, np.float32)
+            if num_sub_keys >= 2 * groups:
+                for lane in range(lanes):
+                    group_maxima(half_scores[h, half, start + lane], line)
+                    maxima[:, lane] = line
+                _sort(maxima, bounding[0])
+                bound[:] = maxima[k - 1]
+            for lane in range(lanes):
+                half_row = half_scores[h, half, start + lane]
+                _candidates(half_row, bound[lane], lists[half], lane, k, sorting[0])
+            _sort(lists[half], sorting[0])
+        for lane in range(lanes):
+            _pairs(lists[0], lists[1], lane, stairs, lists[2], sorting[0])
+        _sort(lists[2], sorting[0])
+        for lane in range(lanes):
+            for n in range(k):
+                packed = lists[2, n, lane]
+                rank = index_of(packed)
+                i, j = index_of(lists[0, rank // k, lane]), index_of(lists[1, rank % k, lane])
+                scores[start + lane, h, n] = score_of(packed)
+                slots[start + lane, h, n] = i * num_sub_keys + j
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@kernel(parallel=True)
 def _backward_query_kernel(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
     num_sub_keys = sub_keys.shape[2]
     for t in prange(d_query.shape[0]):
@@ -128,7 +148,7 @@ def _backward_query_kernel(d_scores, slots, sub_keys, d_query):  # noqa: ANN001,
                         total[c] += d_score * key[c]
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@kernel(parallel=True)
 def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):  # noqa: ANN001, ANN202
     heads, _, num_sub_keys, _ = d_sub_keys.shape
     # A thread owns one half of one head, so no two threads write one sub-key.
@@ -146,6 +166,40 @@ def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):  # noqa: ANN001, 
                     total[c] += d_score * half[c]
 
 
+def select_pairs(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Select the best k of the M * M sums of two half-scores.
+
+    Args:
+        half_scores: [H, 2, T, M] fp32.
+        k: K.
+
+    Returns:
+        scores: [T, H, K] fp32, falling.
+        slots: [T, H, K] int64.
+    """
+    follow_torch_threads()
+    heads, _, tokens, _ = half_scores.shape
+    scores = torch.empty(tokens, heads, k)
+    slots = torch.empty(tokens, heads, k, dtype=torch.int64)
+    _select(half_scores.contiguous(), scores, slots)
+    return scores, slots
+
+
+def _select(half_scores: Tensor, scores: Tensor, slots: Tensor) -> None:
+    k = scores.shape[2]
+    # Twice k leaves room for the candidates that a bound which k scores reach lets through.
+    twice = 2 * 2 ** (k - 1).bit_length()
+    groups, room = max(LANES, twice), max(64, twice)
+    _select_pairs_kernel(
+        as_array(half_scores),
+        (network(groups, (k - 1,)), groups),
+        (network(room, tuple(range(k))), room),
+        staircase(k),
+        as_array(scores),
+        as_array(slots),
+    )
+
+
 def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Best k of each half, then the best k of the pairs that can still be among the best k."""
     follow_torch_threads()
@@ -157,7 +211,7 @@ def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
     for low in range(0, tokens, step):
         part = slice(low, low + step)
         half_scores = query[part].float().permute(1, 2, 0, 3) @ keys  # [H, 2, T, M]
-        _select_pairs_kernel(as_array(half_scores), as_array(scores[part]), as_array(slots[part]))
+        _select(half_scores, scores[part], slots[part])
     return scores, slots
 
 

@@ -2,40 +2,44 @@
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.numba_rows import FASTMATH, as_array, as_float32, follow_torch_threads
+from memory_layers.ops.numba_kernel import follow_torch_threads, kernel
+from memory_layers.ops.numba_rows import as_array
+from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
 
 # Columns that one thread owns in scatter_sum: a cache line of fp32 and a vector register.
 BLOCK_V = 16
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@kernel(parallel=True)
 def _gather_sum_kernel(table, slots, weights, out):  # noqa: ANN001, ANN202
+    reads = slots.shape[1]
+    places, factors = slots.reshape(-1), weights.reshape(-1)
+    grouped = reads - reads % GROUP
     for t in prange(slots.shape[0]):
         total = out[t]
         total[:] = np.float32(0)
-        for j in range(slots.shape[1]):
-            row = table[slots[t, j]]
-            weight = weights[t, j]
-            for v in range(out.shape[1]):
-                total[v] += weight * as_float32(row[v])
+        for j in range(0, grouped, GROUP):
+            add_group(table, places, factors, total, t * reads + j)
+        for j in range(grouped, reads):
+            add_one(table, places, factors, total, t * reads + j)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@kernel(parallel=True)
 def _gather_dot_kernel(table, slots, x, out):  # noqa: ANN001, ANN202
+    reads = slots.shape[1]
+    places, dots = slots.reshape(-1), out.reshape(-1)
+    grouped = reads - reads % GROUP
     for t in prange(slots.shape[0]):
-        vector = x[t]
-        for j in range(slots.shape[1]):
-            row = table[slots[t, j]]
-            total = np.float32(0)
-            for v in range(vector.shape[0]):
-                total += vector[v] * as_float32(row[v])
-            out[t, j] = total
+        for j in range(0, grouped, GROUP):
+            dot_group(table, places, x[t], dots, t * reads + j)
+        for j in range(grouped, reads):
+            dot_one(table, places, x[t], dots, t * reads + j)
 
 
-@njit(parallel=True, cache=True, fastmath=FASTMATH)
+@kernel(parallel=True)
 def _scatter_sum_kernel(slots, weights, x, out):  # noqa: ANN001, ANN202
     blocks = (out.shape[1] + BLOCK_V - 1) // BLOCK_V
     # A thread owns columns, so no two threads write one number and the order of sums is fixed.

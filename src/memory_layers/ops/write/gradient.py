@@ -1,112 +1,95 @@
-"""RowGradient: the gradient of a table as factors, grouped by row. Next: api.py, the steps."""
+"""RowGradient: the gradient of a table as factors, sorted by row. Next: api.py, the steps."""
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import (
-    Impl,
-    check_floating,
-    check_integer,
-    check_rows,
-    choose,
-)
-from memory_layers.ops.write import reference
+from memory_layers.ops.impl import Impl, check_floating, check_integer, kernels
+from memory_layers.ops.write.entries import pack_entries, sort_entries
 from memory_layers.shapes import check_shape
 
 
 @dataclass(frozen=True)
 class RowGradient:
-    """The gradient of a table, grouped by row and not multiplied out.
+    """The gradient of a table: the factors of each read, sorted by row and not multiplied out.
 
-    d_table[rows[r]] = scale * sum of weights[e] * vectors[sources[e]], starts[r] <= e < starts[r+1]
+    d_table[row] = scale * sum of weights[t, j] * vectors[t] over the entries of the row
 
     Attributes:
-        rows: [R] int64, the touched rows, each once, in rising order.
-        starts: [R + 1] int64, where the entries of each row begin.
-        sources: [E] int64, the vector of each entry.
-        weights: [E], the weight of each entry.
-        vectors: [S, V], output gradients of the reads.
-        scale: A factor on the whole gradient, such as that of clipping.
+        entries: One [T * J] int64 tensor a read, rising: row << 32 | t * J + j.
+        weights: [T, J] of each read.
+        vectors: [T, V] of each read, the gradients of what it returned.
+        scale: 0-dim fp32 on the same device, a factor on the whole gradient, as clipping sets it.
     """
 
-    rows: Tensor
-    starts: Tensor
-    sources: Tensor
-    weights: Tensor
-    vectors: Tensor
-    scale: float = 1.0
+    entries: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    vectors: tuple[Tensor, ...]
+    scale: Tensor
 
     @property
-    def factors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The tensors that define the row sums."""
-        return self.starts, self.sources, self.weights, self.vectors
+    def rows(self) -> Tensor:
+        """[R] int64, the touched rows, each once, in rising order. Waits for a GPU."""
+        return torch.unique(torch.cat(self.entries) >> 32)
 
-    def scaled(self, factor: float) -> "RowGradient":
-        """Return this gradient times a factor, sharing all tensors."""
+    def scaled(self, factor: float | Tensor) -> "RowGradient":
+        """Return this gradient times a factor, sharing all other tensors."""
         return replace(self, scale=self.scale * factor)
 
+    def joined(self, other: "RowGradient") -> "RowGradient":
+        """Return the sum of two gradients of one scale, sharing all tensors."""
+        return RowGradient(
+            self.entries + other.entries,
+            self.weights + other.weights,
+            self.vectors + other.vectors,
+            self.scale,
+        )
 
-def group_by_row(
-    slots: Tensor, weights: Tensor, sources: Tensor, vectors: Tensor, *, impl: Impl = "auto"
-) -> RowGradient:
-    """Group the factors of a table gradient by the row they belong to.
+
+def group_by_row(slots: Tensor, weights: Tensor, vectors: Tensor) -> RowGradient:
+    """Sort the factors that one read leaves by the row they belong to.
 
     Args:
-        slots: [E] int64, the row of each entry.
-        weights: [E], the weight of each entry.
-        sources: [E] int64, rows of `vectors`.
-        vectors: [S, V].
-        impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
+        slots: [T, J] row numbers, int32 or int64, below 2^31.
+        weights: [T, J].
+        vectors: [T, V].
 
     Raises:
-        ValueError: Shapes or types disagree, a source is out of range, or `impl` does not support
-            these inputs.
+        ValueError: Shapes or types disagree.
     """
-    sizes = check_shape("slots", slots, "E")
-    check_shape("weights", weights, "E", **sizes)
-    check_shape("sources", sources, "E", **sizes)
+    sizes = check_shape("slots", slots, "T J")
+    check_shape("weights", weights, "T J", **sizes)
+    check_shape("vectors", vectors, "T V", T=sizes["T"])
     check_integer("slots", slots)
-    check_integer("sources", sources)
     check_floating(weights=weights, vectors=vectors)
-    check_rows("sources", sources, check_shape("vectors", vectors, "S V")["S"])
-    if choose(impl, "group_by_row", weights, vectors) == "cpu":
-        from memory_layers.ops.write import cpu
-
-        rows, starts, order = cpu.group_by_row(slots)
-    else:
-        rows, starts, order = reference.group_by_row(slots)
-    return RowGradient(rows, starts, sources[order], weights[order], vectors)
+    entries = sort_entries(pack_entries(slots))
+    # ones and not tensor(1.0): a number copied from the host would make it wait for a GPU.
+    scale = torch.ones((), dtype=torch.float32, device=slots.device)
+    return RowGradient((entries,), (weights,), (vectors,), scale)
 
 
-def row_sums(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
-    """Multiply the factors out for the touched rows.
+def row_sums(gradient: RowGradient, *, impl: Impl = "auto") -> tuple[Tensor, Tensor]:
+    """Multiply the factors out for the touched rows. Waits for a GPU.
 
     Args:
         gradient: The factors.
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
 
     Returns:
-        [R, V] in fp32 (fp64 if an input is), the scale included.
+        rows: [R] int64, rising.
+        sums: [R, V] in fp32 (fp64 if an input is), the scale included.
     """
-    if choose(impl, "row_sums", gradient.weights, gradient.vectors) == "cpu":
-        from memory_layers.ops.write import cpu
-
-        sums = cpu.row_sums(*gradient.factors)
-    else:
-        sums = reference.row_sums(*gradient.factors)
-    return sums if gradient.scale == 1.0 else sums.mul_(gradient.scale)
+    ops = kernels("write", impl, "row_sums", *gradient.weights, *gradient.vectors)
+    return ops.row_sums(gradient.entries, gradient.weights, gradient.vectors, gradient.scale)
 
 
-def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> float:
-    """Return the Euclidean norm of the whole table gradient.
+def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
+    """Return the Euclidean norm of the whole table gradient, 0-dim, without waiting for a GPU.
 
     Args:
         gradient: The factors.
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
     """
-    if choose(impl, "row_norm", gradient.weights, gradient.vectors) == "cpu":
-        from memory_layers.ops.write import cpu
-
-        return gradient.scale * cpu.row_norm(*gradient.factors)
-    return gradient.scale * float(reference.row_sums(*gradient.factors).norm())
+    ops = kernels("write", impl, "row_norm", *gradient.weights, *gradient.vectors)
+    return ops.row_norm(gradient.entries, gradient.weights, gradient.vectors, gradient.scale)

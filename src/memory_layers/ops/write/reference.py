@@ -1,29 +1,40 @@
 """WRITE in plain PyTorch: defines correct, on any device. Makes the [R, V] row sums."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
 
 MASK32 = 0xFFFFFFFF
 
 
-def group_by_row(slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort row numbers: the distinct rows, where each row's group starts, and the order."""
-    ordered, order = torch.sort(slots, stable=True)
-    rows, counts = torch.unique_consecutive(ordered, return_counts=True)
-    starts = torch.zeros(rows.shape[0] + 1, dtype=torch.int64, device=slots.device)
-    torch.cumsum(counts, 0, out=starts[1:])
-    return rows.long(), starts, order
+def row_sums(
+    entries: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, rising, and scale * sum of weights[t, j] * vectors[t] of each."""
+    entry, weight, vector = merge(entries, weights, vectors)
+    dtype = torch.promote_types(torch.promote_types(vector.dtype, weight.dtype), torch.float32)
+    rows, group = torch.unique_consecutive(entry >> PLACE_BITS, return_inverse=True)
+    place = entry & PLACE_MASK
+    source = place // max(1, weight.shape[1])
+    scaled = weight.flatten()[place].to(dtype)[:, None] * vector[source].to(dtype)  # [E, V]
+    sums = torch.zeros(rows.shape[0], vector.shape[1], dtype=dtype, device=vector.device)
+    return rows, sums.index_add_(0, group, scaled).mul_(scale)
 
 
-def row_sums(starts: Tensor, sources: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
-    """sums[r] = sum of weights[e] * vectors[sources[e]] over starts[r] <= e < starts[r + 1]."""
-    dtype = torch.promote_types(vectors.dtype, weights.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
-    scaled = weights.to(dtype)[:, None] * vectors[sources].to(dtype)  # [E, V]
-    counts = starts.diff()
-    group = torch.repeat_interleave(torch.arange(counts.shape[0], device=starts.device), counts)
-    sums = torch.zeros(counts.shape[0], vectors.shape[1], dtype=dtype, device=vectors.device)
-    return sums.index_add_(0, group, scaled)
+def row_norm(
+    entries: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    scale: Tensor,
+) -> Tensor:
+    """Euclidean norm of all row sums together."""
+    return row_sums(entries, weights, vectors, scale)[1].norm()
 
 
 def hash32(number: Tensor) -> Tensor:
@@ -48,14 +59,22 @@ def stochastic_bf16(values: Tensor, rows: Tensor, seed: int) -> Tensor:
     return torch.where(values.isnan(), values, signed.view(torch.float32)).to(torch.bfloat16)
 
 
-def load_rows(table: Tensor, rows: Tensor, row_decay: Tensor) -> Tensor:
-    """Read rows in fp32 (fp64 if the table is), each times its decay where there is one."""
-    weight = table[rows].to(torch.promote_types(table.dtype, torch.float32))
-    return weight * row_decay[:, None].to(weight.dtype) if row_decay.numel() else weight
+def load_rows(
+    table: Tensor, master: Tensor, rows: Tensor, decayed: Tensor, decay_total: float
+) -> Tensor:
+    """Read rows in fp32 (fp64 if the table is), with the weight decay they have missed so far."""
+    source = master if master.numel() else table
+    weight = source[rows].to(torch.promote_types(table.dtype, torch.float32))
+    if decayed.numel():
+        weight *= (decay_total - decayed[rows]).exp().to(weight.dtype)[:, None]
+        decayed[rows] = decay_total
+    return weight
 
 
-def store_rows(table: Tensor, rows: Tensor, values: Tensor, seed: int) -> None:
-    """Write fp32 values to rows of the table, to bf16 stochastically when seed >= 0."""
+def store_rows(table: Tensor, master: Tensor, rows: Tensor, values: Tensor, seed: int) -> None:
+    """Write rows to the table and its master copy, to bf16 stochastically when seed >= 0."""
+    if master.numel():
+        master[rows] = values
     if table.dtype == torch.bfloat16 and seed >= 0:
         values = stochastic_bf16(values, rows, seed)
     table[rows] = values.to(table.dtype)
@@ -65,10 +84,11 @@ def row_adamw_(
     table: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    row_decay: Tensor,
+    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
+    decayed: Tensor,
+    master: Tensor,
     *,
+    decay_total: float,
     lr: float,
     beta1: float,
     beta2: float,
@@ -76,8 +96,9 @@ def row_adamw_(
     step: int,
     seed: int,
 ) -> None:
-    """One AdamW step on the named rows. An exp_avg without rows means no first moment."""
-    weight = load_rows(table, rows, row_decay)
+    """One AdamW step on the touched rows. An exp_avg without rows means no first moment."""
+    rows, gradient = row_sums(*factors)
+    weight = load_rows(table, master, rows, decayed, decay_total)
     gradient = gradient.to(weight.dtype)
     square = gradient.square()
     if exp_avg_sq.shape[1] != table.shape[1]:
@@ -87,41 +108,44 @@ def row_adamw_(
     if exp_avg.shape[0]:
         exp_avg[rows] = first = beta1 * exp_avg[rows] + (1 - beta1) * gradient
         first = first / (1 - beta1**step)
-    scale = (second / (1 - beta2**step)).sqrt() + eps
-    store_rows(table, rows, weight - lr * first / scale, seed)
+    divisor = (second / (1 - beta2**step)).sqrt() + eps
+    store_rows(table, master, rows, weight - lr * first / divisor, seed)
 
 
 def row_sgd_(
     table: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    row_decay: Tensor,
+    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
+    decayed: Tensor,
+    master: Tensor,
     *,
+    decay_total: float,
     lr: float,
     seed: int,
 ) -> None:
-    """One SGD step on the named rows."""
-    weight = load_rows(table, rows, row_decay)
-    gradient = gradient.to(weight.dtype)
-    store_rows(table, rows, weight - lr * gradient, seed)
+    """One SGD step on the touched rows."""
+    rows, gradient = row_sums(*factors)
+    weight = load_rows(table, master, rows, decayed, decay_total)
+    store_rows(table, master, rows, weight - lr * gradient.to(weight.dtype), seed)
 
 
 def row_adagrad_(
     table: Tensor,
     square_sum: Tensor,
-    rows: Tensor,
-    gradient: Tensor,
-    row_decay: Tensor,
+    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
+    decayed: Tensor,
+    master: Tensor,
     *,
+    decay_total: float,
     lr: float,
     eps: float,
     seed: int,
 ) -> None:
-    """One Adagrad step on the named rows."""
-    weight = load_rows(table, rows, row_decay)
+    """One Adagrad step on the touched rows."""
+    rows, gradient = row_sums(*factors)
+    weight = load_rows(table, master, rows, decayed, decay_total)
     gradient = gradient.to(weight.dtype)
     square = gradient.square()
     if square_sum.shape[1] != table.shape[1]:
         square = square.mean(1, keepdim=True)
     square_sum[rows] = total = square_sum[rows] + square
-    store_rows(table, rows, weight - lr * gradient / (total.sqrt() + eps), seed)
+    store_rows(table, master, rows, weight - lr * gradient / (total.sqrt() + eps), seed)

@@ -1,0 +1,225 @@
+"""Kernels of FIND in Triton: best sub-keys of each half, then best pairs. See triton.py."""
+
+import triton
+import triton.language as tl
+
+from memory_layers.ops.find.triton_sort import (
+    EMPTY,
+    largest,
+    pack,
+    packed_label,
+    packed_rank,
+    rank_of,
+    score_of,
+)
+
+
+@triton.jit
+def _load_rows(rows_ptr, row_stride, inside, columns, C: tl.constexpr, DTYPE: tl.constexpr):
+    mask = inside[:, None] & (columns < C)[None, :]
+    return tl.load(rows_ptr + row_stride[:, None] + columns[None, :], mask, other=0).to(DTYPE)
+
+
+@triton.jit
+def _block_scores(
+    query,
+    query_ptr,
+    query_rows,
+    has_token,
+    keys_ptr,
+    m,
+    num_sub_keys,
+    C: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Multiply a block of tokens with a block of sub-keys: [BLOCK_T, BLOCK_M] fp32."""
+    key_rows = m.to(tl.int64) * C
+    if C <= BLOCK_C:
+        columns = tl.arange(0, BLOCK_C)
+        keys = _load_rows(keys_ptr, key_rows, m < num_sub_keys, columns, C, DTYPE)
+        scores = tl.dot(query, keys.T, input_precision=PRECISION)
+    else:
+        scores = tl.zeros((query_rows.shape[0], m.shape[0]), tl.float32)
+        for c in range(0, C, BLOCK_C):
+            columns = c + tl.arange(0, BLOCK_C)
+            part = _load_rows(query_ptr, query_rows, has_token, columns, C, DTYPE)
+            keys = _load_rows(keys_ptr, key_rows, m < num_sub_keys, columns, C, DTYPE)
+            scores = tl.dot(part, keys.T, scores, input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def _cut_lists(
+    lists_ptr,
+    counts_ptr,
+    bounds_ptr,
+    BLOCK_T: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOG_ROOM: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+):
+    """Cut each list back to its best K, sorted, and raise its bound above the K-th.
+
+    A score that equals the K-th no longer enters: else many equal scores would fill the lists over
+    and over.
+    """
+    ROOM: tl.constexpr = 2**LOG_ROOM
+    entries = tl.arange(0, ROOM)
+    places = tl.arange(0, 2**LOG_K)
+    for start in range(0, BLOCK_T, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        count = tl.load(counts_ptr + rows)
+        held = entries[None, :] < count[:, None]
+        found = tl.load(lists_ptr + rows[:, None] * ROOM + entries[None, :], held, other=EMPTY)
+        best = largest(found, LOG_K, LOG_ROOM - LOG_K)
+        kth = tl.max(tl.where((places == K - 1)[None, :], best, EMPTY), 1)
+        tl.debug_barrier()  # all have read
+        tl.store(lists_ptr + rows[:, None] * ROOM + places[None, :], best, (places < K)[None, :])
+        tl.store(bounds_ptr + rows, score_of(packed_rank(kth) + 1), kth != EMPTY)
+    tl.debug_barrier()  # all have written
+
+
+@triton.jit
+def best_sub_keys_kernel(
+    query_ptr,
+    sub_keys_ptr,
+    lists_ptr,
+    counts_ptr,
+    bounds_ptr,
+    best_ptr,
+    tokens,
+    num_sub_keys,
+    num_tiles,
+    margin,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    LOG_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOG_ROOM: tl.constexpr,
+    DTYPE: tl.constexpr,
+    COARSE: tl.constexpr,
+    FINE: tl.constexpr,
+):
+    """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] packed."""
+    BLOCK_M: tl.constexpr = 2**LOG_M
+    ROOM: tl.constexpr = 2**LOG_ROOM
+    here = tl.program_id(0).to(tl.int64) * BLOCK_T
+    lists_ptr += here * ROOM
+    counts_ptr += here
+    bounds_ptr += here
+    local = tl.arange(0, BLOCK_T)
+    places = tl.arange(0, 2**LOG_K)
+    blocks = tl.cdiv(tokens, BLOCK_T)
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        # Programs that run at the same time read the same sub-keys.
+        half = (tile // blocks).to(tl.int64)
+        t = (tile % blocks).to(tl.int64) * BLOCK_T + local
+        has_token = t < tokens
+        query_rows = (t * (2 * HEADS) + half) * C
+        keys_ptr = sub_keys_ptr + half * num_sub_keys * C
+        query = _load_rows(
+            query_ptr, query_rows, has_token & (C <= BLOCK_C), tl.arange(0, BLOCK_C), C, DTYPE
+        )
+        bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+        if num_sub_keys > ROOM:
+            maxima = tl.full((BLOCK_T, BLOCK_M), float("-inf"), tl.float32)
+            for low in range(0, num_sub_keys, BLOCK_M):
+                m = low + tl.arange(0, BLOCK_M)
+                scores = _block_scores(
+                    query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
+                    C, BLOCK_C, DTYPE, COARSE,
+                )  # fmt: skip
+                scores = tl.where((m < num_sub_keys)[None, :], scores, float("-inf"))
+                maxima = tl.maximum(maxima, scores)  # leaves NaN out
+            ranked = largest(rank_of(maxima), LOG_K, LOG_M - LOG_K)
+            kth = tl.max(tl.where((places == K - 1)[None, :], ranked, -(2**31)), 1)
+            bound = score_of(kth)
+            bound -= margin * tl.maximum(score_of(tl.max(ranked, 1)), tl.abs(bound))
+
+        limit = tl.where(has_token, num_sub_keys, 0)
+        count = tl.zeros((BLOCK_T,), tl.int32)
+        again = num_sub_keys > 0
+        while again:
+            for low in range(0, num_sub_keys, BLOCK_M):
+                m = low + tl.arange(0, BLOCK_M)
+                scores = _block_scores(
+                    query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
+                    C, BLOCK_C, DTYPE, FINE,
+                )  # fmt: skip
+                # NaN is not below the bound: it enters.
+                enters = (m[None, :] < limit[:, None]) & ~(scores < bound[:, None])
+                number = tl.cumsum(enters.to(tl.int32), 1)
+                place = (local * ROOM + count - 1)[:, None] + number
+                tl.store(lists_ptr + place, pack(scores, m[None, :]), enters)
+                count += tl.sum(enters.to(tl.int32), 1)
+                if (tl.max(count) > ROOM - BLOCK_M) | (low + BLOCK_M >= num_sub_keys):
+                    tl.store(counts_ptr + local, count)
+                    tl.store(bounds_ptr + local, bound)
+                    tl.debug_barrier()
+                    _cut_lists(lists_ptr, counts_ptr, bounds_ptr, BLOCK_T, ROWS, LOG_ROOM, K, LOG_K)
+                    bound = tl.load(bounds_ptr + local)
+                    count = tl.minimum(count, K)
+            # The bound was too high for these. The others keep their lists and see no more scores.
+            missing = has_token & (count < K)
+            bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+            limit = tl.where(missing, num_sub_keys, 0)
+            count = tl.where(missing, 0, count)
+            again = tl.max(missing.to(tl.int32)) > 0
+        inside = has_token[:, None] & (places < K)[None, :]
+        best = tl.load(lists_ptr + local[:, None] * ROOM + places[None, :], inside, other=EMPTY)
+        out = (half * tokens + t)[:, None] * K + places[None, :]
+        tl.store(best_ptr + out, best, inside)
+        tl.debug_barrier()  # before the next block of tokens uses the lists
+
+
+@triton.jit
+def merge_halves_kernel(
+    best_ptr,
+    scores_ptr,
+    slots_ptr,
+    tokens,
+    num_sub_keys,
+    HEADS: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+    LOG_PAIRS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Write the best K of the pairs of ranks (i, j) with (i + 1) * (j + 1) <= K."""
+    PAIRS: tl.constexpr = 2**LOG_PAIRS
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    t = row // HEADS
+    first_ptr = best_ptr + ((row % HEADS) * 2 * tokens + t)[:, None] * K
+    second_ptr = first_ptr + tokens.to(tl.int64) * K
+    # Pair n is (i, j) when the i ranks before it have n - j pairs.
+    n = tl.arange(0, PAIRS)
+    i = tl.zeros((PAIRS,), tl.int32)
+    before = tl.zeros((PAIRS,), tl.int32)
+    end = 0
+    for rank in range(1, K + 1):
+        end += K // rank
+        i += (n >= end).to(tl.int32)
+        before += tl.where(n >= end, K // rank, 0)
+    inside = (t < tokens)[:, None] & (n < end)[None, :]
+    j = n - before
+    first = tl.load(first_ptr + i[None, :], inside, other=0)
+    second = tl.load(second_ptr + j[None, :], inside, other=0)
+    scores = score_of(packed_rank(first)) + score_of(packed_rank(second))
+    pairs = tl.where(inside, pack(scores, (i * K + j)[None, :]), EMPTY)
+    best = largest(pairs, LOG_K, LOG_PAIRS - LOG_K)
+
+    places = tl.arange(0, 2**LOG_K)
+    inside = (t < tokens)[:, None] & (places < K)[None, :]
+    pair = tl.where(inside, packed_label(best), 0)
+    first = packed_label(tl.load(first_ptr + pair // K, inside, other=0))
+    second = packed_label(tl.load(second_ptr + pair % K, inside, other=0))
+    out = row[:, None] * K + places[None, :]
+    tl.store(scores_ptr + out, score_of(packed_rank(best)), inside)
+    tl.store(slots_ptr + out, first.to(tl.int64) * num_sub_keys + second, inside)

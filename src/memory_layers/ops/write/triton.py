@@ -1,0 +1,282 @@
+"""WRITE on a GPU in Triton: fp32, bf16 and fp16 tables with fp32 state, any width.
+
+One pass a step: a program sums the gradient of each row it owns in fp32, updates the row and
+writes it. No gradient is stored, no number is added atomically, the host never waits. Long rows
+are summed in chunks beforehand: see ops/triton_rows.py, and triton_rows.py beside this for
+rounding and weight decay. The reads of a gradient are joined first, which copies them if there
+are several.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from memory_layers.ops.triton_rows import Walk, dense_sums, on_device_of, row_blocks, sum_row
+from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
+from memory_layers.ops.write.triton_rows import load_row, row_decay, store_row
+
+# Columns of the norm that a program has in registers.
+NORM_COLUMNS = 1024
+
+Factors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
+
+
+@triton.jit
+def sum_squares(
+    first, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride,
+    width, BLOCK_V: tl.constexpr, READS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Square a row's gradient, and add its blocks of columns up: [BLOCK_V]."""
+    squares = tl.zeros((BLOCK_V,), tl.float32)
+    for block in range(0, width, BLOCK_V):
+        total = sum_row(
+            first, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride,
+            width, block + tl.arange(0, BLOCK_V), BLOCK_V, READS, CHUNK,
+        )  # fmt: skip
+        squares += total * total
+    return squares
+
+
+@triton.jit(do_not_specialize=["count"])
+def row_squares_kernel(
+    entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride, width,
+    out_ptr,
+    BLOCK_V: tl.constexpr, READS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Write the squared norm of the gradients of the rows that start in one tile of entries."""
+    first = tl.program_id(0) * TILE
+    before = tl.load(entries_ptr + first - 1, first > 0, other=-1) >> 32
+    squares = tl.zeros((BLOCK_V,), tl.float32)
+    for e in range(first, tl.minimum(first + TILE, count)):
+        row = tl.load(entries_ptr + e) >> 32
+        if row != before:
+            squares += sum_squares(
+                e, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count,
+                vector_stride, width, BLOCK_V, READS, CHUNK,
+            )  # fmt: skip
+        before = row
+    tl.store(out_ptr + tl.program_id(0), tl.sum(squares))
+
+
+@triton.jit(do_not_specialize=["count", "seed"])
+def row_step_kernel(
+    entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride, width,
+    table_ptr, master_ptr, first_ptr, second_ptr, decayed_ptr, decay_total_ptr, scale_ptr,
+    num_rows, step_size, keep_first, add_first, keep_second, add_second, correction, eps, seed,
+    BLOCK_V: tl.constexpr, READS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    FIRST: tl.constexpr, SECOND: tl.constexpr, ROWWISE: tl.constexpr, DECAY: tl.constexpr,
+    WIDE: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+):  # fmt: skip
+    """Step the rows that start in one tile of entries.
+
+    first = keep_first * first + add_first * g
+    second = keep_second * second + add_second * g * g
+    row = decay * row - step_size * first / (sqrt(correction * second) + eps)
+
+    This is AdamW, and with other constants Adagrad, and without moments SGD.
+    """
+    scale = tl.load(scale_ptr)
+    begin = tl.program_id(0) * TILE
+    before = tl.load(entries_ptr + begin - 1, begin > 0, other=-1) >> 32
+    for e in range(begin, tl.minimum(begin + TILE, count)):
+        row = tl.load(entries_ptr + e) >> 32
+        if (row != before) & (row >= 0) & (row < num_rows):
+            decay = row_decay(row, decayed_ptr, decay_total_ptr, DECAY)
+            if ROWWISE:
+                second = tl.load(second_ptr + row)
+                if WIDE:
+                    # The row does not fit in registers: its gradient is summed twice.
+                    squares = sum_squares(
+                        e, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count,
+                        vector_stride, width, BLOCK_V, READS, CHUNK,
+                    )  # fmt: skip
+                    square = tl.sum(squares) * scale * scale / width
+                    second = keep_second * second + add_second * square
+            for start in range(0, width, BLOCK_V):
+                columns = start + tl.arange(0, BLOCK_V)
+                offsets = row * width + columns
+                # What does not wait for the gradient is asked for before it.
+                value = load_row(row, width, columns, table_ptr, master_ptr, MASTER)
+                if FIRST:
+                    first = tl.load(first_ptr + offsets, columns < width, other=0)
+                if SECOND and not ROWWISE:
+                    second = tl.load(second_ptr + offsets, columns < width, other=0)
+                gradient = scale * sum_row(
+                    e, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count,
+                    vector_stride, width, columns, BLOCK_V, READS, CHUNK,
+                )  # fmt: skip
+                update = step_size * gradient
+                if FIRST:
+                    first = keep_first * first + add_first * gradient
+                    tl.store(first_ptr + offsets, first, columns < width)
+                    update = step_size * first
+                if SECOND:
+                    if not ROWWISE:
+                        second = keep_second * second + add_second * gradient * gradient
+                        tl.store(second_ptr + offsets, second, columns < width)
+                    elif not WIDE:
+                        square = tl.sum(gradient * gradient) / width
+                        second = keep_second * second + add_second * square
+                    update /= tl.sqrt(correction * second) + eps
+                store_row(
+                    decay * value - update, row, width, columns, table_ptr, master_ptr, seed,
+                    MASTER, STOCHASTIC,
+                )  # fmt: skip
+            if ROWWISE or DECAY:
+                # All warps have read the row's numbers before one of them writes.
+                tl.debug_barrier()
+            if ROWWISE:
+                tl.store(second_ptr + row, second)
+            if DECAY:
+                tl.store(decayed_ptr + row, tl.load(decay_total_ptr))
+        before = row
+
+
+def row_sums(
+    entries: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    scale: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows, rising, and scale * sum of weights[t, j] * vectors[t] of each.
+
+    Waits for the GPU, to know how many rows there are.
+    """
+    entry, weight, vector = merge(entries, weights, vectors)
+    rows, rank = torch.unique_consecutive(entry >> PLACE_BITS, return_inverse=True)
+    ranked = (rank << PLACE_BITS) | (entry & PLACE_MASK)
+    return rows, dense_sums(ranked, weight, vector, rows.shape[0]).mul_(scale)
+
+
+def norm_blocks(width: int) -> dict[str, Any]:
+    """Choose columns and warps of the norm: it keeps no state of a row, so fewer than a step."""
+    return row_blocks(min(width, NORM_COLUMNS))
+
+
+def row_norm(
+    entries: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    scale: Tensor,
+) -> Tensor:
+    """Euclidean norm of all row sums together, 0-dim."""
+    entry, weight, vector = merge(entries, weights, vectors)
+    if not (entry.numel() and vector.numel()):
+        return torch.zeros_like(scale)
+    walk = Walk.over(entry, weight, vector)
+    squares = scale.new_empty(walk.grid)
+    constants = {**walk.constants, **norm_blocks(vector.shape[1])}
+    with on_device_of(entry):
+        row_squares_kernel[walk.grid](*walk.arguments, squares, **constants)
+    return squares.double().sum().sqrt().float() * scale.abs()
+
+
+def row_adamw_(
+    table: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    factors: Factors,
+    decayed: Tensor,
+    master: Tensor,
+    *,
+    decay_total: float,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: int,
+    seed: int,
+) -> None:
+    """One AdamW step on the touched rows. An exp_avg without rows means no first moment."""
+    _step_rows(
+        table, exp_avg, exp_avg_sq, factors, decayed, master, decay_total, seed,
+        step_size=lr / (1 - beta1**step) if exp_avg.shape[0] else lr,
+        keep_first=beta1, add_first=1 - beta1,
+        keep_second=beta2, add_second=1 - beta2, correction=1 / (1 - beta2**step), eps=eps,
+    )  # fmt: skip
+
+
+def row_sgd_(
+    table: Tensor,
+    factors: Factors,
+    decayed: Tensor,
+    master: Tensor,
+    *,
+    decay_total: float,
+    lr: float,
+    seed: int,
+) -> None:
+    """One SGD step on the touched rows."""
+    none = factors[-1].new_empty(0, 0)
+    _step_rows(table, none, none, factors, decayed, master, decay_total, seed, step_size=lr)
+
+
+def row_adagrad_(
+    table: Tensor,
+    square_sum: Tensor,
+    factors: Factors,
+    decayed: Tensor,
+    master: Tensor,
+    *,
+    decay_total: float,
+    lr: float,
+    eps: float,
+    seed: int,
+) -> None:
+    """One Adagrad step on the touched rows."""
+    none = square_sum.new_empty(0, 0)
+    _step_rows(
+        table, none, square_sum, factors, decayed, master, decay_total, seed,
+        step_size=lr, keep_second=1.0, add_second=1.0, correction=1.0, eps=eps,
+    )  # fmt: skip
+
+
+def _step_rows(
+    table: Tensor,
+    first: Tensor,
+    second: Tensor,
+    factors: Factors,
+    decayed: Tensor,
+    master: Tensor,
+    decay_total: float,
+    seed: int,
+    *,
+    step_size: float,
+    keep_first: float = 0.0,
+    add_first: float = 0.0,
+    keep_second: float = 0.0,
+    add_second: float = 0.0,
+    correction: float = 0.0,
+    eps: float = 0.0,
+) -> None:
+    """Launch the step. Moments, decay and master copy without rows are absent."""
+    entries, weights, vectors = merge(*factors[:3])
+    if not (entries.numel() and table.numel()):
+        return
+    numbers = (step_size, keep_first, add_first, keep_second, add_second, correction, eps)
+    # A float would reach the kernel in fp32, in which the decay of one step is lost.
+    total = decayed.new_full((), decay_total) if decayed.numel() else decayed
+    walk = Walk.over(entries, weights, vectors)
+    with on_device_of(table):
+        row_step_kernel[walk.grid](
+            *walk.arguments,
+            table, master, first, second, decayed, total, factors[-1],
+            table.shape[0], *(float(number) for number in numbers), as_int32(seed),
+            **walk.constants,
+            FIRST=bool(first.numel()),
+            SECOND=bool(second.numel()),
+            ROWWISE=bool(second.numel()) and second.shape[1] != table.shape[1],
+            WIDE=table.shape[1] > walk.constants["BLOCK_V"],
+            DECAY=bool(decayed.numel()),
+            MASTER=bool(master.numel()),
+            STOCHASTIC=table.dtype == torch.bfloat16 and seed >= 0,
+        )  # fmt: skip
+
+
+def as_int32(number: int) -> int:
+    """Keep the low 32 bits, so that every seed reaches the kernel as one type."""
+    return (number + 2**31) % 2**32 - 2**31
