@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# A machine with a GPU may have torch and Triton without a .venv of ours.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types imports fix clean
+.PHONY: help setup demo test bench gpu check format lint types imports fix clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,6 +22,19 @@ demo: setup  ## train memory and dense models on real facts and write a report
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: setup runs/tiny/model  ## time every operation on this CPU, and measure the targets
+	for what in find read write step layer train; do $(BIN)/memory-layers bench $$what || exit; done
+	for what in read write step; do \
+	  $(BIN)/memory-layers bench $$what --slots recorded --model runs/tiny/model || exit; done
+	$(BIN)/memory-layers bench targets
+
+runs/tiny/model: | setup
+	$(BIN)/memory-layers train configs/tiny.yaml
+
+gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 10 minutes
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops tests/layers tests/optim
+	PYTHONPATH=src $(GPU_PYTHON) -m memory_layers.bench.gpu
 
 check: setup format lint types imports test  ## everything that CI runs
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from memory_layers.bench import results
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -51,3 +54,27 @@ def test_generated_tables_are_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "experiments" / "update_docs.py"), run_name="__main__")
     assert end.value.code == 0, "run: python experiments/update_docs.py"
+
+
+def test_speed_tables_are_written_from_result_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update_docs = runpy.run_path(str(ROOT / "experiments" / "update_docs.py"))
+    text = "before <!-- bench-find-cuda:begin -->\nold\n<!-- bench-find-cuda:end --> after"
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert "Not measured yet: `memory-layers bench find --device cuda`" in (
+        update_docs["updated"](text)
+    )
+    variant = {"name": "x", "median_ms": 2.0, "p20_ms": 1.5, "p80_ms": 2.5, "speedup": 3.0}
+    variant |= {"bytes": 10**9, "gbs": 500.0, "share_of_copy": 0.5, "peak_extra_bytes": 2**20}
+    record = results.make_record("find", torch.device("cpu"), "c", {"variants": [variant]})
+    record |= {"device_type": "cuda", "device": "a GPU", "sizes": {"tokens": 7}, "slots": "uniform"}
+    results.write_result(record, tmp_path / "benchmarks" / "results" / "gpu" / "a.json")
+    update_docs["suite_section"].__globals__["ROOT"] = tmp_path
+    after = update_docs["updated"](text)
+    assert "| x | 2.00 (1.50 to 2.50) | 3.00 × | 1.000 | 500.0 | 50% | 1.0 MiB |" in after
+    assert "tokens = 7" in after
+    assert "Result file: `benchmarks/results/gpu/a.json`." in after
+    assert after.startswith("before <!--")
+    assert after.endswith("--> after")
+    assert "old" not in after

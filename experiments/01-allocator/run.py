@@ -43,7 +43,7 @@ def measure(setting: str) -> float:
 
 def main() -> None:
     """Measure, and write results.json."""
-    from memory_layers.study.compare import commit, device_name, versions
+    from memory_layers.provenance import commit, device_name, versions
 
     pairs = [(measure("default"), measure("kept")) for _ in range(ROUNDS)]
     ratios = [kept / default for default, kept in pairs]
@@ -56,7 +56,7 @@ def main() -> None:
         "steps_per_round": STEPS,
         "command": "OMP_NUM_THREADS=1 python experiments/01-allocator/run.py",
         "device": device_name(),
-        "versions": versions(),
+        "versions": versions("torch", "numba", "transformers", "tokenizers"),
         "commit": commit(),
     }
     path = Path(__file__).parent / "results.json"

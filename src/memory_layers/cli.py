@@ -1,4 +1,4 @@
-"""The command `memory-layers`: train, compare, eval, generate, show."""
+"""The command `memory-layers`: train, compare, eval, generate, show, bench."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.lines import DataError
@@ -25,6 +26,7 @@ commands:
   eval MODEL_DIR           ask a trained model facts
   generate MODEL_DIR TEXT  continue a text
   show CONFIG.yaml         print the full configuration and the parameter counts
+  bench WHAT               measure speed and memory, see bench --help
 
 examples:
   memory-layers compare configs/demo.yaml
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval": _eval,
         "generate": _generate,
         "show": _show,
+        "bench": _bench,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -132,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted. to go on, run the same command again", file=sys.stderr)
         return 130
-    except (ConfigError, DataError, OSError, DivergedError, ImportError) as error:
+    except WrongResultError as error:
+        _fail(str(error))
+        return 1
+    except (ConfigError, BenchError, DataError, OSError, DivergedError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -185,6 +191,7 @@ def _eval(arguments: list[str]) -> int:
     from memory_layers.data.facts import build_corpus
     from memory_layers.data.prepare import read_facts
     from memory_layers.evaluate.recall import recall_items, summarize_recall
+    from memory_layers.train.trained import load_trained
 
     args = _parse("eval", _EvalArgs, arguments)
     if args.facts != BUILTIN and (args.relations or args.max_subjects is not None):
@@ -192,7 +199,8 @@ def _eval(arguments: list[str]) -> int:
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
             "facts are used whole"
         )
-    model, tokenizer = _load_model(args.model)
+    _quiet_transformers()
+    model, tokenizer = load_trained(args.model)
     try:
         data = DataConfig(
             facts=args.facts,
@@ -212,13 +220,16 @@ def _eval(arguments: list[str]) -> int:
 def _generate(arguments: list[str]) -> int:
     import torch
 
+    from memory_layers.train.trained import load_trained
+
     args = _parse("generate", _GenerateArgs, arguments)
     if args.max_tokens < 1 or args.temperature < 0:
         raise ConfigError(
             f"--max-tokens must be >= 1 and --temperature >= 0, got {args.max_tokens} and "
             f"{args.temperature}"
         )
-    model, tokenizer = _load_model(args.model)
+    _quiet_transformers()
+    model, tokenizer = load_trained(args.model)
     inputs = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)
     if inputs["input_ids"].shape[1] == 0:
         raise ConfigError("the prompt is empty. hint: give at least one word")
@@ -252,6 +263,13 @@ def _show(arguments: list[str]) -> int:
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
     _print_parameters(runs)
     return 0
+
+
+def _bench(arguments: list[str]) -> int:
+    from memory_layers.bench.command import bench
+
+    _quiet_transformers()
+    return bench(arguments, print)
 
 
 def _resolved(run: RunConfig) -> RunConfig:
@@ -293,39 +311,6 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
         columns = ("params_total", "params_memory", "params_active")
         table.add_row(name, *(f"{counts[column]:,}" for column in columns))
     Console().print(table)
-
-
-def _load_model(folder: Path) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    import memory_layers.models  # noqa: F401  (registers memory models)
-    from memory_layers.data.tokenizer import load_tokenizer
-
-    # The folder of a run has a config.json too, of another kind.
-    if (folder / "model").is_dir():
-        raise ConfigError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"{folder} is no model folder: it has no config.json. "
-            "hint: give the folder that training wrote, runs/NAME/model"
-        )
-    _quiet_transformers()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder} cannot be loaded: {error}") from error
-    model, report = loaded
-    # transformers would go on with random weights.
-    for problem in ("missing", "mismatched", "unexpected"):
-        if names := sorted(map(str, report[f"{problem}_keys"])):
-            raise ConfigError(
-                f"{folder}: {len(names)} {problem} tensors, such as {names[0]}. "
-                "hint: the folder is not what save_pretrained wrote, copy it again"
-            )
-    return model.eval(), load_tokenizer(folder)
 
 
 def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:

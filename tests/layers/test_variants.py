@@ -67,7 +67,8 @@ def table_gradient(layer: MemoryLayer) -> Tensor:
     gradient = table.pending.row_gradient()
     out = torch.zeros(table.weight.shape)
     if gradient is not None:
-        out[gradient.rows] = row_sums(gradient)
+        rows, sums = row_sums(gradient)
+        out[rows] = sums
     return out
 
 

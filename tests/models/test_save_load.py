@@ -1,5 +1,6 @@
 """A saved memory model is a transformers model like any other, and comes back to the bit."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -19,7 +20,12 @@ IDS = torch.arange(18).view(2, 9) * 7 % 40
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
+    # A loaded weight lies at any address of the file's memory map, and the matrix products of some
+    # processors round differently where an address is not aligned.
+    model = copy.deepcopy(model)
     with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         return model(IDS).logits
 
 

@@ -54,10 +54,11 @@ def test_product_key_topk_backward(impl: str, dtype: str) -> None:
 
 def write_inputs(dtype: str) -> tuple:
     table = torch.randn(6, 3).to(DTYPES[dtype])
-    gradient = group_by_row(
-        torch.tensor([1, 4, 1]), torch.randn(3), torch.tensor([0, 1, 1]), torch.randn(2, 3)
-    )
-    return table, (gradient.rows, *gradient.factors, torch.rand(2), 0.5)
+    slots = torch.tensor([[1, 4], [1, 0]])
+    gradient = group_by_row(slots, torch.randn(2, 2), torch.randn(2, 3)).scaled(0.5)
+    factors = (gradient.entries, gradient.weights, gradient.vectors)
+    decay = (-torch.rand(6, dtype=torch.float64), torch.empty(0, 0), -1.0)
+    return table, (*(list(part) for part in factors), gradient.scale, *decay)
 
 
 @pytest.mark.parametrize("momentum", [False, True])
@@ -72,11 +73,11 @@ def test_row_adamw(impl: str, dtype: str, momentum: bool) -> None:
 
 def test_row_sgd(impl: str, dtype: str) -> None:
     table, gradient = write_inputs(dtype)
-    torch.library.opcheck(OPS.row_sgd_, (table, *gradient, 0.1, 7, impl))
+    torch.library.opcheck(OPS.row_sgd_, (table, *gradient, 0.1, -1, impl))
 
 
 def test_row_adagrad(impl: str, dtype: str) -> None:
     table, gradient = write_inputs(dtype)
     torch.library.opcheck(
-        OPS.row_adagrad_, (table, torch.rand(6, 1), *gradient, 0.1, 1e-10, 7, impl)
+        OPS.row_adagrad_, (table, torch.rand(6, 1), *gradient, 0.1, 1e-10, -1, impl)
     )

@@ -7,20 +7,17 @@ it was: finished runs are read back, unfinished ones resume from their checkpoin
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib import metadata
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from memory_layers import __version__
 from memory_layers.data.prepare import prepare_data
+from memory_layers.provenance import commit, device_name, versions
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.progress import CompareProgress
 from memory_layers.study.report import write_report
@@ -66,7 +63,7 @@ def compare(
         "command": command,
         "device": device_name(),
         "workers": workers,
-        "versions": versions(),
+        "versions": versions("torch", "numba", "transformers", "tokenizers"),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "facts": summaries[0],
@@ -136,35 +133,3 @@ def _read_result(variant: str, seed: int, folder: Path) -> dict[str, Any]:
     log = (folder / "log.txt").read_text("utf-8").strip() if (folder / "log.txt").is_file() else ""
     last = log.splitlines()[-1] if log else "the process was killed"
     return {"variant": variant, "seed": seed, "status": "failed", "error": last}
-
-
-def device_name() -> str:
-    """Return processor and number of cores in use."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text("utf-8").splitlines() if "model name" in line]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    names = ("torch", "numba", "transformers", "tokenizers")
-    return {
-        "python": platform.python_version(),
-        "memory_layers": __version__,
-        **{name: metadata.version(name) for name in names},
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of the source tree this package runs from, None outside a checkout."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or None

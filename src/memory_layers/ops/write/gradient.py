@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_floating, check_integer, kernels
-from memory_layers.ops.write.entries import pack_entries, sort_entries
+from memory_layers.ops.impl import Impl, check_floating, check_integer, check_rows, kernels
+from memory_layers.ops.write.entries import LARGEST_TABLE, pack_entries, sort_entries
 from memory_layers.shapes import check_shape
 
 
@@ -56,13 +56,15 @@ def group_by_row(slots: Tensor, weights: Tensor, vectors: Tensor) -> RowGradient
         vectors: [T, V].
 
     Raises:
-        ValueError: Shapes or types disagree.
+        ValueError: Shapes or types disagree, or a slot is negative or 2^31 or more (checked on
+            the CPU).
     """
     sizes = check_shape("slots", slots, "T J")
     check_shape("weights", weights, "T J", **sizes)
     check_shape("vectors", vectors, "T V", T=sizes["T"])
     check_integer("slots", slots)
     check_floating(weights=weights, vectors=vectors)
+    check_rows("slots", slots, LARGEST_TABLE)
     entries = sort_entries(pack_entries(slots))
     # ones and not tensor(1.0): a number copied from the host would make it wait for a GPU.
     scale = torch.ones((), dtype=torch.float32, device=slots.device)

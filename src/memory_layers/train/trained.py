@@ -1,0 +1,46 @@
+"""From the folder of a trained model back to a model."""
+
+from pathlib import Path
+from typing import Any
+
+from memory_layers.train.config import ConfigError
+
+
+def load_trained(folder: Path) -> tuple[Any, Any]:
+    """Load a model that `train` wrote, and its tokenizer. Refuses what is not whole.
+
+    Args:
+        folder: Its `model` folder.
+
+    Raises:
+        ConfigError: The folder holds no such model, or tensors are missing or of other shapes.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    import memory_layers.models  # noqa: F401  (registers memory models)
+    from memory_layers.data.tokenizer import load_tokenizer
+
+    # The folder of a run has a config.json too, of another kind.
+    if (folder / "model").is_dir():
+        raise ConfigError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} is no model folder: it has no config.json. "
+            "hint: give the folder that training wrote, runs/NAME/model"
+        )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder} cannot be loaded: {error}") from error
+    model, report = loaded
+    # transformers would go on with random weights.
+    for problem in ("missing", "mismatched", "unexpected"):
+        if names := sorted(map(str, report[f"{problem}_keys"])):
+            raise ConfigError(
+                f"{folder}: {len(names)} {problem} tensors, such as {names[0]}. "
+                "hint: the folder is not what save_pretrained wrote, copy it again"
+            )
+    return model.eval(), load_tokenizer(folder)
