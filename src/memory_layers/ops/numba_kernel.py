@@ -18,29 +18,35 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 # vectorised.
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
-# Compiles a function that kernels call.
-helper = njit(**OPTIONS)
+# Loops are parallel where they say so. Numba's search for other loops makes compiling slow.
+_PARALLEL = {
+    "comprehension": False,
+    "reduction": False,
+    "inplace_binop": False,
+    "setitem": False,
+    "numpy": False,
+    "stencil": False,
+    "fusion": False,
+    "prange": True,
+}
+
+# Compiles a function that kernels alone call.
+helper = njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-def kernel(**options: Any) -> Callable:  # noqa: ANN401
-    """Compile a function at its first call and keep the machine code on disk.
+def kernel(function: Callable) -> Callable:
+    """Compile a function with a `prange` loop at its first call and keep the code on disk.
 
-    Where no folder can be written, the function is compiled anew in each process.
-
-    Args:
-        **options: Those of numba.njit.
+    Where no folder can be written, the function is compiled anew in each process. The body of the
+    loop is best a helper: Numba compiles what stands in the loop itself more slowly.
     """
-
-    def decorate(function: Callable) -> Callable:
-        dispatcher = njit(**OPTIONS, **options)(function)
-        try:
-            dispatcher._cache = _KernelCache(function)  # noqa: SLF001  (njit(cache=True) does this)
-        except RuntimeError:
-            # Numba found neither the package's __pycache__ nor a folder of the user's writable.
-            return dispatcher
+    dispatcher = njit(**OPTIONS, parallel=_PARALLEL, no_cfunc_wrapper=True)(function)
+    try:
+        dispatcher._cache = _KernelCache(function)  # noqa: SLF001  (njit(cache=True) does this)
+    except RuntimeError:
+        # Numba found neither the package's __pycache__ nor a folder of the user's writable.
         return dispatcher
-
-    return decorate
+    return dispatcher
 
 
 def follow_torch_threads() -> None:

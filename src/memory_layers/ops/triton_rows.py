@@ -25,7 +25,7 @@ from torch import Tensor
 CHUNK = 256
 # Entries whose rows a program owns.
 TILE = 16
-# Entries, or partial sums, that a thread has in flight.
+# Entries that a thread has in flight.
 UNROLL = tl.constexpr(4)
 # Columns that a program has in registers: 32 warps, the most there are, with 4 a thread.
 MAX_BLOCK_V = 4096
@@ -54,16 +54,16 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager:
 
 
 @triton.jit
-def round_to(values, DTYPE: tl.constexpr):
+def round_to(values, dtype: tl.constexpr):
     """Round fp32 to the nearest number of a type: bf16 by hand, as the interpreter truncates."""
-    if DTYPE == tl.bfloat16:
+    if dtype == tl.bfloat16:
         bits = values.to(tl.uint32, bitcast=True)
         nearest = bits + 0x7FFF + ((bits >> 16) & 1)
         # What makes a NaN may lie in the bits that are cut off. This one stays.
         bits = tl.where(values == values, nearest, bits | 0x400000)
         rounded = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
-        rounded = values.to(DTYPE)
+        rounded = values.to(dtype)
     return rounded
 
 
@@ -220,9 +220,14 @@ class Walk(NamedTuple):
             entries: [E] int64, sorted, E >= 1.
             weights: [S, J].
             vectors: [S, V], V >= 1.
+
+        Raises:
+            ValueError: There are too many entries to count in 32 bits.
         """
         weights, vectors = weights.contiguous(), with_unit_stride(vectors)
         count, width = entries.shape[0], vectors.shape[1]
+        if count >= 2**31 - CHUNK:
+            raise ValueError(f"a gradient may have at most 2^31 entries on a GPU, got {count}")
         partials = vectors.new_empty(count // CHUNK, width, dtype=torch.float32)
         factors = (entries, weights, vectors, partials)
         constants = {"READS": weights.shape[1], "CHUNK": CHUNK, **row_blocks(width)}

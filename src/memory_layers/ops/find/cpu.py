@@ -38,7 +38,8 @@ def _sort(lists, exchanges):  # noqa: ANN001, ANN202
 def _keep_best(lists, lane, k, exchanges):  # noqa: ANN001, ANN202
     """Sort a list that is full, so that it holds its k best, and return the worst of these."""
     _sort(lists, exchanges)
-    lists[k:, lane] = -np.inf
+    for n in range(k, lists.shape[0]):
+        lists[n, lane] = -np.inf
     return score_of(lists[k - 1, lane])
 
 
@@ -93,77 +94,88 @@ def _pairs(first, second, lane, stairs, lists, exchanges):  # noqa: ANN001, ANN2
             count += 1
 
 
-@kernel(parallel=True)
-def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
-    heads, _, tokens, num_sub_keys = half_scores.shape
-    k = scores.shape[2]
+@helper
+def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
+    """Select for LANES tokens of one head."""
+    num_sub_keys, k = half_scores.shape[3], scores.shape[2]
     groups, room = bounding[1], sorting[1]
-    blocks = (tokens + LANES - 1) // LANES
-    for block in prange(blocks * heads):
-        h = block // blocks
-        start = block % blocks * LANES
-        lanes = min(LANES, tokens - start)
-        line = np.empty(groups, np.float32)
-        maxima = np.zeros((groups, LANES), np.float32)
-        lists = np.empty((3, room, LANES), np.float64)
-        lists[:] = -np.inf
-        for half in range(2):
-            bound = np.full(LANES, -np.inf, np.float32)
-            if num_sub_keys >= 2 * groups:
-                for lane in range(lanes):
-                    group_maxima(half_scores[h, half, start + lane], line)
-                    maxima[:, lane] = line
-                _sort(maxima, bounding[0])
-                bound[:] = maxima[k - 1]
+    lanes = min(LANES, half_scores.shape[2] - start)
+    line = np.empty(groups, np.float32)
+    maxima = np.zeros((groups, LANES), np.float32)
+    lists = np.full((3, room, LANES), -np.inf)
+    for half in range(2):
+        bounded = num_sub_keys >= 2 * groups
+        if bounded:
             for lane in range(lanes):
-                half_row = half_scores[h, half, start + lane]
-                _candidates(half_row, bound[lane], lists[half], lane, k, sorting[0])
-            _sort(lists[half], sorting[0])
+                group_maxima(half_scores[h, half, start + lane], line)
+                for g in range(groups):
+                    maxima[g, lane] = line[g]
+            _sort(maxima, bounding[0])
         for lane in range(lanes):
-            _pairs(lists[0], lists[1], lane, stairs, lists[2], sorting[0])
-        _sort(lists[2], sorting[0])
-        for lane in range(lanes):
-            for n in range(k):
-                packed = lists[2, n, lane]
-                rank = index_of(packed)
-                i, j = index_of(lists[0, rank // k, lane]), index_of(lists[1, rank % k, lane])
-                scores[start + lane, h, n] = score_of(packed)
-                slots[start + lane, h, n] = i * num_sub_keys + j
+            half_row = half_scores[h, half, start + lane]
+            bound = maxima[k - 1, lane] if bounded else np.float32(-np.inf)
+            _candidates(half_row, bound, lists[half], lane, k, sorting[0])
+        _sort(lists[half], sorting[0])
+    for lane in range(lanes):
+        _pairs(lists[0], lists[1], lane, stairs, lists[2], sorting[0])
+    _sort(lists[2], sorting[0])
+    for lane in range(lanes):
+        for n in range(k):
+            packed = lists[2, n, lane]
+            rank = index_of(packed)
+            i, j = index_of(lists[0, rank // k, lane]), index_of(lists[1, rank % k, lane])
+            scores[start + lane, h, n] = score_of(packed)
+            slots[start + lane, h, n] = i * num_sub_keys + j
 
 
-@kernel(parallel=True)
-def _backward_query_kernel(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
+@kernel
+def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
+    blocks = (half_scores.shape[2] + LANES - 1) // LANES
+    for block in prange(blocks * half_scores.shape[0]):
+        h, start = block // blocks, block % blocks * LANES
+        _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slots)
+
+
+@helper
+def _add_to(total, factor, row):  # noqa: ANN001, ANN202
+    for c in range(total.shape[0]):
+        total[c] += factor * row[c]
+
+
+@helper
+def _query_gradient(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
+    """Add the gradient of one token, [H, 2, C]."""
     num_sub_keys = sub_keys.shape[2]
+    for h in range(d_query.shape[0]):
+        for n in range(slots.shape[1]):
+            slot = slots[h, n]
+            _add_to(d_query[h, 0], d_scores[h, n], sub_keys[h, 0, slot // num_sub_keys])
+            _add_to(d_query[h, 1], d_scores[h, n], sub_keys[h, 1, slot % num_sub_keys])
+
+
+@kernel
+def _backward_query_kernel(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
     for t in prange(d_query.shape[0]):
-        for h in range(d_query.shape[1]):
-            for p in range(2):
-                total = d_query[t, h, p]
-                total[:] = np.float32(0)
-                for n in range(slots.shape[2]):
-                    slot = slots[t, h, n]
-                    m = slot // num_sub_keys if p == 0 else slot % num_sub_keys
-                    key = sub_keys[h, p, m]
-                    d_score = d_scores[t, h, n]
-                    for c in range(total.shape[0]):
-                        total[c] += d_score * key[c]
+        _query_gradient(d_scores[t], slots[t], sub_keys, d_query[t])
 
 
-@kernel(parallel=True)
+@helper
+def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):  # noqa: ANN001, ANN202
+    """Add the gradient of one half of one head, [M, C]."""
+    num_sub_keys = d_sub_keys.shape[0]
+    for t in range(slots.shape[0]):
+        for n in range(slots.shape[2]):
+            slot = slots[t, h, n]
+            m = slot // num_sub_keys if p == 0 else slot % num_sub_keys
+            _add_to(d_sub_keys[m], d_scores[t, h, n], query[t, h, p])
+
+
+@kernel
 def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):  # noqa: ANN001, ANN202
-    heads, _, num_sub_keys, _ = d_sub_keys.shape
     # A thread owns one half of one head, so no two threads write one sub-key.
-    for block in prange(heads * 2):
-        h = block // 2
-        p = block % 2
-        for t in range(slots.shape[0]):
-            half = query[t, h, p]
-            for n in range(slots.shape[2]):
-                slot = slots[t, h, n]
-                m = slot // num_sub_keys if p == 0 else slot % num_sub_keys
-                total = d_sub_keys[h, p, m]
-                d_score = d_scores[t, h, n]
-                for c in range(half.shape[0]):
-                    total[c] += d_score * half[c]
+    for block in prange(d_sub_keys.shape[0] * 2):
+        h, p = block // 2, block % 2
+        _keys_gradient(h, p, d_scores, slots, query, d_sub_keys[h, p])
 
 
 def select_pairs(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +232,7 @@ def product_key_topk_backward(
 ) -> tuple[Tensor, Tensor]:
     """Each selected score passes its gradient to one sub-key of each half, and to the query."""
     follow_torch_threads()
-    d_query = torch.empty(query.shape)
+    d_query = torch.zeros(query.shape)
     d_sub_keys = torch.zeros(sub_keys.shape)
     d_scores_array = as_array(d_scores.float().contiguous())
     slots_array = as_array(slots.contiguous())

@@ -5,7 +5,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.numba_kernel import follow_torch_threads, kernel
+from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array
 from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
 
@@ -13,45 +13,55 @@ from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group
 BLOCK_V = 16
 
 
-@kernel(parallel=True)
+@helper
+def _sum_token(table, places, factors, first, reads, total):  # noqa: ANN001, ANN202
+    for v in range(total.shape[0]):
+        total[v] = np.float32(0)
+    grouped = reads - reads % GROUP
+    for j in range(0, grouped, GROUP):
+        add_group(table, places, factors, total, first + j)
+    for j in range(grouped, reads):
+        add_one(table, places, factors, total, first + j)
+
+
+@kernel
 def _gather_sum_kernel(table, slots, weights, out):  # noqa: ANN001, ANN202
-    reads = slots.shape[1]
-    places, factors = slots.reshape(-1), weights.reshape(-1)
-    grouped = reads - reads % GROUP
+    reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
     for t in prange(slots.shape[0]):
-        total = out[t]
-        total[:] = np.float32(0)
-        for j in range(0, grouped, GROUP):
-            add_group(table, places, factors, total, t * reads + j)
-        for j in range(grouped, reads):
-            add_one(table, places, factors, total, t * reads + j)
+        _sum_token(table, places, factors, t * reads, reads, out[t])
 
 
-@kernel(parallel=True)
+@helper
+def _dot_token(table, places, vector, first, reads, dots):  # noqa: ANN001, ANN202
+    grouped = reads - reads % GROUP
+    for j in range(0, grouped, GROUP):
+        dot_group(table, places, vector, dots, first + j)
+    for j in range(grouped, reads):
+        dot_one(table, places, vector, dots, first + j)
+
+
+@kernel
 def _gather_dot_kernel(table, slots, x, out):  # noqa: ANN001, ANN202
-    reads = slots.shape[1]
-    places, dots = slots.reshape(-1), out.reshape(-1)
-    grouped = reads - reads % GROUP
+    reads, places, dots = slots.shape[1], slots.reshape(-1), out.reshape(-1)
     for t in prange(slots.shape[0]):
-        for j in range(0, grouped, GROUP):
-            dot_group(table, places, x[t], dots, t * reads + j)
-        for j in range(grouped, reads):
-            dot_one(table, places, x[t], dots, t * reads + j)
+        _dot_token(table, places, x[t], t * reads, reads, dots)
 
 
-@kernel(parallel=True)
+@helper
+def _scatter_columns(low, slots, weights, x, out):  # noqa: ANN001, ANN202
+    high = min(low + BLOCK_V, out.shape[1])
+    for t in range(slots.shape[0]):
+        for j in range(slots.shape[1]):
+            row, weight = out[slots[t, j]], weights[t, j]
+            for v in range(low, high):
+                row[v] += weight * x[t, v]
+
+
+@kernel
 def _scatter_sum_kernel(slots, weights, x, out):  # noqa: ANN001, ANN202
-    blocks = (out.shape[1] + BLOCK_V - 1) // BLOCK_V
     # A thread owns columns, so no two threads write one number and the order of sums is fixed.
-    for block in prange(blocks):
-        low = block * BLOCK_V
-        high = min(low + BLOCK_V, out.shape[1])
-        for t in range(slots.shape[0]):
-            for j in range(slots.shape[1]):
-                row = out[slots[t, j]]
-                weight = weights[t, j]
-                for v in range(low, high):
-                    row[v] += weight * x[t, v]
+    for block in prange((out.shape[1] + BLOCK_V - 1) // BLOCK_V):
+        _scatter_columns(block * BLOCK_V, slots, weights, x, out)
 
 
 def gather_sum(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:

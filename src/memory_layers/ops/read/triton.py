@@ -142,15 +142,6 @@ def gather_sum(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
                 table, slots.contiguous(), weights.contiguous(), out,
                 table.shape[0], table.stride(0), width, reads, **blocks,
             )  # fmt: skip
-    return out.zero_()
-    if out.numel():
-        with on_device_of(table):
-            gather_sum_kernel[(tokens * triton.cdiv(width, block),)](
-                table, slots.contiguous(), weights.contiguous(), out,
-                table.shape[0], table.stride(0), width, reads,
-                BLOCK_J=min(triton.next_power_of_2(reads), SUM_ROWS), BLOCK_V=block,
-                num_warps=max(1, block * table.element_size() // 512), **COMPILE,
-            )  # fmt: skip
     return out
 
 

@@ -14,41 +14,57 @@ from torch import Tensor
 from memory_layers.ops.numba_adamw import adamw_row
 from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array, close_row, open_row
-from memory_layers.ops.write.cpu_factors import NO_ROW, Factors, next_row, prepare, sum_row
+from memory_layers.ops.write.cpu_factors import (
+    NO_ROW,
+    Factors,
+    next_row,
+    prepare,
+    start_of,
+    sum_row,
+)
 from memory_layers.ops.write.entries import PLACE_BITS
 
 FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
 
-@kernel(parallel=True)
+@helper
+def _sum_chunk(chunk, factors, rows, out):  # noqa: ANN001, ANN202
+    heads = start_of(factors, chunk)
+    r = np.searchsorted(rows, factors.lows[chunk])
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        sum_row(row, factors, heads, chunk, out[r])
+        r += 1
+        row = next_row(factors, heads, chunk)
+
+
+@kernel
 def _row_sums_kernel(factors, rows, out):  # noqa: ANN001, ANN202
-    bounds, lows = factors.bounds, factors.lows
-    for chunk in prange(bounds.shape[1] - 1):
-        heads = bounds[:, chunk].copy()
-        r = np.searchsorted(rows, lows[chunk])
-        row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            sum_row(row, factors, heads, chunk, out[r])
-            r += 1
-            row = next_row(factors, heads, chunk)
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        _sum_chunk(chunk, factors, rows, out)
 
 
-@kernel(parallel=True)
-def _row_squares_kernel(factors, width):  # noqa: ANN001, ANN202
-    bounds = factors.bounds
-    squares = np.zeros(bounds.shape[1] - 1)
-    for chunk in prange(squares.shape[0]):
-        heads = bounds[:, chunk].copy()
-        gradient = np.empty(width, np.float32)
+@helper
+def _square_chunk(chunk, factors, width):  # noqa: ANN001, ANN202
+    heads = start_of(factors, chunk)
+    gradient = np.empty(width, np.float32)
+    squares = 0.0
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        sum_row(row, factors, heads, chunk, gradient)
+        squares += np.float64(_mean_square(gradient)) * width
         row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            sum_row(row, factors, heads, chunk, gradient)
-            square = np.float32(0)
-            for v in range(width):
-                square += gradient[v] * gradient[v]
-            squares[chunk] += square
-            row = next_row(factors, heads, chunk)
-    return squares.sum()
+    return squares
+
+
+@kernel
+def _row_squares_kernel(factors, width, squares):  # noqa: ANN001, ANN202
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        squares[chunk] = _square_chunk(chunk, factors, width)
 
 
 @helper
@@ -90,7 +106,31 @@ def _adamw_row_small_state(value, gradient, first, second, numbers):  # noqa: AN
             value[v] -= step_size * gradient[v] / (np.sqrt(second[v] * second_correction) + eps)
 
 
-@kernel(parallel=True)
+@helper
+def _adamw_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_total, numbers, seed):  # noqa: ANN001, ANN202
+    width = table.shape[1]
+    momentum = exp_avg.shape[0] > 0
+    full = momentum and exp_avg_sq.shape[1] == width
+    heads = start_of(factors, chunk)
+    gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        sum_row(row, factors, heads, chunk, gradient)
+        value = open_row(table, row, buffer)
+        _decay_row(value, row, decayed, decay_total)
+        following = next_row(factors, heads, chunk)
+        if full:
+            near = row if following == NO_ROW else following
+            upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
+            adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
+        else:
+            first = exp_avg[row] if momentum else exp_avg.reshape(-1)
+            _adamw_row_small_state(value, gradient, first, exp_avg_sq[row], numbers)
+        close_row(table, row, value, seed)
+        row = following
+
+
+@kernel
 def _row_adamw_kernel(  # noqa: ANN202
     table,  # noqa: ANN001
     exp_avg,  # noqa: ANN001
@@ -101,51 +141,61 @@ def _row_adamw_kernel(  # noqa: ANN202
     numbers,  # noqa: ANN001
     seed,  # noqa: ANN001
 ):
-    bounds = factors.bounds
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        _adamw_chunk(
+            chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_total, numbers, seed
+        )
+
+
+@helper
+def _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed):  # noqa: ANN001, ANN202
     width = table.shape[1]
-    momentum = exp_avg.shape[0] > 0
-    full = momentum and exp_avg_sq.shape[1] == width
-    for chunk in prange(bounds.shape[1] - 1):
-        heads = bounds[:, chunk].copy()
-        gradient = np.empty(width, np.float32)
-        buffer = np.empty(width, np.float32)
+    heads = start_of(factors, chunk)
+    gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        sum_row(row, factors, heads, chunk, gradient)
+        value = open_row(table, row, buffer)
+        _decay_row(value, row, decayed, decay_total)
+        for v in range(width):
+            value[v] -= lr * gradient[v]
+        close_row(table, row, value, seed)
         row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            sum_row(row, factors, heads, chunk, gradient)
-            value = open_row(table, row, buffer)
-            _decay_row(value, row, decayed, decay_total)
-            following = next_row(factors, heads, chunk)
-            if full:
-                near = row if following == NO_ROW else following
-                upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
-                adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
-            else:
-                first = exp_avg[row] if momentum else exp_avg.reshape(-1)
-                _adamw_row_small_state(value, gradient, first, exp_avg_sq[row], numbers)
-            close_row(table, row, value, seed)
-            row = following
 
 
-@kernel(parallel=True)
+@kernel
 def _row_sgd_kernel(table, factors, decayed, decay_total, lr, seed):  # noqa: ANN001, ANN202
-    bounds = factors.bounds
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed)
+
+
+@helper
+def _adagrad_chunk(chunk, table, square_sum, factors, decayed, decay_total, lr, eps, seed):  # noqa: ANN001, ANN202
     width = table.shape[1]
-    for chunk in prange(bounds.shape[1] - 1):
-        heads = bounds[:, chunk].copy()
-        gradient = np.empty(width, np.float32)
-        buffer = np.empty(width, np.float32)
+    rowwise = square_sum.shape[1] != width
+    heads = start_of(factors, chunk)
+    gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        sum_row(row, factors, heads, chunk, gradient)
+        value = open_row(table, row, buffer)
+        _decay_row(value, row, decayed, decay_total)
+        total = square_sum[row]
+        if rowwise:
+            total[0] += _mean_square(gradient)
+        for v in range(width):
+            if not rowwise:
+                total[v] += gradient[v] * gradient[v]
+            value[v] -= lr * gradient[v] / (np.sqrt(total[0 if rowwise else v]) + eps)
+        close_row(table, row, value, seed)
         row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            sum_row(row, factors, heads, chunk, gradient)
-            value = open_row(table, row, buffer)
-            _decay_row(value, row, decayed, decay_total)
-            for v in range(width):
-                value[v] -= lr * gradient[v]
-            close_row(table, row, value, seed)
-            row = next_row(factors, heads, chunk)
 
 
-@kernel(parallel=True)
+@kernel
 def _row_adagrad_kernel(  # noqa: ANN202
     table,  # noqa: ANN001
     square_sum,  # noqa: ANN001
@@ -156,40 +206,29 @@ def _row_adagrad_kernel(  # noqa: ANN202
     eps,  # noqa: ANN001
     seed,  # noqa: ANN001
 ):
-    bounds = factors.bounds
-    width = table.shape[1]
-    rowwise = square_sum.shape[1] != width
-    for chunk in prange(bounds.shape[1] - 1):
-        heads = bounds[:, chunk].copy()
-        gradient = np.empty(width, np.float32)
-        buffer = np.empty(width, np.float32)
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        _adagrad_chunk(chunk, table, square_sum, factors, decayed, decay_total, lr, eps, seed)
+
+
+@helper
+def _copy_chunk(chunk, table, master, factors):  # noqa: ANN001, ANN202
+    heads = start_of(factors, chunk)
+    nothing = np.empty(0, np.float32)
+    row = next_row(factors, heads, chunk)
+    while row != NO_ROW:
+        close_row(table, row, master[row], -1)
+        sum_row(row, factors, heads, chunk, nothing)
         row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            sum_row(row, factors, heads, chunk, gradient)
-            value = open_row(table, row, buffer)
-            _decay_row(value, row, decayed, decay_total)
-            total = square_sum[row]
-            if rowwise:
-                total[0] += _mean_square(gradient)
-            for v in range(width):
-                if not rowwise:
-                    total[v] += gradient[v] * gradient[v]
-                value[v] -= lr * gradient[v] / (np.sqrt(total[0 if rowwise else v]) + eps)
-            close_row(table, row, value, seed)
-            row = next_row(factors, heads, chunk)
 
 
-@kernel(parallel=True)
+@kernel
 def _copy_rows_kernel(table, master, factors):  # noqa: ANN001, ANN202
-    bounds = factors.bounds
-    for chunk in prange(bounds.shape[1] - 1):
-        heads = bounds[:, chunk].copy()
-        nothing = np.empty(0, np.float32)
-        row = next_row(factors, heads, chunk)
-        while row != NO_ROW:
-            close_row(table, row, master[row], -1)
-            sum_row(row, factors, heads, chunk, nothing)
-            row = next_row(factors, heads, chunk)
+    for index in prange(factors.lows.shape[0]):
+        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
+        chunk = np.int64(index)
+        _copy_chunk(chunk, table, master, factors)
 
 
 def row_sums(
@@ -216,7 +255,9 @@ def row_norm(
     """Euclidean norm of all row sums together."""
     follow_torch_threads()
     factors, _alive = prepare(entries, weights, vectors, scale)
-    return torch.tensor(_row_squares_kernel(factors, vectors[0].shape[1])).sqrt().float()
+    squares = torch.empty(len(factors.lows), dtype=torch.float64)
+    _row_squares_kernel(factors, vectors[0].shape[1], as_array(squares))
+    return squares.sum().sqrt().float()
 
 
 def row_adamw_(

@@ -71,6 +71,15 @@ def _chunks(entries: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @helper
+def start_of(factors, chunk):  # noqa: ANN001, ANN201
+    """Return the place in each read where a chunk starts."""
+    heads = np.empty(factors.bounds.shape[0], np.int64)
+    for r in range(heads.shape[0]):
+        heads[r] = factors.bounds[r, chunk]
+    return heads
+
+
+@helper
 def next_row(factors, heads, chunk):  # noqa: ANN001, ANN201
     """Return the lowest row that a read of this chunk has left, NO_ROW at its end."""
     reads, bounds = factors.reads, factors.bounds

@@ -53,7 +53,7 @@ def row_squares_kernel(
     squares = tl.zeros((BLOCK_V,), tl.float32)
     for e in range(first, tl.minimum(first + TILE, count)):
         row = tl.load(entries_ptr + e) >> 32
-        if row != before:
+        if (row != before) & (row >= 0):
             squares += sum_squares(
                 e, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count,
                 vector_stride, width, BLOCK_V, READS, CHUNK,
