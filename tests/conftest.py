@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch.utils._device import _device_constructors
 
+# Before a kernel is defined: without a GPU, Triton's interpreter runs it on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # `with torch.device("meta")` collects, once, the functions that it concerns: before one of them
 # is exchanged below.
 _device_constructors()

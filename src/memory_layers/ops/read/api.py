@@ -45,12 +45,11 @@ def gather_sum(table: Tensor, slots: Tensor, weights: Tensor, *, impl: Impl = "a
         ValueError: Shapes, types or devices disagree, a slot is out of range (checked on the
             CPU), or `impl` does not support these inputs.
     """
-    sizes = check_shape("table", table, "N V")
+    check_shape("table", table, "N V")
     check_shape("weights", weights, "T J", **check_shape("slots", slots, "T J"))
     check_integer("slots", slots)
     check_floating(table=table, weights=weights)
     check_same_device(table=table, slots=slots, weights=weights)
-    check_rows("slots", slots, sizes["N"])
     return torch.ops.memory_layers.gather_sum(table, slots, weights, impl)
 
 
@@ -84,7 +83,6 @@ def gather_dot(table: Tensor, slots: Tensor, x: Tensor, *, impl: Impl = "auto") 
     check_integer("slots", slots)
     check_floating(table=table, x=x)
     check_same_device(table=table, slots=slots, x=x)
-    check_rows("slots", slots, sizes["N"])
     return torch.ops.memory_layers.gather_dot(table, slots, x, impl)
 
 
@@ -120,7 +118,6 @@ def scatter_sum(
     check_integer("slots", slots)
     check_floating(weights=weights, x=x)
     check_same_device(slots=slots, weights=weights, x=x)
-    check_rows("slots", slots, num_rows)
     return torch.ops.memory_layers.scatter_sum(slots, weights, x, num_rows, impl)
 
 
@@ -138,6 +135,8 @@ torch.library.define(
 
 @torch.library.impl("memory_layers::gather_sum", ("cpu", "cuda"))
 def _gather_sum(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Tensor:
+    # Here and not in the public function: looking at data would break torch.compile's graph.
+    check_rows("slots", slots, table.shape[0])
     with torch.autocast(table.device.type, enabled=False):
         ops = kernels("read", impl, "gather_sum", table, weights)
         return ops.gather_sum(table, slots, weights)
@@ -145,12 +144,14 @@ def _gather_sum(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Ten
 
 @torch.library.impl("memory_layers::gather_dot", ("cpu", "cuda"))
 def _gather_dot(table: Tensor, slots: Tensor, x: Tensor, impl: str) -> Tensor:
+    check_rows("slots", slots, table.shape[0])
     with torch.autocast(table.device.type, enabled=False):
         return kernels("read", impl, "gather_dot", table, x).gather_dot(table, slots, x)
 
 
 @torch.library.impl("memory_layers::scatter_sum", ("cpu", "cuda"))
 def _scatter_sum(slots: Tensor, weights: Tensor, x: Tensor, num_rows: int, impl: str) -> Tensor:
+    check_rows("slots", slots, num_rows)
     ops = kernels("read", impl, "scatter_sum", weights, x)
     return ops.scatter_sum(slots, weights, x, num_rows)
 

@@ -1,0 +1,51 @@
+"""torch.compile of a model with memory: one graph in inference, the same gradients in training."""
+
+import pytest
+import torch
+from tiny_models import tiny_llama, tiny_memory
+from torch._dynamo.utils import counters
+
+from memory_layers import add_memory
+from memory_layers.ops.write import row_sums
+from memory_layers.optim.gradients import take_row_gradient
+
+# torch looks at .grad of tensors that are no leaves while it traces.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+IDS = torch.arange(18).view(2, 9) * 7 % 40
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+# The first of torch's backends that makes no machine code: what is tested are the graphs.
+@pytest.mark.parametrize("placement", ["replace", "beside"])
+def test_inference_is_one_graph(placement: str) -> None:
+    model = add_memory(tiny_llama(), tiny_memory(placement=placement)).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IDS).logits, model(IDS).logits)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def gradients(model: torch.nn.Module, call: object) -> tuple[torch.Tensor, ...]:
+    call(IDS, labels=IDS).loss.backward()
+    table = model.model.memory_table
+    rows, sums = row_sums(take_row_gradient(table))
+    dense = [p.grad for p in model.parameters() if p is not table.weight]
+    return rows, sums, *dense
+
+
+@pytest.mark.parametrize("grad_mode", ["factored", "sparse", "dense"])
+def test_training_gives_the_same_gradients(grad_mode: str) -> None:
+    model = add_memory(tiny_llama(), tiny_memory(grad_mode=grad_mode))
+    expected = gradients(model, model)
+    for parameter in model.parameters():
+        parameter.grad = None
+    model.model.memory_table.pending.clear()
+    # A dense table gradient needs no break in the graph.
+    compiled = torch.compile(model, fullgraph=grad_mode == "dense", backend="aot_eager")
+    for actual, exact in zip(gradients(model, compiled), expected, strict=True):
+        torch.testing.assert_close(actual, exact)
