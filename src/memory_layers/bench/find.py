@@ -1,7 +1,6 @@
 """FIND: `product_key_topk` against a matrix product and three torch.topk."""
 
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -22,17 +21,14 @@ OURS = "product_key_topk"
 def find_suite(request: Request) -> Suite:
     """Time the whole of FIND, and on the CPU the selection alone, on scores that are given."""
     variants: list[Variant] = []
-    skipped: list[str] = []
     for name in request.sizes.dtypes:
         query, sub_keys = _inputs(request, DTYPES[name])
         variants += _whole(request, name, query, sub_keys)
     if request.device.type == "cpu":
         query, sub_keys = _inputs(request, torch.float32)
         scores = (query.permute(1, 2, 0, 3) @ sub_keys.transpose(-1, -2)).contiguous()
-        selection, missing = _selection(request, scores)
-        variants += selection
-        skipped += missing
-    return Suite(tuple(variants), skipped=tuple(skipped))
+        variants += _selection(request, scores)
+    return Suite(tuple(variants))
 
 
 def three_topk(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +90,7 @@ def _whole(request: Request, name: str, query: Tensor, sub_keys: Tensor) -> list
     ]
 
 
-def _selection(request: Request, half_scores: Tensor) -> tuple[list[Variant], list[str]]:
+def _selection(request: Request, half_scores: Tensor) -> list[Variant]:
     k = request.sizes.top_k
     sample = sample_of(half_scores.shape[2], request.device)
     halves = half_scores[:, :, sample].double()
@@ -123,9 +119,8 @@ def _selection(request: Request, half_scores: Tensor) -> tuple[list[Variant], li
             check=check_baseline,
         )
     ]
-    select_pairs = getattr(import_module("memory_layers.ops.find.cpu"), "select_pairs", None)
-    if select_pairs is None:
-        return variants, ["find_selection: ops.find.cpu has no select_pairs"]
+    from memory_layers.ops.find.cpu import select_pairs
+
     ours = variant(
         name=SELECTION,
         run=lambda: select_pairs(half_scores, k),
@@ -133,7 +128,7 @@ def _selection(request: Request, half_scores: Tensor) -> tuple[list[Variant], li
         against=(SELECTION_BASELINE,),
         ours=True,
     )
-    return [ours, *variants], []
+    return [ours, *variants]
 
 
 def _inputs(request: Request, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

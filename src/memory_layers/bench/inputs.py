@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memory_layers.bench.request import Request
+from memory_layers.ops.huge_pages import advise_huge_pages
 
 ZIPF_EXPONENT = 1.0
 SEED = 0
@@ -85,10 +86,11 @@ def _zipf(num_rows: int, shape: tuple[int, int], generator: torch.Generator) -> 
 
 
 def make_table(num_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Fill an [N, V] table with normal numbers, every page of it written."""
+    """Fill an [N, V] table with normal numbers, in huge pages as ValueTable's."""
     generator = torch.Generator().manual_seed(SEED)
     block = torch.randn(min(num_rows, RANDOM_ROWS), width, generator=generator) * VALUE_STD
     table = torch.empty(num_rows, width, dtype=dtype, device=device)
+    advise_huge_pages(table)
     block = block.to(device=device, dtype=dtype)
     for low in range(0, num_rows, len(block)):
         table[low : low + len(block)] = block[: num_rows - low]

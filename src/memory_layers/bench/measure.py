@@ -56,7 +56,6 @@ def measure(
     return {
         "bandwidth_gbs": bandwidth,
         "facts": suite.facts,
-        "skipped": list(suite.skipped),
         "variants": results,
     }
 

@@ -13,7 +13,7 @@ from memory_layers.bench.check import SAMPLE, check_sum, sample_of
 from memory_layers.bench.inputs import Reads, make_reads, make_vectors
 from memory_layers.bench.request import Request
 from memory_layers.bench.sizes import DTYPES
-from memory_layers.bench.stepping import RowCheck, SteppedTable, bag
+from memory_layers.bench.stepping import SPARSE_ROUNDS, RowCheck, SteppedTable, bag
 from memory_layers.bench.variant import Suite, Variant
 from memory_layers.ops.read import gather_dot, gather_sum
 
@@ -137,4 +137,5 @@ def _variant(
         bytes=num_bytes,
         ours=ours,
         tokens=len(reads.slots),
+        most_rounds=SPARSE_ROUNDS if name == SPARSE else None,
     )

@@ -19,6 +19,8 @@ EPS = 1e-8
 # Moments at the start, about those of the gradients timed here: steps are then of the usual size.
 FIRST_MOMENT = 1e-4
 SECOND_MOMENT = 1e-6
+# SparseAdam takes seconds a step and leaves gigabytes for the kernel to clear behind it.
+SPARSE_ROUNDS = 3
 
 
 class SteppedTable:

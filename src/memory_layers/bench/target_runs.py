@@ -38,7 +38,7 @@ class Plan:
     growth_width: int = 256
     memory_tokens: int = 2**14
     memory_slots: tuple[int, ...] = (2**18, 2**20)
-    few: int = 5
+    few: int = 9
     many: int = 15
     seconds: float = DEFAULT_SECONDS
 

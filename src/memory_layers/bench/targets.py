@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from memory_layers.bench import find, layer, read, step, tables, write
+from memory_layers.bench.copying import PREFIX
 from memory_layers.bench.measure import find_variant
 from memory_layers.bench.target_runs import GROUPS, Found, Plan, multiplies_bf16
 from memory_layers.bench.timing import Report
@@ -121,8 +122,6 @@ def _judge(name: str, plan: Plan, found: Found | None) -> Row:
         "verdict": "not measured here",
         "reason": _unmeasurable(name),
     }
-    if found is not None and row["reason"] is None:
-        row["reason"] = next((x for x in found.get("skipped", ()) if x.startswith(name)), None)
     if found is None or row["reason"] is not None:
         return row
     value, figure = _FIGURES[name](found)
@@ -171,7 +170,11 @@ def _read(name: str) -> Callable[[Found], tuple[float, str]]:
 def _write(found: Found) -> tuple[float, str]:
     ours = find_variant(found, write.OURS)
     share = ours["share_of_copy"]
-    return share, f"{share:.2f} of a copy ({_ms(ours)}, {ours['gbs']:.1f} GB/s)"
+    plain = find_variant(found, f"{PREFIX} (torch)")["gbs"]
+    return share, (
+        f"{share:.2f} of the fastest copy, {ours['gbs'] / plain:.2f} of torch's "
+        f"({_ms(ours)}, {ours['gbs']:.1f} GB/s)"
+    )
 
 
 def _growth(found: Found) -> tuple[float, str]:

@@ -46,6 +46,8 @@ def time_variants(
     while rounds < repeats or time.monotonic() - started < seconds:
         first = rounds % len(variants)
         for variant in (*variants[first:], *variants[:first]):
+            if len(samples[variant.name]) == variant.most_rounds:
+                continue
             report(f"timing {variant.name}, round {rounds + 1} of at least {repeats}")
             samples[variant.name].append(time_once(variant))
         rounds += 1

@@ -19,6 +19,7 @@ class Variant:
         against: Variants to state the speed-up over: the fastest of these.
         ours: Implemented here, not a baseline.
         tokens: Tokens of a run, for tokens a second.
+        most_rounds: Not timed more often: for a baseline that is slow by an order of magnitude.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Variant:
     against: tuple[str, ...] = ()
     ours: bool = False
     tokens: int | None = None
+    most_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,7 @@ class Suite:
     Attributes:
         variants: At least one.
         facts: What of the inputs explains the numbers, such as the distinct rows.
-        skipped: Rows that are missing, with the reason.
     """
 
     variants: tuple[Variant, ...]
     facts: dict[str, object] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from memory_layers.bench.check import SAMPLE
 from memory_layers.bench.inputs import Reads, make_reads, make_vectors
 from memory_layers.bench.request import Request
 from memory_layers.bench.sizes import DTYPES
-from memory_layers.bench.stepping import RowCheck, SteppedTable, bag
+from memory_layers.bench.stepping import SPARSE_ROUNDS, RowCheck, SteppedTable, bag
 from memory_layers.bench.variant import Suite, Variant
 
 OURS = "MemoryAdamW"
@@ -98,4 +98,5 @@ def _baseline(
         prepare=prepare,
         bytes=num_bytes,
         tokens=check.reads.slots.shape[0],
+        most_rounds=SPARSE_ROUNDS if name == SPARSE else None,
     )

@@ -64,7 +64,8 @@ def _problem(kernel: str, tensors: tuple[Tensor, ...]) -> str | None:
     refused = [tensor.dtype for tensor in tensors if tensor.dtype not in allowed]
     if kernel == "cpu" and devices != ["cpu"]:
         return f"needs tensors on the CPU, got {devices}"
-    if kernel == "triton" and devices != ["cuda"] and not _triton_interprets():
+    interpreted = devices == ["cpu"] and _triton_interprets()
+    if kernel == "triton" and devices != ["cuda"] and not interpreted:
         return f"needs tensors on a GPU, got {devices}"
     if refused:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)

@@ -2,7 +2,7 @@
 
 Numba's own loops over rows carry checks (do arrays overlap, is an index negative) that cost more
 than the arithmetic here, and give no hold on when a cache line is asked for. A group of rows is
-read side by side, line by line, while the same lines of the next group are fetched: read one after
+read side by side, line by line, while the same lines of a later group are fetched: read one after
 the other, rows leave most of the memory's channels idle (docs/performance.md).
 """
 
@@ -20,6 +20,8 @@ CACHE_LINE = 64
 LANES = 8
 # Rows read side by side.
 GROUP = 8
+# How many rows ahead the rows are that are fetched meanwhile.
+AHEAD = 2 * GROUP
 
 _BYTE = ir.IntType(8)
 _INT32 = ir.IntType(32)
@@ -30,7 +32,7 @@ _RELAXED = ("contract", "reassoc")
 
 @dataclass(frozen=True)
 class _Rows:
-    """A group of table rows and the group that follows it, inside a function being generated."""
+    """A group of table rows and the one to fetch meanwhile, inside a function being generated."""
 
     builder: Any
     number: types.Type
@@ -126,7 +128,7 @@ def _rows(context: Any, builder: Any, sig: Any, args: Any, group: int) -> _Rows:
         return builder.gep(base, [builder.mul(slot, stride)])
 
     places = [builder.add(first, _INT64(q)) for q in range(group)]
-    following = [builder.add(place, _INT64(GROUP)) for place in places]
+    following = [builder.add(place, _INT64(AHEAD)) for place in places]
     following = [
         builder.select(builder.icmp_signed("<", place, last), place, last) for place in following
     ]

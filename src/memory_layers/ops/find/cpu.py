@@ -23,9 +23,11 @@ from memory_layers.ops.find.cpu_sort import (
 )
 from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array
+from memory_layers.ops.numba_vectors import GROUP, add_group, add_one
 
-# Scores held at once, [H, 2, tokens, M] numbers: 2 MiB stay in the caches.
-SCORE_NUMBERS = 2**19
+# Scores held at once, [H, 2, tokens, M] numbers: 8 MiB stay in the last cache, and a product with
+# fewer tokens is slower.
+SCORE_NUMBERS = 2**21
 
 
 @helper
@@ -137,20 +139,19 @@ def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):
 
 
 @helper
-def _add_to(total, factor, row):  # noqa: ANN001, ANN202
-    for c in range(total.shape[0]):
-        total[c] += factor * row[c]
-
-
-@helper
 def _query_gradient(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
-    """Add the gradient of one token, [H, 2, C]."""
-    num_sub_keys = sub_keys.shape[2]
+    """Add the gradient of one token, [H, 2, C]: of each half a weighted sum of K sub-keys."""
+    num_sub_keys, k = sub_keys.shape[2], slots.shape[1]
+    halves = np.empty((2, k), np.int64)
     for h in range(d_query.shape[0]):
-        for n in range(slots.shape[1]):
-            slot = slots[h, n]
-            _add_to(d_query[h, 0], d_scores[h, n], sub_keys[h, 0, slot // num_sub_keys])
-            _add_to(d_query[h, 1], d_scores[h, n], sub_keys[h, 1, slot % num_sub_keys])
+        for n in range(k):
+            halves[0, n], halves[1, n] = slots[h, n] // num_sub_keys, slots[h, n] % num_sub_keys
+        for p in range(2):
+            grouped = k - k % GROUP
+            for n in range(0, grouped, GROUP):
+                add_group(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], n)
+            for n in range(grouped, k):
+                add_one(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], n)
 
 
 @kernel
@@ -166,8 +167,10 @@ def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):  # noqa: ANN001, A
     for t in range(slots.shape[0]):
         for n in range(slots.shape[2]):
             slot = slots[t, h, n]
-            m = slot // num_sub_keys if p == 0 else slot % num_sub_keys
-            _add_to(d_sub_keys[m], d_scores[t, h, n], query[t, h, p])
+            total = d_sub_keys[slot // num_sub_keys if p == 0 else slot % num_sub_keys]
+            factor, half = d_scores[t, h, n], query[t, h, p]
+            for c in range(half.shape[0]):
+                total[c] += factor * half[c]
 
 
 @kernel

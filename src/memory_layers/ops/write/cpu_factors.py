@@ -94,7 +94,7 @@ def next_row(factors, heads, chunk):  # noqa: ANN001, ANN201
 
 @helper
 def sum_row(row, factors, heads, chunk, total):  # noqa: ANN001, ANN201
-    """Set total to scale * sum of weights[t, j] * vectors[t] of a row, and move past its entries."""
+    """Set total to scale * the sum of weights[t, j] * vectors[t] of a row, and move past it."""
     reads, bounds, _, like, scale = factors
     is_first = True
     for r in range(reads.shape[0]):

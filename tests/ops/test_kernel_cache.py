@@ -1,0 +1,83 @@
+"""The machine code kept on disk: shared by processes, safe to lose, never stale."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import PACKAGE, fresh_interpreter
+
+# Reads a table of the type that is named, and prints whether the result is right and whether the
+# kernel came from disk.
+READ = """
+import sys
+import torch
+from memory_layers import gather_sum
+{setup}
+torch.manual_seed(0)
+table = torch.randn(9, 20).to(getattr(torch, sys.argv[1]))
+slots, weights = torch.randint(9, (7, 11)), torch.randn(7, 11)
+exact = gather_sum(table, slots, weights, impl="reference")
+torch.testing.assert_close(gather_sum(table, slots, weights, impl="cpu"), exact)
+from memory_layers.ops.read.cpu import _gather_sum_kernel
+print(sum(_gather_sum_kernel.stats.cache_hits.values()))
+"""
+
+
+def read(cache: Path, dtype: str = "float32", setup: str = "") -> int:
+    program = READ.format(setup=setup)
+    return int(fresh_interpreter(program, dtype, NUMBA_CACHE_DIR=str(cache)))
+
+
+def test_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
+    assert read(tmp_path) == 0
+    assert read(tmp_path) == 1
+
+
+def test_changed_helper_is_compiled_anew(tmp_path: Path) -> None:
+    assert read(tmp_path) == 0
+    changed = "import memory_layers.ops.numba_kernel as k; k._helper_stamp = lambda: 'other'"
+    assert read(tmp_path, setup=changed) == 0
+    assert read(tmp_path, setup=changed) == 1
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        pytest.param(
+            "from numba.core.caching import CompileResultCacheImpl as c; c._locator_classes = []",
+            id="no-folder",
+        ),
+        pytest.param(
+            "from numba.core.caching import IndexDataCacheFile as c\n"
+            "def full(*_): raise OSError(28, 'No space left on device')\n"
+            "c.save = full",
+            id="full-disk",
+        ),
+    ],
+)
+def test_kernels_work_where_nothing_can_be_saved(tmp_path: Path, setup: str) -> None:
+    assert read(tmp_path, setup=setup) == 0
+    assert read(tmp_path, setup=setup) == 0
+
+
+def test_processes_that_start_at_once_share_a_cache(tmp_path: Path) -> None:
+    """Numba alone would give the code of both types one file name, and mix them up."""
+    environment = {
+        **os.environ, "PYTHONPATH": str(PACKAGE.parent), "NUMBA_CACHE_DIR": str(tmp_path)
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", READ.format(setup=""), dtype],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert read(tmp_path, "float32") == 1
+    assert read(tmp_path, "bfloat16") == 1
