@@ -1,6 +1,6 @@
 """Compile every Triton kernel for an H100 (sm_90), on any machine, and report what it needs.
 
-    python benchmarks/sm90.py [--out benchmarks/results/sm_90/resources.json]
+    python benchmarks/sm90.py [--out benchmarks/sm_90.json]
 
 Registers and spilled bytes come from the report of the ptxas that ships with Triton, shared memory
 from Triton.

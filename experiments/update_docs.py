@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from memory_layers.bench.floors import floors_table
 from memory_layers.bench.results import newest
 from memory_layers.bench.sizes import USED
 from memory_layers.bench.tables import suite_markdown, targets_markdown
@@ -19,6 +20,7 @@ from memory_layers.study.report import markdown_table
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 DEMO = ROOT / "experiments" / "00-demo"
+SM90 = ROOT / "benchmarks" / "sm_90.json"
 
 
 def demo_section() -> str:
@@ -67,6 +69,34 @@ def suite_section(op: str, device_type: str) -> str:
     return "\n\n".join(parts) or missing
 
 
+def floors_section() -> str:
+    """Return bytes, operations and floors, with the bandwidth of the newest table of targets."""
+    found = newest("targets", "cpu")
+    if not found:
+        return floors_table(None)
+    path, record = found[-1]
+    bandwidth = record["results"]["groups"]["step"]["bandwidth_gbs"]
+    source = f"Copy: {bandwidth:.1f} GB/s on {record['device']}. {_file(path)}"
+    return f"{floors_table(bandwidth * 1e9)}\n\n{source}"
+
+
+def sm90_section() -> str:
+    """Return the worst registers, spills and shared memory of each kernel compiled for sm_90."""
+    if not SM90.exists():
+        return "Not compiled yet: `python benchmarks/sm90.py --out benchmarks/sm_90.json`."
+    record = json.loads(SM90.read_text("utf-8"))
+    kernels: dict[str, list[dict]] = {}
+    for found in record["kernels"]:
+        kernels.setdefault(found["kernel"], []).append(found)
+    lines = ["| kernel | cases | registers | spilled bytes | shared KiB |", "|---|---|---|---|---|"]
+    for name, cases in sorted(kernels.items()):
+        registers = max(case["registers"] for case in cases)
+        spilled = max(case["spill_store_bytes"] + case["spill_load_bytes"] for case in cases)
+        shared = max(case["shared_bytes"] for case in cases) / 1024
+        lines.append(f"| `{name}` | {len(cases)} | {registers} | {spilled} | {shared:.1f} |")
+    return "\n".join(lines) + f"\n\nTriton {record['versions']['triton']}. {_file(SM90)}"
+
+
 def _file(path: Path) -> str:
     return f"Result file: `{path.relative_to(ROOT)}`."
 
@@ -74,6 +104,8 @@ def _file(path: Path) -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
     "targets": targets_section,
+    "floors": floors_section,
+    "sm90": sm90_section,
     **{
         f"bench-{op}-{device_type}": partial(suite_section, op, device_type)
         for op in USED
@@ -91,7 +123,7 @@ def replace_section(text: str, name: str, content: str) -> str:
 
 def updated(text: str) -> str:
     """Return a document with every section that it has markers for written anew."""
-    for name in re.findall("<!-- ([a-z-]+):begin -->", text):
+    for name in re.findall("<!-- ([a-z0-9-]+):begin -->", text):
         text = replace_section(text, name, SECTIONS[name]())
     return text
 
