@@ -203,6 +203,45 @@ def write_cases() -> list[Case]:
     return cases
 
 
+def baseline_cases() -> list[Case]:
+    """Table gradients that ours are timed against: J = 128, V = 256 to 4096, bf16 and fp32."""
+    from memory_layers.bench import gpu_baselines as baselines
+
+    cases = [
+        Case.of(
+            "i64 slots",
+            baselines.count_entries_kernel,
+            "*i64 *i32 i32:16 i32:16",
+            **baselines.ENTRY_BLOCKS,
+        ),
+        Case.of(
+            "i64 slots",
+            baselines.place_entries_kernel,
+            "*i64 *i32 *i32 i32:16 i32:16",
+            **baselines.ENTRY_BLOCKS,
+        ),
+    ]
+    for width in WIDTHS:
+        v = aligned(width)
+        for dtype in ("bf16", "fp32"):
+            name = f"{dtype} V={width}"
+            cases += [
+                Case.of(
+                    name,
+                    baselines.atomic_backward_kernel,
+                    f"*i64 *fp32 *{dtype} *fp32 i32:16 {v} {v} i32:16",
+                    **baselines.column_blocks(width, baselines.ATOMIC_COLUMNS),
+                ),
+                Case.of(
+                    name,
+                    baselines.reduce_rows_kernel,
+                    f"*i32 *i32 *i32 *fp32 *{dtype} *fp32 {v} {v}",
+                    **baselines.reduce_blocks(128, width),
+                ),
+            ]
+    return cases
+
+
 def all_cases() -> list[Case]:
     """All kernels of the project."""
-    return [*find_cases(), *read_cases(), *write_cases()]
+    return [*find_cases(), *read_cases(), *write_cases(), *baseline_cases()]

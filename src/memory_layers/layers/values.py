@@ -56,20 +56,17 @@ class ValueTable(nn.Module):
         if self.grad_mode == "dense" or not torch.is_grad_enabled():
             return gather_sum(self.weight, slots, weights)
         pending = self.pending if self.grad_mode == "factored" else None
-        return _factored_read(self.weight, slots, weights, pending)
+        read = _FactoredRead.apply
+        if torch.compiler.is_compiling():
+            # Neither a list that a backward pass appends to nor a sparse gradient can be compiled.
+            # Not a decorator: that would load the compiler whenever this package is imported.
+            read = torch.compiler.disable(read)
+        return read(self.weight, slots, weights, pending)
 
     def extra_repr(self) -> str:
         """Show the sizes in print(model)."""
         slots, value_dim = self.weight.shape
         return f"slots={slots}, value_dim={value_dim}, grad_mode={self.grad_mode}"
-
-
-@torch.compiler.disable
-def _factored_read(
-    table: Tensor, slots: Tensor, weights: Tensor, pending: PendingReads | None
-) -> Tensor:
-    # Neither a list that a backward pass appends to nor a sparse gradient can be compiled.
-    return _FactoredRead.apply(table, slots, weights, pending)
 
 
 class _FactoredRead(torch.autograd.Function):

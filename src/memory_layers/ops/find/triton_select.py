@@ -5,12 +5,14 @@ import triton.language as tl
 
 from memory_layers.ops.find.triton_sort import (
     EMPTY,
+    entry_from,
+    entry_label,
+    entry_of,
+    entry_score,
     largest,
-    pack,
-    packed_label,
-    packed_rank,
     rank_of,
     score_of,
+    sortable,
 )
 
 
@@ -73,12 +75,45 @@ def _cut_lists(
         rows = start + tl.arange(0, ROWS)
         count = tl.load(counts_ptr + rows)
         held = entries[None, :] < count[:, None]
-        found = tl.load(lists_ptr + rows[:, None] * ROOM + entries[None, :], held, other=EMPTY)
+        found = tl.load(lists_ptr + rows[:, None] * ROOM + entries[None, :], held, other=0)
+        found = tl.where(held, sortable(found), EMPTY)
         best = largest(found, LOG_K, LOG_ROOM - LOG_K)
         kth = tl.max(tl.where((places == K - 1)[None, :], best, EMPTY), 1)
         tl.debug_barrier()  # all have read
-        tl.store(lists_ptr + rows[:, None] * ROOM + places[None, :], best, (places < K)[None, :])
-        tl.store(bounds_ptr + rows, score_of(packed_rank(kth) + 1), kth != EMPTY)
+        tl.store(
+            lists_ptr + rows[:, None] * ROOM + places[None, :],
+            entry_from(best),
+            (places < K)[None, :],
+        )
+        tl.store(bounds_ptr + rows, score_of((kth >> 32).to(tl.int32) + 1), kth != EMPTY)
+    tl.debug_barrier()  # all have written
+
+
+@triton.jit
+def _lower_bounds(
+    lists_ptr,
+    bounds_ptr,
+    margin,
+    BLOCK_T: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOG_ROOM: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+    LOG_M: tl.constexpr,
+):
+    """Write for each token a number that, but for rounding, at least K scores reach.
+
+    The lists hold the ranks of the maxima of groups of scores.
+    """
+    groups = tl.arange(0, 2**LOG_M)
+    places = tl.arange(0, 2**LOG_K)
+    for start in range(0, BLOCK_T, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        found = tl.load(lists_ptr + (rows[:, None] << LOG_ROOM) + groups[None, :])
+        ranked = largest(found.to(tl.int32), LOG_K, LOG_M - LOG_K)
+        bound = score_of(tl.max(tl.where((places == K - 1)[None, :], ranked, -(2**31)), 1))
+        bound -= margin * tl.maximum(score_of(tl.max(ranked, 1)), tl.abs(bound))
+        tl.store(bounds_ptr + rows, bound)
     tl.debug_barrier()  # all have written
 
 
@@ -107,7 +142,7 @@ def best_sub_keys_kernel(
     COARSE: tl.constexpr,
     FINE: tl.constexpr,
 ):
-    """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] packed."""
+    """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] entries."""
     BLOCK_M: tl.constexpr = 2**LOG_M
     ROOM: tl.constexpr = 2**LOG_ROOM
     here = tl.program_id(0).to(tl.int64) * BLOCK_T
@@ -115,6 +150,7 @@ def best_sub_keys_kernel(
     counts_ptr += here
     bounds_ptr += here
     local = tl.arange(0, BLOCK_T)
+    groups = tl.arange(0, BLOCK_M)
     places = tl.arange(0, 2**LOG_K)
     blocks = tl.cdiv(tokens, BLOCK_T)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
@@ -131,24 +167,24 @@ def best_sub_keys_kernel(
         if num_sub_keys > ROOM:
             maxima = tl.full((BLOCK_T, BLOCK_M), float("-inf"), tl.float32)
             for low in range(0, num_sub_keys, BLOCK_M):
-                m = low + tl.arange(0, BLOCK_M)
+                m = low + groups
                 scores = _block_scores(
                     query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
                     C, BLOCK_C, DTYPE, COARSE,
                 )  # fmt: skip
                 scores = tl.where((m < num_sub_keys)[None, :], scores, float("-inf"))
                 maxima = tl.maximum(maxima, scores)  # leaves NaN out
-            ranked = largest(rank_of(maxima), LOG_K, LOG_M - LOG_K)
-            kth = tl.max(tl.where((places == K - 1)[None, :], ranked, -(2**31)), 1)
-            bound = score_of(kth)
-            bound -= margin * tl.maximum(score_of(tl.max(ranked, 1)), tl.abs(bound))
+            tl.store(lists_ptr + local[:, None] * ROOM + groups[None, :], rank_of(maxima))
+            tl.debug_barrier()
+            _lower_bounds(lists_ptr, bounds_ptr, margin, BLOCK_T, ROWS, LOG_ROOM, K, LOG_K, LOG_M)
+            bound = tl.load(bounds_ptr + local)
 
         limit = tl.where(has_token, num_sub_keys, 0)
         count = tl.zeros((BLOCK_T,), tl.int32)
         again = num_sub_keys > 0
         while again:
             for low in range(0, num_sub_keys, BLOCK_M):
-                m = low + tl.arange(0, BLOCK_M)
+                m = low + groups
                 scores = _block_scores(
                     query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
                     C, BLOCK_C, DTYPE, FINE,
@@ -157,7 +193,7 @@ def best_sub_keys_kernel(
                 enters = (m[None, :] < limit[:, None]) & ~(scores < bound[:, None])
                 number = tl.cumsum(enters.to(tl.int32), 1)
                 place = (local * ROOM + count - 1)[:, None] + number
-                tl.store(lists_ptr + place, pack(scores, m[None, :]), enters)
+                tl.store(lists_ptr + place, entry_of(scores, m[None, :]), enters)
                 count += tl.sum(enters.to(tl.int32), 1)
                 if (tl.max(count) > ROOM - BLOCK_M) | (low + BLOCK_M >= num_sub_keys):
                     tl.store(counts_ptr + local, count)
@@ -173,7 +209,7 @@ def best_sub_keys_kernel(
             count = tl.where(missing, 0, count)
             again = tl.max(missing.to(tl.int32)) > 0
         inside = has_token[:, None] & (places < K)[None, :]
-        best = tl.load(lists_ptr + local[:, None] * ROOM + places[None, :], inside, other=EMPTY)
+        best = tl.load(lists_ptr + local[:, None] * ROOM + places[None, :], inside, other=0)
         out = (half * tokens + t)[:, None] * K + places[None, :]
         tl.store(best_ptr + out, best, inside)
         tl.debug_barrier()  # before the next block of tokens uses the lists
@@ -211,15 +247,15 @@ def merge_halves_kernel(
     j = n - before
     first = tl.load(first_ptr + i[None, :], inside, other=0)
     second = tl.load(second_ptr + j[None, :], inside, other=0)
-    scores = score_of(packed_rank(first)) + score_of(packed_rank(second))
-    pairs = tl.where(inside, pack(scores, (i * K + j)[None, :]), EMPTY)
-    best = largest(pairs, LOG_K, LOG_PAIRS - LOG_K)
+    pairs = entry_of(entry_score(first) + entry_score(second), (i * K + j)[None, :])
+    pairs = tl.where(inside, sortable(pairs), EMPTY)
+    best = entry_from(largest(pairs, LOG_K, LOG_PAIRS - LOG_K))
 
     places = tl.arange(0, 2**LOG_K)
     inside = (t < tokens)[:, None] & (places < K)[None, :]
-    pair = tl.where(inside, packed_label(best), 0)
-    first = packed_label(tl.load(first_ptr + pair // K, inside, other=0))
-    second = packed_label(tl.load(second_ptr + pair % K, inside, other=0))
+    pair = tl.where(inside, entry_label(best), 0)
+    first = entry_label(tl.load(first_ptr + pair // K, inside, other=0))
+    second = entry_label(tl.load(second_ptr + pair % K, inside, other=0))
     out = row[:, None] * K + places[None, :]
-    tl.store(scores_ptr + out, score_of(packed_rank(best)), inside)
+    tl.store(scores_ptr + out, entry_score(best), inside)
     tl.store(slots_ptr + out, first.to(tl.int64) * num_sub_keys + second, inside)

@@ -1,7 +1,8 @@
 """Selection in registers for FIND in Triton: scores as integers, and a bitonic top-k of them.
 
-A score and a label, such as the sub-key it belongs to, travel as one int64 ("packed"), so that
-sorting is comparing integers. NaN counts as the largest score, as in torch.topk.
+A score and a label, such as the sub-key it belongs to, travel as one int64, an entry. To be sorted
+it is mapped to another int64 that compares as the score does. NaN counts as the largest score, as
+in torch.topk.
 
 tl.topk does the same work, but its signature differs between the Triton versions that we support,
 and under the interpreter it takes a hundred times as long: its exchange is a reduction by xor,
@@ -11,7 +12,7 @@ which is interpreted number by number. Here the exchange is a sum, which wraps w
 import triton
 import triton.language as tl
 
-EMPTY = tl.constexpr(-(2**63))  # packed: sorts behind every score
+EMPTY = tl.constexpr(-(2**63))  # sorts behind every score
 NAN_BITS = tl.constexpr(0x7FC00000)
 
 
@@ -30,19 +31,34 @@ def score_of(rank):
 
 
 @triton.jit
-def pack(scores, labels):
-    """Join scores and labels in [0, 2**31): of equal scores the lower label sorts first."""
-    return (rank_of(scores).to(tl.int64) << 32) | (0x7FFFFFFF - labels).to(tl.int64)
+def entry_of(scores, labels):
+    """Join scores and labels in [0, 2**31): two registers side by side, so it costs nothing."""
+    return (scores.to(tl.int32, bitcast=True).to(tl.int64) << 32) | labels.to(tl.int64)
 
 
 @triton.jit
-def packed_rank(packed):
-    return (packed >> 32).to(tl.int32)
+def entry_score(entries):
+    return (entries >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def packed_label(packed):
-    return 0x7FFFFFFF - packed.to(tl.int32)
+def entry_label(entries):
+    return entries.to(tl.int32)
+
+
+@triton.jit
+def sortable(entries):
+    """Map entries to int64 in the order of their scores, of equal scores the lower label first."""
+    rank = rank_of(entry_score(entries)).to(tl.int64)
+    return (rank << 32) | (0x7FFFFFFF - entry_label(entries)).to(tl.int64)
+
+
+@triton.jit
+def entry_from(sorted_entries):
+    """Undo sortable."""
+    return entry_of(
+        score_of((sorted_entries >> 32).to(tl.int32)), 0x7FFFFFFF - sorted_entries.to(tl.int32)
+    )
 
 
 @triton.jit
