@@ -1,4 +1,4 @@
-"""Kernels of FIND in Triton: best sub-keys of each half, then best pairs. See triton.py."""
+"""Kernels of FIND in Triton: bounds, best sub-keys of each half, best pairs. See triton.py."""
 
 import triton
 import triton.language as tl
@@ -17,16 +17,16 @@ from memory_layers.ops.find.triton_sort import (
 
 
 @triton.jit
-def _load_rows(rows_ptr, row_stride, inside, columns, C: tl.constexpr, DTYPE: tl.constexpr):
+def _load_rows(rows_ptr, places, inside, columns, C: tl.constexpr, DTYPE: tl.constexpr):
     mask = inside[:, None] & (columns < C)[None, :]
-    return tl.load(rows_ptr + row_stride[:, None] + columns[None, :], mask, other=0).to(DTYPE)
+    return tl.load(rows_ptr + places[:, None] + columns[None, :], mask, other=0).to(DTYPE)
 
 
 @triton.jit
 def _block_scores(
     query,
     query_ptr,
-    query_rows,
+    query_places,
     has_token,
     keys_ptr,
     m,
@@ -36,20 +36,67 @@ def _block_scores(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Multiply a block of tokens with a block of sub-keys: [BLOCK_T, BLOCK_M] fp32."""
-    key_rows = m.to(tl.int64) * C
+    """Multiply a block of tokens with a block of sub-keys: [BLOCK_T, BLOCK_M] fp32.
+
+    `query` is the block of tokens where C fits one block, else it is read again part by part.
+    """
+    key_places = m.to(tl.int64) * C
     if C <= BLOCK_C:
-        columns = tl.arange(0, BLOCK_C)
-        keys = _load_rows(keys_ptr, key_rows, m < num_sub_keys, columns, C, DTYPE)
+        keys = _load_rows(keys_ptr, key_places, m < num_sub_keys, tl.arange(0, BLOCK_C), C, DTYPE)
         scores = tl.dot(query, keys.T, input_precision=PRECISION)
     else:
-        scores = tl.zeros((query_rows.shape[0], m.shape[0]), tl.float32)
+        scores = tl.zeros((has_token.shape[0], m.shape[0]), tl.float32)
         for c in range(0, C, BLOCK_C):
             columns = c + tl.arange(0, BLOCK_C)
-            part = _load_rows(query_ptr, query_rows, has_token, columns, C, DTYPE)
-            keys = _load_rows(keys_ptr, key_rows, m < num_sub_keys, columns, C, DTYPE)
+            part = _load_rows(query_ptr, query_places, has_token, columns, C, DTYPE)
+            keys = _load_rows(keys_ptr, key_places, m < num_sub_keys, columns, C, DTYPE)
             scores = tl.dot(part, keys.T, scores, input_precision=PRECISION)
     return scores
+
+
+@triton.jit
+def lower_bounds_kernel(
+    query_ptr,
+    sub_keys_ptr,
+    bounds_ptr,
+    tokens,
+    num_sub_keys,
+    margin,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    LOG_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write for each token a number that, but for rounding, K scores reach: [H, 2, T]."""
+    BLOCK_M: tl.constexpr = 2**LOG_M
+    blocks = tl.cdiv(tokens, BLOCK_T)
+    # Programs that run at the same time read the same sub-keys.
+    half = (tl.program_id(0) // blocks).to(tl.int64)
+    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    has_token = t < tokens
+    places = (t * (2 * HEADS) + half) * C
+    query = _load_rows(
+        query_ptr, places, has_token & (C <= BLOCK_C), tl.arange(0, BLOCK_C), C, DTYPE
+    )
+    maxima = tl.full((BLOCK_T, BLOCK_M), float("-inf"), tl.float32)
+    for low in range(0, num_sub_keys, BLOCK_M):
+        m = low + tl.arange(0, BLOCK_M)
+        scores = _block_scores(
+            query, query_ptr, places, has_token, sub_keys_ptr + half * num_sub_keys * C, m,
+            num_sub_keys, C, BLOCK_C, DTYPE, PRECISION,
+        )  # fmt: skip
+        scores = tl.where((m < num_sub_keys)[None, :], scores, float("-inf"))
+        maxima = tl.maximum(maxima, scores)  # leaves NaN out
+    ranked = largest(rank_of(maxima), LOG_K, LOG_M - LOG_K)
+    is_kth = (tl.arange(0, 2**LOG_K) == K - 1)[None, :]
+    bound = score_of(tl.max(tl.where(is_kth, ranked, -(2**31)), 1))
+    bound -= margin * tl.maximum(score_of(tl.max(ranked, 1)), tl.abs(bound))
+    tl.store(bounds_ptr + half * tokens + t, bound, has_token)
 
 
 @triton.jit
@@ -73,47 +120,14 @@ def _cut_lists(
     places = tl.arange(0, 2**LOG_K)
     for start in range(0, BLOCK_T, ROWS):
         rows = start + tl.arange(0, ROWS)
-        count = tl.load(counts_ptr + rows)
-        held = entries[None, :] < count[:, None]
+        held = entries[None, :] < tl.load(counts_ptr + rows)[:, None]
         found = tl.load(lists_ptr + rows[:, None] * ROOM + entries[None, :], held, other=0)
-        found = tl.where(held, sortable(found), EMPTY)
-        best = largest(found, LOG_K, LOG_ROOM - LOG_K)
+        best = largest(tl.where(held, sortable(found), EMPTY), LOG_K, LOG_ROOM - LOG_K)
         kth = tl.max(tl.where((places == K - 1)[None, :], best, EMPTY), 1)
         tl.debug_barrier()  # all have read
-        tl.store(
-            lists_ptr + rows[:, None] * ROOM + places[None, :],
-            entry_from(best),
-            (places < K)[None, :],
-        )
+        kept = lists_ptr + rows[:, None] * ROOM + places[None, :]
+        tl.store(kept, entry_from(best), (places < K)[None, :])
         tl.store(bounds_ptr + rows, score_of((kth >> 32).to(tl.int32) + 1), kth != EMPTY)
-    tl.debug_barrier()  # all have written
-
-
-@triton.jit
-def _lower_bounds(
-    lists_ptr,
-    bounds_ptr,
-    margin,
-    BLOCK_T: tl.constexpr,
-    ROWS: tl.constexpr,
-    LOG_ROOM: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-    LOG_M: tl.constexpr,
-):
-    """Write for each token a number that, but for rounding, at least K scores reach.
-
-    The lists hold the ranks of the maxima of groups of scores.
-    """
-    groups = tl.arange(0, 2**LOG_M)
-    places = tl.arange(0, 2**LOG_K)
-    for start in range(0, BLOCK_T, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        found = tl.load(lists_ptr + (rows[:, None] << LOG_ROOM) + groups[None, :])
-        ranked = largest(found.to(tl.int32), LOG_K, LOG_M - LOG_K)
-        bound = score_of(tl.max(tl.where((places == K - 1)[None, :], ranked, -(2**31)), 1))
-        bound -= margin * tl.maximum(score_of(tl.max(ranked, 1)), tl.abs(bound))
-        tl.store(bounds_ptr + rows, bound)
     tl.debug_barrier()  # all have written
 
 
@@ -121,14 +135,15 @@ def _lower_bounds(
 def best_sub_keys_kernel(
     query_ptr,
     sub_keys_ptr,
-    lists_ptr,
-    counts_ptr,
     bounds_ptr,
+    lists_ptr,
+    list_counts_ptr,
+    list_bounds_ptr,
     best_ptr,
     tokens,
     num_sub_keys,
     num_tiles,
-    margin,
+    HAS_BOUNDS: tl.constexpr,
     HEADS: tl.constexpr,
     C: tl.constexpr,
     K: tl.constexpr,
@@ -139,68 +154,55 @@ def best_sub_keys_kernel(
     ROWS: tl.constexpr,
     LOG_ROOM: tl.constexpr,
     DTYPE: tl.constexpr,
-    COARSE: tl.constexpr,
-    FINE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] entries."""
     BLOCK_M: tl.constexpr = 2**LOG_M
     ROOM: tl.constexpr = 2**LOG_ROOM
     here = tl.program_id(0).to(tl.int64) * BLOCK_T
     lists_ptr += here * ROOM
-    counts_ptr += here
-    bounds_ptr += here
+    list_counts_ptr += here
+    list_bounds_ptr += here
     local = tl.arange(0, BLOCK_T)
-    groups = tl.arange(0, BLOCK_M)
-    places = tl.arange(0, 2**LOG_K)
+    ranks = tl.arange(0, 2**LOG_K)
     blocks = tl.cdiv(tokens, BLOCK_T)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
-        # Programs that run at the same time read the same sub-keys.
         half = (tile // blocks).to(tl.int64)
         t = (tile % blocks).to(tl.int64) * BLOCK_T + local
         has_token = t < tokens
-        query_rows = (t * (2 * HEADS) + half) * C
-        keys_ptr = sub_keys_ptr + half * num_sub_keys * C
+        places = (t * (2 * HEADS) + half) * C
         query = _load_rows(
-            query_ptr, query_rows, has_token & (C <= BLOCK_C), tl.arange(0, BLOCK_C), C, DTYPE
+            query_ptr, places, has_token & (C <= BLOCK_C), tl.arange(0, BLOCK_C), C, DTYPE
         )
-        bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-        if num_sub_keys > ROOM:
-            maxima = tl.full((BLOCK_T, BLOCK_M), float("-inf"), tl.float32)
-            for low in range(0, num_sub_keys, BLOCK_M):
-                m = low + groups
-                scores = _block_scores(
-                    query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
-                    C, BLOCK_C, DTYPE, COARSE,
-                )  # fmt: skip
-                scores = tl.where((m < num_sub_keys)[None, :], scores, float("-inf"))
-                maxima = tl.maximum(maxima, scores)  # leaves NaN out
-            tl.store(lists_ptr + local[:, None] * ROOM + groups[None, :], rank_of(maxima))
-            tl.debug_barrier()
-            _lower_bounds(lists_ptr, bounds_ptr, margin, BLOCK_T, ROWS, LOG_ROOM, K, LOG_K, LOG_M)
-            bound = tl.load(bounds_ptr + local)
-
+        if HAS_BOUNDS:
+            bound = tl.load(bounds_ptr + half * tokens + t, has_token, other=0)
+        else:
+            bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
         limit = tl.where(has_token, num_sub_keys, 0)
         count = tl.zeros((BLOCK_T,), tl.int32)
         again = num_sub_keys > 0
         while again:
             for low in range(0, num_sub_keys, BLOCK_M):
-                m = low + groups
+                m = low + tl.arange(0, BLOCK_M)
                 scores = _block_scores(
-                    query, query_ptr, query_rows, has_token, keys_ptr, m, num_sub_keys,
-                    C, BLOCK_C, DTYPE, FINE,
+                    query, query_ptr, places, has_token, sub_keys_ptr + half * num_sub_keys * C,
+                    m, num_sub_keys, C, BLOCK_C, DTYPE, PRECISION,
                 )  # fmt: skip
                 # NaN is not below the bound: it enters.
                 enters = (m[None, :] < limit[:, None]) & ~(scores < bound[:, None])
                 number = tl.cumsum(enters.to(tl.int32), 1)
-                place = (local * ROOM + count - 1)[:, None] + number
-                tl.store(lists_ptr + place, entry_of(scores, m[None, :]), enters)
+                end = (local * ROOM + count - 1)[:, None] + number
+                tl.store(lists_ptr + end, entry_of(scores, m[None, :]), enters)
                 count += tl.sum(enters.to(tl.int32), 1)
                 if (tl.max(count) > ROOM - BLOCK_M) | (low + BLOCK_M >= num_sub_keys):
-                    tl.store(counts_ptr + local, count)
-                    tl.store(bounds_ptr + local, bound)
+                    tl.store(list_counts_ptr + local, count)
+                    tl.store(list_bounds_ptr + local, bound)
                     tl.debug_barrier()
-                    _cut_lists(lists_ptr, counts_ptr, bounds_ptr, BLOCK_T, ROWS, LOG_ROOM, K, LOG_K)
-                    bound = tl.load(bounds_ptr + local)
+                    _cut_lists(
+                        lists_ptr, list_counts_ptr, list_bounds_ptr, BLOCK_T, ROWS, LOG_ROOM,
+                        K, LOG_K,
+                    )  # fmt: skip
+                    bound = tl.load(list_bounds_ptr + local)
                     count = tl.minimum(count, K)
             # The bound was too high for these. The others keep their lists and see no more scores.
             missing = has_token & (count < K)
@@ -208,10 +210,9 @@ def best_sub_keys_kernel(
             limit = tl.where(missing, num_sub_keys, 0)
             count = tl.where(missing, 0, count)
             again = tl.max(missing.to(tl.int32)) > 0
-        inside = has_token[:, None] & (places < K)[None, :]
-        best = tl.load(lists_ptr + local[:, None] * ROOM + places[None, :], inside, other=0)
-        out = (half * tokens + t)[:, None] * K + places[None, :]
-        tl.store(best_ptr + out, best, inside)
+        inside = has_token[:, None] & (ranks < K)[None, :]
+        best = tl.load(lists_ptr + local[:, None] * ROOM + ranks[None, :], inside, other=0)
+        tl.store(best_ptr + (half * tokens + t)[:, None] * K + ranks[None, :], best, inside)
         tl.debug_barrier()  # before the next block of tokens uses the lists
 
 
