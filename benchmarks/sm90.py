@@ -1,6 +1,6 @@
 """Compile every Triton kernel for an H100 (sm_90), on any machine, and report what it needs.
 
-    python benchmarks/sm90.py [--out benchmarks/sm_90.json]
+    python benchmarks/sm90.py [--out benchmarks/sm_90.json] [--only gather] [--each 2]
 
 Registers and spilled bytes come from the report of the ptxas that ships with Triton, shared memory
 from Triton.
@@ -92,6 +92,21 @@ def compile_case(case: Case) -> Resources:
     )
 
 
+def some(cases: Sequence[Case], each: int | None) -> list[Case]:
+    """Take cases of each kernel in turn from the front and the back of its list."""
+    kernels: dict[str, list[Case]] = {}
+    for case in cases:
+        kernels.setdefault(case.kernel.__name__, []).append(case)
+    if each is None:
+        return list(cases)
+    half = each // 2
+    return [
+        case
+        for found in kernels.values()
+        for case in (found if len(found) <= each else found[: each - half] + found[-half:])
+    ]
+
+
 def table(rows: Sequence[Resources]) -> str:
     """Lay the resources out as a Markdown table."""
     lines = [
@@ -112,10 +127,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument("--each", type=int, help="first and last cases of each kernel, so many")
     options = parser.parse_args()
     knobs.nvidia.dump_ptxas_log = True  # prints the report of ptxas
     knobs.compilation.always_compile = True  # a cached kernel has no report
-    rows = [compile_case(c) for c in all_cases() if options.only in c.kernel.__name__]
+    cases = [case for case in all_cases() if options.only in case.kernel.__name__]
+    rows = [compile_case(case) for case in some(cases, options.each)]
     print(table(rows))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -42,26 +42,47 @@ def find_cases() -> list[Case]:
         query_gradient_kernel,
         sub_key_gradient_kernel,
     )
-    from memory_layers.ops.find.triton_select import best_sub_keys_kernel, merge_halves_kernel
+    from memory_layers.ops.find.triton_select import (
+        best_sub_keys_kernel,
+        lower_bounds_kernel,
+        merge_halves_kernel,
+        redo_sub_keys_kernel,
+    )
 
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     # dtype, T, C, k: the paper's, a decoding step, and the largest k.
     sizes = [
-        *(("bf16", 32768, width, 32) for width in (64, 128, 192, 256, 512)),
-        *(("fp32", 32768, width, 32) for width in (64, 128, 192, 256, 512)),
-        ("fp16", 32768, 256, 32),
+        *((dtype, 32768, width, 32) for dtype in ("bf16", "fp32") for width in (64, 256, 512)),
+        ("fp16", 32768, 192, 32),
         *((dtype, 1, 256, 32) for dtype in ("bf16", "fp32")),
-        *((dtype, 32768, 256, k) for dtype in ("bf16", "fp32") for k in (8, 128)),
+        *((dtype, 32768, 256, 128) for dtype in ("bf16", "fp32")),
     ]
-    cases = [
-        Case.of(
-            f"{dtype} T={tokens} C={width} k={k}",
-            best_sub_keys_kernel,
-            f"*{dtype} *{dtype} *i64 *i32 *fp32 *i64 i32:16 i32:16 i32:16 fp32",
-            **find.best_sub_keys_constants(tokens, 4, width, k, types[dtype]),
-        )
-        for dtype, tokens, width, k in sizes
-    ]
+    cases = []
+    for dtype, tokens, width, k in sizes:
+        name = f"{dtype} T={tokens} C={width} k={k}"
+        constants = find.best_sub_keys_constants(tokens, 4, width, k, types[dtype])
+        inputs, numbers = f"*{dtype} *{dtype}", "i32:16 i32:16 i32:16"
+        cases += [
+            Case.of(
+                name,
+                lower_bounds_kernel,
+                f"{inputs} *fp32 i32:16 i32:16 fp32",
+                **find.lower_bounds_constants(tokens, 4, width, k, types[dtype]),
+            ),
+            Case.of(
+                name,
+                best_sub_keys_kernel,
+                f"{inputs} *fp32 *i64 *i32 *i64 *i8 {numbers}",
+                HAS_BOUNDS=True,
+                **constants,
+            ),
+            Case.of(
+                name,
+                redo_sub_keys_kernel,
+                f"{inputs} *i64 *i32 *fp32 *i64 *i8 {numbers}",
+                **constants,
+            ),
+        ]
     cases += [
         Case.of(
             f"k={k}",

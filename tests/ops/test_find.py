@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from helpers import FP32_EPS, IMPLS, assert_same_selection, exact_pair_scores
+from helpers import (
+    FP32_EPS,
+    IMPLS,
+    assert_same_selection,
+    exact_pair_scores,
+    fresh_interpreter,
+)
 from torch import Tensor
 
 from memory_layers.ops.find import cpu, product_key_topk
@@ -166,6 +172,20 @@ def test_nan_reaches_the_scores_of_its_token_alone(impl: str, num_keys: int) -> 
     assert scores[5].isnan().all()
     others = torch.arange(20) != 5
     torch.testing.assert_close(scores[others], clean[others], rtol=0, atol=1e-5)
+
+
+def test_scores_of_zero_where_denormals_are_flushed() -> None:
+    """A score and its index are one fp64 number: it must not become zero with the score."""
+    program = """
+import torch
+from memory_layers import product_key_topk
+assert torch.set_flush_denormal(True)
+query = torch.zeros(17, 1, 2, 4)
+for impl in ("cpu", "reference"):
+    slots = product_key_topk(query, torch.randn(1, 2, 131, 4), 8, impl=impl)[1]
+    assert (slots.sort(dim=-1).values.diff(dim=-1) > 0).all(), impl
+"""
+    fresh_interpreter(program)
 
 
 def test_gradcheck_of_the_reference() -> None:

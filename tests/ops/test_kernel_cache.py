@@ -1,6 +1,7 @@
 """The machine code kept on disk: shared by processes, safe to lose, never stale."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,16 @@ def test_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
     assert read(tmp_path) == 1
 
 
-def test_changed_helper_is_compiled_anew(tmp_path: Path) -> None:
-    assert read(tmp_path) == 0
-    changed = "import memory_layers.ops.numba_kernel as k; k._helper_stamp = lambda: 'other'"
-    assert read(tmp_path, setup=changed) == 0
-    assert read(tmp_path, setup=changed) == 1
+@pytest.mark.parametrize("helper", ["ops/numba_vectors.py", "ops/find/cpu_sort.py"])
+def test_changed_helper_is_compiled_anew(tmp_path: Path, helper: str) -> None:
+    copy = tmp_path / "src" / "memory_layers"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    program = READ.format(setup="")
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(copy.parent)}
+    hits = [int(fresh_interpreter(program, "float32", **environment)) for _ in range(2)]
+    (copy / helper).write_text((copy / helper).read_text("utf-8") + "\n# changed\n", "utf-8")
+    hits.append(int(fresh_interpreter(program, "float32", **environment)))
+    assert hits == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -421,7 +421,7 @@ def adamw(table: Tensor, **changes: object) -> None:
         ({"exp_avg": torch.zeros(V, N).T}, "exp_avg must be contiguous"),
         ({"step": 0}, "step must be >= 1, got 0"),
         ({"decayed": torch.ones(3).double()}, r"decayed must have shape \[N=80\], got \[3\]"),
-        ({"decayed": torch.ones(N)}, "decayed must be float64, got torch.float32"),
+        ({"decayed": torch.ones(N)}, "decayed must be float64 and contiguous, got torch.float32"),
         ({"seed": 1}, "seed is for bfloat16 tables, got torch.float32"),
         ({"master": torch.zeros(N, V)}, "master is for bfloat16 and float16 tables"),
         ({"gradient": one_row_gradient(V, row=N)}, r"gradient.rows must lie in \[0, 80\)"),
@@ -479,6 +479,48 @@ def test_bad_factors_are_named(changes: dict[str, object], message: str) -> None
     }
     with pytest.raises(ValueError, match=message):
         group_by_row(**{**good, **changes})
+
+
+def crafted(gradient: RowGradient, place: int, entry: int) -> RowGradient:
+    """A gradient one of whose entries was changed behind its back."""
+    entries = gradient.entries[0].clone()
+    entries[place] = entry
+    return replace(gradient, entries=(entries,))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (N << 32, r"gradient.rows must lie in \[0, 80\), got .* to 80"),
+        (-1 << 32, "gradient.rows must lie in"),
+        (3 << 32 | 300, r"places of gradient.entries must lie in \[0, 300\), got .* to 300"),
+    ],
+)
+def test_entries_that_point_outside_are_named(entry: int, message: str) -> None:
+    """Kernels follow them to addresses, wherever they stand in the list."""
+    with pytest.raises(ValueError, match=message):
+        adamw(torch.zeros(N, V), gradient=crafted(exact_gradient(), 150, entry))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": (torch.zeros(1, 1),)}, r"entries must have shape \[E=1\]"),
+        ({"vectors": (torch.zeros(2, V),)}, r"vectors must have shape \[T=60, V\]"),
+        ({"entries": (torch.zeros(300),)}, "entries must be int64 and contiguous"),
+        ({"entries": ()}, "one or more reads"),
+        ({"scale": torch.ones((), device="meta")}, "all tensors must be on one device"),
+    ],
+)
+def test_factors_that_do_not_fit_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(exact_gradient(), **changes)
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_state_on_another_device_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"one device, got .*{name} on meta"):
+        adamw(torch.zeros(N, V), **{name: torch.zeros(N, V, device="meta")})
 
 
 def test_precisions_are_all_used() -> None:

@@ -12,8 +12,8 @@ class PendingReads:
     """Factors of the table gradient, of one read after the other.
 
     Reads of several layers that share the table and of accumulated micro-batches append to the
-    same list. Beyond `budget_bytes` the list is folded into one read, (rows, sums), so that it
-    is never larger than the budget or the touched rows plus one read.
+    same list. Beyond `budget_bytes` the list is folded into one read, (rows, sums): it never grows
+    beyond the budget, or twice the touched rows, plus one read. Folding waits for a GPU.
 
     Args:
         budget_bytes: Size of the list, in bytes, beyond which it is folded.
@@ -50,7 +50,7 @@ class PendingReads:
         held = self._gradient
         if held is not None and self._is_scaled:
             ones = torch.ones_like(held.scale)
-            scaled = tuple(part * held.scale for part in held.weights)
+            scaled = tuple(part.float() * held.scale for part in held.weights)
             held = RowGradient(held.entries, scaled, held.vectors, ones)
         self._is_scaled = False
         self._gradient = read if held is None else held.joined(read)

@@ -63,7 +63,7 @@ class _KernelCache(FunctionCache):
 
     Two processes that compile different types at once would give their code the same file name: a
     lock makes them save in turn. A disk that is full or read-only costs the saving, not the call.
-    And the functions of numba_*.py that are compiled into a kernel count as its source too.
+    And every file that is compiled into some kernel counts as source of each.
     """
 
     def __init__(self, py_func: Callable) -> None:
@@ -81,8 +81,9 @@ class _KernelCache(FunctionCache):
 
 @cache
 def _helper_stamp() -> str:
-    helpers = sorted(Path(__file__).parent.glob("numba_*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in helpers)).hexdigest()
+    folder = Path(__file__).parent
+    sources = [*folder.glob("numba_*.py"), *folder.glob("*/cpu*.py"), *folder.glob("*/entries.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 
 @contextmanager

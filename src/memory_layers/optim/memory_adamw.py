@@ -139,7 +139,8 @@ class MemoryAdamW(torch.optim.AdamW):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Clip dense gradients and table gradients apart, as arXiv 2412.09764's code does.
 
-        Does not wait for a GPU: the norms are tensors, to be read when they are logged.
+        Does not wait for a GPU while the tables' gradients are factored: the norms are tensors, to
+        be read when they are logged.
 
         Args:
             max_norm: Largest norm of all dense gradients together. None: leave them alone.
@@ -180,7 +181,7 @@ class MemoryAdamW(torch.optim.AdamW):
         saved = next(g for g in state_dict["param_groups"] if g.get("memory"))
         for index, weight in zip(saved["params"], group["params"], strict=True):
             self.state[weight] = {
-                name: value.to(weight.device, copy=True) if isinstance(value, Tensor) else value
+                name: _copy(value, weight) if isinstance(value, Tensor) else value
                 for name, value in state_dict["state"].get(index, {}).items()
             }
 
@@ -231,6 +232,12 @@ class MemoryAdamW(torch.optim.AdamW):
         if group["weight_decay"]:
             state["decay_total"] = 0.0
             state["decayed"] = weight.new_zeros(len(weight), dtype=torch.float64)
+
+
+def _copy(value: Tensor, weight: Tensor) -> Tensor:
+    state = torch.empty_like(value, device=weight.device)
+    advise_huge_pages(state)
+    return state.copy_(value)
 
 
 def _zeros(weight: Tensor, width: int) -> Tensor:

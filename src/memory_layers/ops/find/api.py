@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_floating, check_same_device, kernels
+from memory_layers.ops.impl import (
+    TRITON_MAX_K,
+    Impl,
+    check_floating,
+    check_same_device,
+    kernels,
+)
 from memory_layers.shapes import check_shape
 
 
@@ -57,10 +63,16 @@ torch.library.define(
 )
 
 
+def _for_k(impl: str, query: Tensor, k: int) -> str:
+    too_many = k > TRITON_MAX_K and query.device.type == "cuda"
+    return "reference" if impl == "auto" and too_many else impl
+
+
 @torch.library.impl("memory_layers::product_key_topk", ("cpu", "cuda"))
 def _forward(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor, Tensor]:
     # The scores decide which slots are read: they are never rounded to an autocast type.
     with torch.autocast(query.device.type, enabled=False):
+        impl = _for_k(impl, query, k)
         ops = kernels("find", impl, "product_key_topk", query, sub_keys)
         return ops.product_key_topk(query, sub_keys, k)
 
@@ -70,6 +82,7 @@ def _backward(
     d_scores: Tensor, slots: Tensor, query: Tensor, sub_keys: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(query.device.type, enabled=False):
+        impl = _for_k(impl, query, slots.shape[2])
         ops = kernels("find", impl, "product_key_topk_backward", query, sub_keys)
         return ops.product_key_topk_backward(d_scores, slots, query, sub_keys)
 

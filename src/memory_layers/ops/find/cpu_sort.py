@@ -1,8 +1,9 @@
 """Sorting of LANES short lists at once, for FIND on the CPU.
 
 A list is a column of an array [room, LANES], a candidate one number: its score in the upper half,
-its index in the lower, read as fp64, which orders such numbers by score. A sorting network
-exchanges whole rows of the array, so that LANES lists are sorted without a branch.
+its index in the lower, read as fp64, which orders such numbers by score. The upper half is raised
+by one step of fp64's exponent: a denormal might be taken for zero. A sorting network exchanges
+whole rows of the array, so that LANES lists are sorted without a branch.
 """
 
 from functools import cache
@@ -15,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 8
+# One step of fp64's exponent in the upper half of a number.
+_RAISE = 0x00100000
 # Scores looked at together.
 MASK_BITS = 64
 
@@ -163,7 +166,8 @@ def pack(_context, score, index):  # noqa: ANN001, ANN201
         word, double_word = ir.IntType(32), ir.IntType(64)
         is_nan = builder.fcmp_unordered("uno", args[0], args[0])
         bits = builder.select(is_nan, word(0x7FC00000), builder.bitcast(args[0], word))
-        upper = builder.shl(builder.zext(bits, double_word), double_word(32))
+        raised = builder.add(bits, word(_RAISE))
+        upper = builder.shl(builder.zext(raised, double_word), double_word(32))
         return builder.bitcast(builder.or_(upper, args[1]), ir.DoubleType())
 
     return types.float64(types.float32, types.int64), codegen
@@ -183,7 +187,11 @@ def _unpack(result: types.Type, take: Any) -> Any:  # noqa: ANN401
 score_of = _unpack(
     types.float32,
     lambda builder, bits: builder.bitcast(
-        builder.trunc(builder.lshr(bits, ir.IntType(64)(32)), ir.IntType(32)), ir.FloatType()
+        builder.sub(
+            builder.trunc(builder.lshr(bits, ir.IntType(64)(32)), ir.IntType(32)),
+            ir.IntType(32)(_RAISE),
+        ),
+        ir.FloatType(),
     ),
 )
 index_of = _unpack(

@@ -1,20 +1,19 @@
 """FIND on a GPU in Triton: the scores of the halves never reach memory.
 
-Three steps, all exact:
+Three steps:
 
-1. A program multiplies a block of tokens with all sub-keys of one half, twice. The first product
-   keeps one maximum for each of BLOCK_M groups of sub-keys (m modulo BLOCK_M): the k-th largest of
-   them is a bound that at least k scores reach, and few more do (on random scores 44 for k = 32,
-   whatever M is). Multiplying again costs less than sorting M scores.
-2. The second product writes the scores that reach the bound to a list of the token, which stays
-   in the L2 cache. A list that may overflow is cut back to its best k, and the bound rises to the
-   k-th. At the end each list is cut back to its best k, sorted.
-3. A second kernel merges the two halves: the pair of ranks (i, j) can be among the best k only if
-   (i + 1) * (j + 1) <= k.
+1. lower_bounds_kernel multiplies tokens with sub-keys and keeps one maximum for each of 2 k or
+   more groups of sub-keys. The k-th largest maximum is a bound that at least k scores reach, and
+   few more do: on random scores about 45 for k = 32, whatever M is.
+2. best_sub_keys_kernel multiplies again, which costs less than sorting M scores, and appends what
+   reaches the bound to a list of the token, in memory small enough for the L2 cache. At the end it
+   sorts the list. Where equal scores or an unlucky order leave a list too long, or rounding leaves
+   it too short, redo_sub_keys_kernel does the same without a bound, cutting lists that fill up.
+3. merge_halves_kernel merges the two halves: the pair of ranks (i, j) can be among the best k only
+   if (i + 1) * (j + 1) <= k.
 
-fp32 products are made of three tf32 products each (tf32x3):
-errors of a few fp32 roundings. Only the bound of step 1 comes from plain tf32. If it turns out too
-high for a token, which its list tells, the second product is repeated without it.
+Step 2 multiplies fp32 as three tf32 products (tf32x3), to within a few fp32 roundings; NaN counts
+as the largest score. Only the bounds of step 1 come from plain tf32.
 
 The host never waits, results do not depend on chance, k is at most impl.TRITON_MAX_K.
 """
@@ -27,23 +26,28 @@ import triton.language as tl
 from torch import Tensor
 
 from memory_layers.ops.find.triton_gradient import query_gradient_kernel, sub_key_gradient_kernel
-from memory_layers.ops.find.triton_select import best_sub_keys_kernel, merge_halves_kernel
+from memory_layers.ops.find.triton_select import (
+    best_sub_keys_kernel,
+    lower_bounds_kernel,
+    merge_halves_kernel,
+    redo_sub_keys_kernel,
+)
 from memory_layers.ops.impl import TRITON_MAX_K
 from memory_layers.ops.triton_rows import COMPILE, on_device_of
 
-# Share of the largest maximum by which the bound is lowered where it comes from tf32 products,
-# whose errors are about 2**-12 of it.
+# Share of the largest maximum by which a bound from tf32 products is lowered: their errors are
+# about 2**-12 of it.
 MARGIN = 2.0**-8
-# Programs per multiprocessor: one sorts while another multiplies.
+# Programs of best_sub_keys_kernel per multiprocessor: one sorts while another multiplies.
 PROGRAMS_PER_PROCESSOR = 2
+# Programs where there is no GPU: few, so that each has several blocks of tokens.
+INTERPRETED_PROGRAMS = 3
 # Vectors that a program of a gradient has in flight.
 VECTORS = 16
 # Programs that sum the gradients of sub-keys: with fewer sub-keys, several share one. Their
 # partial sums take at most the memory of as many vectors in fp32.
 GRADIENT_PROGRAMS = 2**15
 INTERPRETED_SPLITS = 1
-# Programs where there is no GPU: few, so that each has several blocks of tokens.
-INTERPRETED_PROGRAMS = 3
 
 
 def _log2(number: int) -> int:
@@ -51,25 +55,47 @@ def _log2(number: int) -> int:
     return (number - 1).bit_length()
 
 
+def _product_constants(
+    heads: int, width: int, k: int, dtype: torch.dtype, block_t: int, resident_bytes: int
+) -> dict[str, Any]:
+    """Choose what kernels that multiply share: a block of tokens stays on chip where it fits."""
+    size = 4 if dtype == torch.float32 else 2
+    block_c = 2 ** max(_log2(width), 4)
+    if block_t < 64 or block_t * block_c * size > resident_bytes:
+        block_c = 128 // size
+    return {
+        "HEADS": heads, "C": width, "K": k, "LOG_K": max(_log2(k), 1),
+        "BLOCK_T": block_t, "BLOCK_C": block_c,
+        "DTYPE": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, tl.float32),
+        "num_stages": 2, **COMPILE,
+    }  # fmt: skip
+
+
+def lower_bounds_constants(
+    tokens: int, heads: int, width: int, k: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Choose the blocks of lower_bounds_kernel: at most 8192 scores in the registers of 8 warps."""
+    log_m = max(_log2(k) + 1, 6)
+    block_t = 2 ** min(max(_log2(tokens), 4), 13 - log_m)
+    return {
+        **_product_constants(heads, width, k, dtype, block_t, 2**16),
+        "LOG_M": log_m, "PRECISION": "tf32", "num_warps": 8 if block_t << log_m == 8192 else 4,
+    }  # fmt: skip
+
+
 def best_sub_keys_constants(
     tokens: int, heads: int, width: int, k: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Choose the blocks of best_sub_keys_kernel: at most 8192 scores at a time, in 8 warps."""
-    log_k = max(_log2(k), 1)
-    log_m = max(log_k + 1, 6)
-    block_t = 2 ** min(max(_log2(tokens), 4), 13 - log_m)
-    size = 4 if dtype == torch.float32 else 2
-    block_c = 2 ** max(_log2(width), 4)
-    if block_t * block_c * size > 2**16:
-        block_c = 128 // size
-    warps = 8 if block_t << log_m == 8192 else 4
+    """Choose the blocks of best_sub_keys_kernel: at most 4096 scores in the registers of 4 warps.
+
+    With 4 warps of up to 255 registers, two programs fit a multiprocessor.
+    """
+    block_t = 2 ** min(max(_log2(tokens), 4), 6)
+    log_room = max(_log2(k) + 1, 7)
     return {
-        "HEADS": heads, "C": width, "K": k, "LOG_K": log_k,
-        "BLOCK_T": block_t, "LOG_M": log_m, "BLOCK_C": block_c,
-        "ROWS": min(block_t, 256 * warps >> log_m), "LOG_ROOM": log_m + 1,
-        "DTYPE": {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(dtype, tl.float32),
-        "COARSE": "tf32", "FINE": "tf32x3",
-        "num_warps": warps, "num_stages": 2, **COMPILE,
+        **_product_constants(heads, width, k, dtype, block_t, 2**15),
+        "LOG_M": 6, "LOG_ROOM": log_room, "ROWS": min(block_t, 2048 >> log_room),
+        "PRECISION": "tf32x3", "num_warps": 4,
     }  # fmt: skip
 
 
@@ -120,19 +146,40 @@ def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
     rows = programs * constants["BLOCK_T"]
     lists = slots.new_empty(rows, 2 ** constants["LOG_ROOM"])
     counts = slots.new_empty(rows, dtype=torch.int32)
-    bounds = scores.new_empty(rows)
+    bounds = scores.new_empty(heads, 2, tokens)
     best = slots.new_empty(heads, 2, tokens, k)
-    margin = MARGIN if dtype == torch.float32 else 0.0
-    merge = merge_halves_constants(heads, k)
+    redo = slots.new_empty(heads, 2, tokens, dtype=torch.int8)
+    sizes = (tokens, num_sub_keys, tiles)
+    # Where every score fits the lists, they need no bound.
+    has_bounds = num_sub_keys > lists.shape[1]
     with on_device_of(query):
+        if has_bounds:
+            _lower_bounds(query, sub_keys, bounds, k, dtype)
         best_sub_keys_kernel[(programs,)](
-            query, sub_keys, lists, counts, bounds, best, tokens, num_sub_keys, tiles, margin,
-            **constants,
+            query, sub_keys, bounds, lists, counts, best, redo, *sizes,
+            HAS_BOUNDS=has_bounds, **constants,
         )  # fmt: skip
+        if has_bounds:
+            redo_sub_keys_kernel[(programs,)](
+                query, sub_keys, lists, counts, scores.new_empty(rows), best, redo, *sizes,
+                **constants,
+            )  # fmt: skip
+        merge = merge_halves_constants(heads, k)
         merge_halves_kernel[(triton.cdiv(tokens * heads, merge["ROWS"]),)](
             best, scores, slots, tokens, num_sub_keys, **merge
         )
     return scores, slots
+
+
+def _lower_bounds(
+    query: Tensor, sub_keys: Tensor, bounds: Tensor, k: int, dtype: torch.dtype
+) -> None:
+    tokens, heads, _, width = query.shape
+    constants = lower_bounds_constants(tokens, heads, width, k, dtype)
+    lower_bounds_kernel[(triton.cdiv(tokens, constants["BLOCK_T"]) * heads * 2,)](
+        query, sub_keys, bounds, tokens, sub_keys.shape[2],
+        MARGIN if dtype == torch.float32 else 0.0, **constants,
+    )  # fmt: skip
 
 
 def product_key_topk_backward(

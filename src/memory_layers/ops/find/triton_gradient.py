@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from memory_layers.ops.triton_rows import round_to
+
 
 @triton.jit
 def query_gradient_kernel(
@@ -39,7 +41,8 @@ def query_gradient_kernel(
                 other=0,
             )
             total += tl.sum(weights[:, None] * keys.to(tl.float32), 0)
-        tl.store(d_query_ptr + row * C + columns, total, columns < C)
+        rounded = round_to(total, d_query_ptr.dtype.element_ty)
+        tl.store(d_query_ptr + row * C + columns, rounded, columns < C)
 
 
 @triton.jit

@@ -100,35 +100,34 @@ def lower_bounds_kernel(
 
 
 @triton.jit
-def _cut_lists(
-    lists_ptr,
-    counts_ptr,
-    bounds_ptr,
-    BLOCK_T: tl.constexpr,
-    ROWS: tl.constexpr,
-    LOG_ROOM: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-):
-    """Cut each list back to its best K, sorted, and raise its bound above the K-th.
+def _append(scores, m, limit, bound, lists_ptr, count, LOG_ROOM: tl.constexpr):
+    """Append the scores that reach the bound to the lists, as far as there is room.
 
-    A score that equals the K-th no longer enters: else many equal scores would fill the lists over
-    and over.
+    Returns:
+        How many have reached it: more than 2**LOG_ROOM when some found no room.
     """
-    ROOM: tl.constexpr = 2**LOG_ROOM
-    entries = tl.arange(0, ROOM)
-    places = tl.arange(0, 2**LOG_K)
-    for start in range(0, BLOCK_T, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        held = entries[None, :] < tl.load(counts_ptr + rows)[:, None]
-        found = tl.load(lists_ptr + rows[:, None] * ROOM + entries[None, :], held, other=0)
-        best = largest(tl.where(held, sortable(found), EMPTY), LOG_K, LOG_ROOM - LOG_K)
-        kth = tl.max(tl.where((places == K - 1)[None, :], best, EMPTY), 1)
-        tl.debug_barrier()  # all have read
-        kept = lists_ptr + rows[:, None] * ROOM + places[None, :]
-        tl.store(kept, entry_from(best), (places < K)[None, :])
-        tl.store(bounds_ptr + rows, score_of((kth >> 32).to(tl.int32) + 1), kth != EMPTY)
-    tl.debug_barrier()  # all have written
+    # NaN is not below the bound: it enters.
+    enters = (m[None, :] < limit[:, None]) & ~(scores < bound[:, None])
+    end = count[:, None] + tl.cumsum(enters.to(tl.int32), 1)
+    lists = tl.arange(0, scores.shape[0]) << LOG_ROOM
+    tl.store(
+        lists_ptr + (lists - 1)[:, None] + end,
+        entry_of(scores, m[None, :]),
+        enters & (end <= 1 << LOG_ROOM),
+    )
+    return count + tl.sum(enters.to(tl.int32), 1)
+
+
+@triton.jit
+def _best_of_lists(
+    lists_ptr, count, ROWS: tl.constexpr, LOG_SIZE: tl.constexpr, LOG_ROOM: tl.constexpr,
+    LOG_K: tl.constexpr,
+):  # fmt: skip
+    """Sort the first 2**LOG_SIZE places of ROWS lists: [ROWS, 2**LOG_K] in sortable form."""
+    places = tl.arange(0, 2**LOG_SIZE)[None, :]
+    held = places < count[:, None]
+    found = tl.load(lists_ptr + (tl.arange(0, ROWS) << LOG_ROOM)[:, None] + places, held, other=0)
+    return largest(tl.where(held, sortable(found), EMPTY), LOG_K, LOG_SIZE - LOG_K)
 
 
 @triton.jit
@@ -137,9 +136,9 @@ def best_sub_keys_kernel(
     sub_keys_ptr,
     bounds_ptr,
     lists_ptr,
-    list_counts_ptr,
-    list_bounds_ptr,
+    counts_ptr,
     best_ptr,
+    redo_ptr,
     tokens,
     num_sub_keys,
     num_tiles,
@@ -156,19 +155,20 @@ def best_sub_keys_kernel(
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] entries."""
+    """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] entries.
+
+    And mark in [H, 2, T] the tokens whose bound turned out too high or too low for the list.
+    """
     BLOCK_M: tl.constexpr = 2**LOG_M
-    ROOM: tl.constexpr = 2**LOG_ROOM
     here = tl.program_id(0).to(tl.int64) * BLOCK_T
-    lists_ptr += here * ROOM
-    list_counts_ptr += here
-    list_bounds_ptr += here
-    local = tl.arange(0, BLOCK_T)
-    ranks = tl.arange(0, 2**LOG_K)
+    lists_ptr += here << LOG_ROOM
+    counts_ptr += here
+    ranks = tl.arange(0, 2**LOG_K)[None, :]
     blocks = tl.cdiv(tokens, BLOCK_T)
     for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         half = (tile // blocks).to(tl.int64)
-        t = (tile % blocks).to(tl.int64) * BLOCK_T + local
+        first = (tile % blocks).to(tl.int64) * BLOCK_T
+        t = first + tl.arange(0, BLOCK_T)
         has_token = t < tokens
         places = (t * (2 * HEADS) + half) * C
         query = _load_rows(
@@ -180,39 +180,109 @@ def best_sub_keys_kernel(
             bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
         limit = tl.where(has_token, num_sub_keys, 0)
         count = tl.zeros((BLOCK_T,), tl.int32)
-        again = num_sub_keys > 0
-        while again:
-            for low in range(0, num_sub_keys, BLOCK_M):
-                m = low + tl.arange(0, BLOCK_M)
-                scores = _block_scores(
-                    query, query_ptr, places, has_token, sub_keys_ptr + half * num_sub_keys * C,
-                    m, num_sub_keys, C, BLOCK_C, DTYPE, PRECISION,
-                )  # fmt: skip
-                # NaN is not below the bound: it enters.
-                enters = (m[None, :] < limit[:, None]) & ~(scores < bound[:, None])
-                number = tl.cumsum(enters.to(tl.int32), 1)
-                end = (local * ROOM + count - 1)[:, None] + number
-                tl.store(lists_ptr + end, entry_of(scores, m[None, :]), enters)
-                count += tl.sum(enters.to(tl.int32), 1)
-                if (tl.max(count) > ROOM - BLOCK_M) | (low + BLOCK_M >= num_sub_keys):
-                    tl.store(list_counts_ptr + local, count)
-                    tl.store(list_bounds_ptr + local, bound)
-                    tl.debug_barrier()
-                    _cut_lists(
-                        lists_ptr, list_counts_ptr, list_bounds_ptr, BLOCK_T, ROWS, LOG_ROOM,
-                        K, LOG_K,
-                    )  # fmt: skip
-                    bound = tl.load(list_bounds_ptr + local)
-                    count = tl.minimum(count, K)
-            # The bound was too high for these. The others keep their lists and see no more scores.
-            missing = has_token & (count < K)
-            bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-            limit = tl.where(missing, num_sub_keys, 0)
-            count = tl.where(missing, 0, count)
-            again = tl.max(missing.to(tl.int32)) > 0
-        inside = has_token[:, None] & (ranks < K)[None, :]
-        best = tl.load(lists_ptr + local[:, None] * ROOM + ranks[None, :], inside, other=0)
-        tl.store(best_ptr + (half * tokens + t)[:, None] * K + ranks[None, :], best, inside)
+        for low in range(0, num_sub_keys, BLOCK_M):
+            m = low + tl.arange(0, BLOCK_M)
+            scores = _block_scores(
+                query, query_ptr, places, has_token, sub_keys_ptr + half * num_sub_keys * C,
+                m, num_sub_keys, C, BLOCK_C, DTYPE, PRECISION,
+            )  # fmt: skip
+            count = _append(scores, m, limit, bound, lists_ptr, count, LOG_ROOM)
+        tl.store(counts_ptr + tl.arange(0, BLOCK_T), count)
+        redo = (count < K) | (count > 2**LOG_ROOM)
+        tl.store(redo_ptr + half * tokens + t, redo.to(tl.int8), has_token)
+        tl.debug_barrier()  # all lists are written
+        for start in range(0, BLOCK_T, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            held = tl.load(counts_ptr + rows)
+            lists = lists_ptr + (start << LOG_ROOM)
+            if tl.max(held) <= 2 ** (LOG_ROOM - 1):  # as a rule
+                best = _best_of_lists(lists, held, ROWS, LOG_ROOM - 1, LOG_ROOM, LOG_K)
+            else:
+                best = _best_of_lists(lists, held, ROWS, LOG_ROOM, LOG_ROOM, LOG_K)
+            out = (half * tokens + first + rows)[:, None] * K + ranks
+            inside = (first + rows < tokens)[:, None] & (ranks < K)
+            tl.store(best_ptr + out, entry_from(best), inside)
+        tl.debug_barrier()  # before the next block of tokens uses the lists
+
+
+@triton.jit
+def redo_sub_keys_kernel(
+    query_ptr,
+    sub_keys_ptr,
+    lists_ptr,
+    counts_ptr,
+    list_bounds_ptr,
+    best_ptr,
+    redo_ptr,
+    tokens,
+    num_sub_keys,
+    num_tiles,
+    HEADS: tl.constexpr,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    LOG_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    LOG_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOG_ROOM: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Write the best K sub-keys of the marked tokens: a list that fills up is cut to its best K.
+
+    Its bound then lies above the K-th. So a score that equals the K-th no longer enters, else many
+    equal scores would fill the lists over and over.
+    """
+    BLOCK_M: tl.constexpr = 2**LOG_M
+    here = tl.program_id(0).to(tl.int64) * BLOCK_T
+    lists_ptr += here << LOG_ROOM
+    counts_ptr += here
+    list_bounds_ptr += here
+    local = tl.arange(0, BLOCK_T)
+    ranks = tl.arange(0, 2**LOG_K)[None, :]
+    blocks = tl.cdiv(tokens, BLOCK_T)
+    for tile in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        half = (tile // blocks).to(tl.int64)
+        t = (tile % blocks).to(tl.int64) * BLOCK_T + local
+        marked = tl.load(redo_ptr + half * tokens + t, t < tokens, other=0) != 0
+        # The loop runs no more than once: an `if` around loops takes the compiler longer.
+        until = tl.where(tl.max(marked.to(tl.int32)) > 0, num_sub_keys, 0)
+        places = (t * (2 * HEADS) + half) * C
+        query = _load_rows(
+            query_ptr, places, marked & (C <= BLOCK_C), tl.arange(0, BLOCK_C), C, DTYPE
+        )
+        limit = tl.where(marked, num_sub_keys, 0)
+        bound = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+        count = tl.zeros((BLOCK_T,), tl.int32)
+        for low in range(0, until, BLOCK_M):
+            m = low + tl.arange(0, BLOCK_M)
+            scores = _block_scores(
+                query, query_ptr, places, marked, sub_keys_ptr + half * num_sub_keys * C,
+                m, num_sub_keys, C, BLOCK_C, DTYPE, PRECISION,
+            )  # fmt: skip
+            count = _append(scores, m, limit, bound, lists_ptr, count, LOG_ROOM)
+            if (tl.max(count) > 2**LOG_ROOM - BLOCK_M) | (low + BLOCK_M >= until):
+                tl.store(counts_ptr + local, count)
+                tl.store(list_bounds_ptr + local, bound)
+                tl.debug_barrier()
+                for start in range(0, BLOCK_T, ROWS):
+                    rows = start + tl.arange(0, ROWS)
+                    held = tl.load(counts_ptr + rows)
+                    lists = lists_ptr + (start << LOG_ROOM)
+                    best = _best_of_lists(lists, held, ROWS, LOG_ROOM, LOG_ROOM, LOG_K)
+                    kth = tl.max(tl.where(ranks == K - 1, best, EMPTY), 1)
+                    tl.debug_barrier()  # all have read
+                    kept = lists + (tl.arange(0, ROWS) << LOG_ROOM)[:, None] + ranks
+                    tl.store(kept, entry_from(best), ranks < K)
+                    above = score_of((kth >> 32).to(tl.int32) + 1)
+                    tl.store(list_bounds_ptr + rows, above, kth != EMPTY)
+                tl.debug_barrier()  # all have written
+                bound = tl.load(list_bounds_ptr + local)
+                count = tl.minimum(count, K)
+        inside = marked[:, None] & (ranks < K)
+        best = tl.load(lists_ptr + (local << LOG_ROOM)[:, None] + ranks, inside, other=0)
+        tl.store(best_ptr + (half * tokens + t)[:, None] * K + ranks, best, inside)
         tl.debug_barrier()  # before the next block of tokens uses the lists
 
 

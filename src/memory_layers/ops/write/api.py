@@ -7,8 +7,8 @@ one row at a time, and change the table in place.
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_rows, kernels
-from memory_layers.ops.write.entries import LARGEST_TABLE, PLACE_BITS
+from memory_layers.ops.impl import Impl, check_same_device, kernels
+from memory_layers.ops.write.entries import LARGEST_TABLE, check_entries
 from memory_layers.ops.write.gradient import RowGradient
 from memory_layers.shapes import check_shape
 
@@ -206,13 +206,14 @@ def _check_step(
         check_shape("gradient.vectors", vectors, "T V", V=sizes["V"])
     if decayed is not None:
         check_shape("decayed", decayed, "N", N=sizes["N"])
-        if decayed.dtype != torch.float64:
-            raise ValueError(f"decayed must be float64, got {decayed.dtype}")
+        if decayed.dtype != torch.float64 or not decayed.is_contiguous():
+            raise ValueError(f"decayed must be float64 and contiguous, got {decayed.dtype}")
+        check_same_device(table=table, decayed=decayed)
     if not table.is_contiguous():
         raise ValueError("table must be contiguous. hint: pass table.contiguous()")
+    check_same_device(table=table, gradient=gradient.scale)
     for entries in gradient.entries:
-        # Entries are sorted: the first and the last hold the lowest and the highest row.
-        check_rows("gradient.rows", entries[:: max(1, len(entries) - 1)] >> PLACE_BITS, sizes["N"])
+        check_entries(entries, sizes["N"])
     narrow = table.dtype in (torch.bfloat16, torch.float16)
     if master is not None and not narrow:
         raise ValueError(f"master is for bfloat16 and float16 tables, got {table.dtype}")
@@ -239,6 +240,7 @@ def _check_state(name: str, state: Tensor, table: Tensor, *, rowwise: bool) -> N
         raise ValueError(f"{name} must be {dtype} for a {table.dtype} table, got {state.dtype}")
     if not state.is_contiguous():
         raise ValueError(f"{name} must be contiguous")
+    check_same_device(table=table, **{name: state})
 
 
 _FACTORS = "Tensor[] entries, Tensor[] weights, Tensor[] vectors, Tensor scale"

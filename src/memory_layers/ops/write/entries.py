@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from memory_layers.ops.impl import check_rows
+
 # A row number must leave room for the sign bit.
 LARGEST_TABLE = 2**31
 PLACE_BITS = 32
@@ -26,8 +28,9 @@ def pack_entries(slots: Tensor) -> Tensor:
             f"a read may have at most {PLACE_MASK} entries (T * J), got {slots.numel()}. "
             "hint: split the batch"
         )
+    # Added in place: two more tensors of this size would count in a training step's memory.
     places = torch.arange(slots.numel(), device=slots.device)
-    return (slots.flatten().long() << PLACE_BITS).bitwise_or_(places)
+    return places.add_(slots.flatten(), alpha=2**PLACE_BITS)
 
 
 def sort_entries(entries: Tensor) -> Tensor:
@@ -36,6 +39,21 @@ def sort_entries(entries: Tensor) -> Tensor:
         return entries.sort().values
     entries.numpy().sort()
     return entries
+
+
+def check_entries(entries: Tensor, num_rows: int) -> None:
+    """Refuse entries that name a row outside the table or a place outside the read.
+
+    Looks at them on the CPU always, on a GPU in torch's anomaly mode, a part at a time.
+
+    Raises:
+        ValueError: A row or a place is out of range.
+    """
+    if entries.device.type != "cpu" and not torch.is_anomaly_enabled():
+        return
+    for part in entries.split(2**16):
+        check_rows("gradient.rows", part >> PLACE_BITS, num_rows)
+        check_rows("places of gradient.entries", part & PLACE_MASK, len(entries))
 
 
 def merge(

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_floating, check_integer, check_rows, kernels
+from memory_layers.ops.impl import (
+    Impl,
+    check_floating,
+    check_integer,
+    check_rows,
+    check_same_device,
+    kernels,
+)
 from memory_layers.ops.write.entries import LARGEST_TABLE, pack_entries, sort_entries
 from memory_layers.shapes import check_shape
 
@@ -27,6 +34,19 @@ class RowGradient:
     weights: tuple[Tensor, ...]
     vectors: tuple[Tensor, ...]
     scale: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse factors that do not fit each other: kernels follow their addresses."""
+        if not len(self.entries) == len(self.weights) == len(self.vectors) > 0:
+            raise ValueError("a gradient needs entries, weights and vectors of one or more reads")
+        reads = zip(self.entries, self.weights, self.vectors, strict=True)
+        for entries, weights, vectors in reads:
+            sizes = check_shape("weights", weights, "T J")
+            check_shape("entries", entries, "E", E=weights.numel())
+            check_shape("vectors", vectors, "T V", T=sizes["T"])
+            check_same_device(entries=entries, weights=weights, vectors=vectors, scale=self.scale)
+            if entries.dtype != torch.int64 or not entries.is_contiguous():
+                raise ValueError(f"entries must be int64 and contiguous, got {entries.dtype}")
 
     @property
     def rows(self) -> Tensor:
@@ -64,6 +84,7 @@ def group_by_row(slots: Tensor, weights: Tensor, vectors: Tensor) -> RowGradient
     check_shape("vectors", vectors, "T V", T=sizes["T"])
     check_integer("slots", slots)
     check_floating(weights=weights, vectors=vectors)
+    check_same_device(slots=slots, weights=weights, vectors=vectors)
     check_rows("slots", slots, LARGEST_TABLE)
     entries = sort_entries(pack_entries(slots))
     # ones and not tensor(1.0): a number copied from the host would make it wait for a GPU.
