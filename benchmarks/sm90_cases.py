@@ -60,27 +60,27 @@ def find_cases() -> list[Case]:
     cases = []
     for dtype, tokens, width, k in sizes:
         name = f"{dtype} T={tokens} C={width} k={k}"
-        constants = find.best_sub_keys_constants(tokens, 4, width, k, types[dtype])
+        shape = (tokens, 4, width, k, types[dtype])
         inputs, numbers = f"*{dtype} *{dtype}", "i32:16 i32:16 i32:16"
         cases += [
             Case.of(
                 name,
                 lower_bounds_kernel,
                 f"{inputs} *fp32 i32:16 i32:16 fp32",
-                **find.lower_bounds_constants(tokens, 4, width, k, types[dtype]),
+                **find.lower_bounds_constants(*shape),
             ),
             Case.of(
                 name,
                 best_sub_keys_kernel,
                 f"{inputs} *fp32 *i64 *i32 *i64 *i8 {numbers}",
                 HAS_BOUNDS=True,
-                **constants,
+                **find.best_sub_keys_constants(*shape),
             ),
             Case.of(
                 name,
                 redo_sub_keys_kernel,
                 f"{inputs} *i64 *i32 *fp32 *i64 *i8 {numbers}",
-                **constants,
+                **find.redo_sub_keys_constants(*shape),
             ),
         ]
     cases += [

@@ -15,6 +15,7 @@ from memory_layers.bench.floors import floors_table
 from memory_layers.bench.results import newest
 from memory_layers.bench.sizes import USED
 from memory_layers.bench.tables import suite_markdown, targets_markdown
+from memory_layers.bench.targets import ROWS
 from memory_layers.study.report import markdown_table
 
 ROOT = Path(__file__).parent.parent
@@ -46,9 +47,15 @@ def demo_section() -> str:
     )
 
 
+def complete_targets() -> list[tuple[Path, dict]]:
+    """Return the newest table of targets of each machine that has every row."""
+    found = newest("targets", "cpu")
+    return [(path, r) for path, r in found if len(r["results"]["rows"]) == len(ROWS)]
+
+
 def targets_section() -> str:
     """Return the newest table of targets of each machine, and where its file is."""
-    found = newest("targets", "cpu")
+    found = complete_targets()
     parts = [f"{targets_markdown(record)}\n{_file(path)}" for path, record in found]
     return "\n\n".join(parts) or "Not measured yet: `memory-layers bench targets`."
 
@@ -71,7 +78,7 @@ def suite_section(op: str, device_type: str) -> str:
 
 def floors_section() -> str:
     """Return bytes, operations and floors, with the bandwidth of the newest table of targets."""
-    found = newest("targets", "cpu")
+    found = complete_targets()
     if not found:
         return floors_table(None)
     path, record = found[-1]

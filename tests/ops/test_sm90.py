@@ -11,8 +11,10 @@ KERNELS = {
     "best_sub_keys_kernel",
     "gather_dot_kernel",
     "gather_sum_kernel",
+    "lower_bounds_kernel",
     "merge_halves_kernel",
     "query_gradient_kernel",
+    "redo_sub_keys_kernel",
     "row_step_kernel",
     "sub_key_gradient_kernel",
 }

@@ -12,7 +12,7 @@ import tyro
 
 from memory_layers.bench import tables
 from memory_layers.bench.compare import compare
-from memory_layers.bench.errors import BenchError
+from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.bench.measure import DEFAULT_REPEATS, measure
 from memory_layers.bench.progress import shown
 from memory_layers.bench.recorded import model_sizes
@@ -77,7 +77,8 @@ class _SuiteArgs:
     repeats: int = DEFAULT_REPEATS
     """Times each variant is timed, at least."""
     out: Path | None = None
-    """Result file. Default: benchmarks/results/DEVICE/DATE_COMMIT_WHAT.json."""
+    """Result file. Default: benchmarks/results/DEVICE/DATE_COMMIT_WHAT.json, with sizes or an
+    implementation of your own runs/bench/DATE_COMMIT_WHAT.json."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class _TargetArgs:
     rows: tuple[str, ...] = ()
     """Rows to measure. Default: all."""
     out: Path | None = None
-    """Result file. Default: benchmarks/results/DEVICE/DATE_COMMIT_targets.json."""
+    """Result file. Default: benchmarks/results/DEVICE/DATE_COMMIT_targets.json, with --rows
+    runs/bench/DATE_COMMIT_targets.json."""
 
 
 def bench(arguments: list[str], write: Write) -> int:
@@ -143,13 +145,20 @@ def _suite(op: str, flags: list[str], command: str, write: Write) -> int:
         request = replace(request, sizes=model_sizes(request.model, request.sizes))
     if args.out is not None:
         check_new(args.out)
-    with shown(op) as report:
-        report("making inputs")
-        suite = SUITES[op](request)
-        results = measure(suite, request.device, repeats=args.repeats, report=report)
+    try:
+        with shown(op) as report:
+            report("making inputs")
+            suite = SUITES[op](request)
+            results = measure(suite, request.device, repeats=args.repeats, report=report)
+    except (BenchError, WrongResultError):
+        raise
+    except (ValueError, RuntimeError) as error:
+        # Inputs that an operation does not support, or more memory than there is.
+        raise BenchError(f"{op} cannot run at these sizes: {error}") from error
     record = suite_record(request, command, results)
     write(tables.text(tables.HEAD, tables.suite_rows(results)))
-    write(f"result: {write_result(record, args.out or default_path(record))}")
+    path = args.out or default_path(record, complete=not args.sizes and args.impl == "auto")
+    write(f"result: {write_result(record, path)}")
     return 0
 
 
@@ -176,7 +185,8 @@ def _targets(flags: list[str], command: str, write: Write) -> int:
     with shown("targets") as report:
         results = measure_targets(rows, report, lambda row: write(target_line(row)))
     record = make_record("targets", torch.device("cpu"), command, results)
-    write(f"result: {write_result(record, args.out or default_path(record))}")
+    path = args.out or default_path(record, complete=not args.rows)
+    write(f"result: {write_result(record, path)}")
     return 0
 
 

@@ -73,12 +73,20 @@ def suite_record(request: Request, command: str, results: Mapping[str, Any]) -> 
     )
 
 
-def default_path(record: Mapping[str, Any]) -> Path:
-    """Return benchmarks/results/DEVICE/DATE_COMMIT_OP.json in a checkout, else a name here."""
+def default_path(record: Mapping[str, Any], *, complete: bool = True) -> Path:
+    """Return where a result goes in a checkout, else a name in this folder.
+
+    Args:
+        record: The result.
+        complete: Goes to benchmarks/results/DEVICE/DATE_COMMIT_OP.json, where documents take their
+            numbers from. A run of a part, or of other sizes, goes to runs/bench.
+    """
     date = re.sub(r"[-:]", "", record["date"].split("+")[0])
     name = f"{date}_{(record['commit'] or 'unknown')[:12]}_{record['op']}.json"
     if not (ROOT / "pyproject.toml").is_file():
         return Path(name)
+    if not complete:
+        return ROOT / "runs" / "bench" / name
     slug = re.sub(r"[^a-z0-9]+", "-", record["device"].lower()).strip("-")
     return ROOT / "benchmarks" / "results" / slug / name
 
@@ -134,7 +142,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def newest(op: str, device_type: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the newest results of a suite in this checkout, one of each size, slots and device.
+    """Return the newest results of a suite here, one of each size, slots, rows and device.
 
     Args:
         op: Name of the suite.
@@ -145,6 +153,7 @@ def newest(op: str, device_type: str) -> list[tuple[Path, dict[str, Any]]]:
     for path, record in sorted(((p, read_result(p)) for p in paths), key=lambda r: r[1]["date"]):
         if record["op"] == op and record["device_type"] == device_type:
             what = [record.get(name) for name in ("device", "sizes", "slots", "impl")]
+            what += [row["row"] for row in record["results"].get("rows", ())]
             found[json.dumps(what)] = (path, record)
     return list(found.values())
 

@@ -99,6 +99,18 @@ def best_sub_keys_constants(
     }  # fmt: skip
 
 
+def redo_sub_keys_constants(
+    tokens: int, heads: int, width: int, k: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Choose the blocks of redo_sub_keys_kernel: it sorts while it multiplies, so it needs room.
+
+    BLOCK_T and LOG_ROOM are those of best_sub_keys_kernel, whose lists it uses.
+    """
+    constants = best_sub_keys_constants(tokens, heads, width, k, dtype)
+    small = _product_constants(heads, width, k, dtype, constants["BLOCK_T"], 0)
+    return {**constants, **small, "num_warps": 8}
+
+
 def merge_halves_constants(heads: int, k: int) -> dict[str, Any]:
     """Choose the blocks of merge_halves_kernel: 2048 pairs in the registers of 4 warps."""
     log_k = max(_log2(k), 1)
@@ -162,7 +174,7 @@ def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
         if has_bounds:
             redo_sub_keys_kernel[(programs,)](
                 query, sub_keys, lists, counts, scores.new_empty(rows), best, redo, *sizes,
-                **constants,
+                **redo_sub_keys_constants(tokens, heads, width, k, dtype),
             )  # fmt: skip
         merge = merge_halves_constants(heads, k)
         merge_halves_kernel[(triton.cdiv(tokens * heads, merge["ROWS"]),)](

@@ -246,7 +246,7 @@ def redo_sub_keys_kernel(
         half = (tile // blocks).to(tl.int64)
         t = (tile % blocks).to(tl.int64) * BLOCK_T + local
         marked = tl.load(redo_ptr + half * tokens + t, t < tokens, other=0) != 0
-        # The loop runs no more than once: an `if` around loops takes the compiler longer.
+        # Where no token is marked, as a rule, nothing is multiplied.
         until = tl.where(tl.max(marked.to(tl.int32)) > 0, num_sub_keys, 0)
         places = (t * (2 * HEADS) + half) * C
         query = _load_rows(
