@@ -724,3 +724,24 @@ def test_model_without_trainable_parameters_is_refused() -> None:
     model = small_model().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):
         MemoryAdamW(model)
+
+
+def test_state_with_the_old_names_of_weight_decay_loads() -> None:
+    table = new_table()
+    twin = copy.deepcopy(table)
+    optimizers = [MemoryAdamW(each, value_weight_decay=0.5) for each in (table, twin)]
+    for each, optimizer in zip((table, twin), optimizers, strict=True):
+        torch.manual_seed(1)
+        read(each, [[1, 2]])
+        optimizer.step()
+    saved = optimizers[0].state_dict()
+    (state,) = saved["state"].values()
+    state["row_decay_sum"] = state.pop("decayed")
+    state["decay_sum"] = torch.tensor(state.pop("decay_total"), dtype=torch.float64)
+    fresh = MemoryAdamW(table, value_weight_decay=0.5)
+    fresh.load_state_dict(saved)
+    for each, optimizer in zip((table, twin), (fresh, optimizers[1]), strict=True):
+        torch.manual_seed(2)
+        read(each, [[2, 3]])
+        optimizer.step()
+    assert torch.equal(table.weight, twin.weight)

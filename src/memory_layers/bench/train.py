@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memory_layers.bench.check import check_norm
+from memory_layers.bench.errors import BenchError
 from memory_layers.bench.inputs import SEED
 from memory_layers.bench.request import Request
 from memory_layers.bench.stepping import LR
@@ -29,6 +30,11 @@ def train_suite(request: Request) -> Suite:
     memory = replace(
         preset.memory_plus(sizes.sub_keys), heads=sizes.heads, top_k=sizes.top_k, qk_norm=True
     )
+    if sizes.tokens > LENGTH and sizes.tokens % LENGTH:
+        raise BenchError(
+            f"size tokens must be a multiple of the sequence length {LENGTH}, got {sizes.tokens}. "
+            f"hint: tokens={sizes.tokens // LENGTH * LENGTH}"
+        )
     rows = max(1, sizes.tokens // LENGTH)
     length = min(sizes.tokens, LENGTH)
     generator = torch.Generator().manual_seed(SEED)

@@ -180,9 +180,14 @@ class MemoryAdamW(torch.optim.AdamW):
         # torch casts floating-point state to the type of the parameter: take it as it was saved.
         saved = next(g for g in state_dict["param_groups"] if g.get("memory"))
         for index, weight in zip(saved["params"], group["params"], strict=True):
+            loaded = dict(state_dict["state"].get(index, {}))
+            if "row_decay_sum" in loaded:
+                # Their names in states that were saved before these were renamed.
+                loaded["decayed"] = loaded.pop("row_decay_sum")
+                loaded["decay_total"] = float(loaded.pop("decay_sum"))
             self.state[weight] = {
                 name: _copy(value, weight) if isinstance(value, Tensor) else value
-                for name, value in state_dict["state"].get(index, {}).items()
+                for name, value in loaded.items()
             }
 
     def __getstate__(self) -> dict[str, Any]:
