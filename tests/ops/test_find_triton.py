@@ -9,6 +9,7 @@ from helpers import FP32_EPS, assert_same_selection, exact_pair_scores
 from torch import Tensor
 
 from memory_layers import product_key_topk
+from memory_layers.ops.find import triton as kernels
 from memory_layers.ops.impl import TRITON_MAX_K
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,8 +19,15 @@ SIZES = [
     pytest.param((0, 1, 5, 3, 2), id="no-tokens"),
     pytest.param((1, 1, 1, 1, 1), id="one-sub-key"),
     pytest.param((3, 2, 5, 4, 5), id="all-sub-keys"),
-    pytest.param((17, 1, 101, 20, 8), id="several-blocks"),
+    pytest.param((17, 1, 101, 20, 8), id="all-fit-the-lists"),
+    pytest.param((66, 1, 150, 5, 3), id="several-blocks"),
     pytest.param((2, 2, 130, 33, 32), id="odd-width"),
+]
+# The interpreter runs one program for each sub-key of a gradient: fewer of them.
+GRADIENT_SIZES = [
+    *SIZES[1:3],
+    pytest.param((17, 1, 33, 20, 8), id="several-tokens"),
+    pytest.param((2, 2, 37, 33, 32), id="odd-width"),
 ]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 gpu_only = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -63,12 +71,24 @@ def test_all_scores_equal() -> None:
 
 
 @pytest.mark.parametrize("order", ["rising", "falling"])
-def test_sorted_sub_keys(order: str) -> None:
-    """Rising scores fill the list of candidates again and again."""
-    rising = torch.arange(200.0)
+@pytest.mark.parametrize("margin", [0.0, 8.0])
+def test_sorted_sub_keys(monkeypatch: pytest.MonkeyPatch, order: str, margin: float) -> None:
+    """Without a bound, rising scores fill the list of candidates again and again."""
+    monkeypatch.setattr(kernels, "MARGIN", margin)
+    rising = 1000 + torch.arange(200.0)
     scores = rising if order == "rising" else rising.flip(0)
     query, sub_keys = torch.ones(2, 1, 2, 1), scores.expand(2, 200)[None, :, :, None]
     assert_same_selection(*find(query, sub_keys, 7), exact_pair_scores(query, sub_keys), 0.0)
+
+
+@pytest.mark.parametrize("margin", [-8.0, 8.0])
+def test_bound_may_be_wrong(monkeypatch: pytest.MonkeyPatch, margin: float) -> None:
+    """Too high a bound leaves lists short, too low a bound fills them: both are done again."""
+    monkeypatch.setattr(kernels, "MARGIN", margin)
+    query, sub_keys = torch.randn(5, 1, 2, 4), torch.randn(1, 2, 200, 4)
+    query[2] = 0  # here every bound is right
+    exact = exact_pair_scores(query, sub_keys)
+    assert_same_selection(*find(query, sub_keys, 7), exact, magnitude(query, sub_keys))
 
 
 # numpy, which computes for the interpreter, warns of infinity times zero.
@@ -94,7 +114,7 @@ def test_nan_reaches_the_scores_of_its_token_alone() -> None:
 
 
 @every_dtype
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", GRADIENT_SIZES)
 def test_gradients(dtype: str, size: tuple[int, ...]) -> None:
     """Against autograd through the scores of the same slots, written out in fp64."""
     tokens, heads, num_keys, width, k = size
@@ -118,6 +138,29 @@ def test_gradients(dtype: str, size: tuple[int, ...]) -> None:
     for result, answer, size_ in zip(actual, exact(query, sub_keys, d_scores), sizes, strict=True):
         limit = torch.finfo(DTYPES[dtype]).eps / 2 * answer.abs() + 2 * FP32_EPS * size_
         assert ((result.cpu().double() - answer).abs() <= limit).all()
+
+
+def test_shared_sub_keys_add_up_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several programs may share the reads of one sub-key, some of them with none to add."""
+    inputs = [torch.randint(-3, 4, shape).float() for shape in ((9, 1, 2, 4), (1, 2, 7, 4))]
+    d_scores, slots = torch.randint(-3, 4, (9, 1, 5)).float(), torch.randint(49, (9, 1, 5))
+    arguments = [x.to(DEVICE) for x in (d_scores, slots, *inputs)]
+    alone = kernels.product_key_topk_backward(*arguments)
+    monkeypatch.setattr(kernels, "_num_splits", lambda *_: 3)
+    shared = kernels.product_key_topk_backward(*arguments)
+    for one, several in zip(alone, shared, strict=True):
+        assert torch.equal(one, several)
+
+
+# opcheck itself warns where it looks at .grad of a tensor that is not a leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_registration() -> None:
+    inputs = [torch.randn(*shape, device=DEVICE) for shape in ((3, 1, 2, 4), (1, 2, 5, 4))]
+    d_scores, slots = torch.randn(3, 1, 3, device=DEVICE), torch.randint(25, (3, 1, 3)).to(DEVICE)
+    ops = torch.ops.memory_layers
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    torch.library.opcheck(ops.product_key_topk, (*leaves, 3, "triton"))
+    torch.library.opcheck(ops.product_key_topk_backward, (d_scores, slots, *inputs, "triton"))
 
 
 def test_more_slots_than_the_kernels_take_is_named() -> None:

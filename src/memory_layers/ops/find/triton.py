@@ -4,7 +4,7 @@ Three steps:
 
 1. lower_bounds_kernel multiplies tokens with sub-keys and keeps one maximum for each of 2 k or
    more groups of sub-keys. The k-th largest maximum is a bound that at least k scores reach, and
-   few more do: on random scores about 45 for k = 32, whatever M is.
+   few more do: on random scores 43 for k = 32, whatever M is.
 2. best_sub_keys_kernel multiplies again, which costs less than sorting M scores, and appends what
    reaches the bound to a list of the token, in memory small enough for the L2 cache. At the end it
    sorts the list. Where equal scores or an unlucky order leave a list too long, or rounding leaves
@@ -35,9 +35,11 @@ from memory_layers.ops.find.triton_select import (
 from memory_layers.ops.impl import TRITON_MAX_K
 from memory_layers.ops.triton_rows import COMPILE, on_device_of
 
-# Share of the largest maximum by which a bound from tf32 products is lowered: their errors are
-# about 2**-12 of it.
+# Share of the largest maximum by which a bound from tf32 products is lowered: several times their
+# largest error on random inputs. Only speed depends on it.
 MARGIN = 2.0**-8
+# The same where products are exact: the two kernels may round their sums differently.
+EXACT_MARGIN = 2.0**-16
 # Programs of best_sub_keys_kernel per multiprocessor: one sorts while another multiplies.
 PROGRAMS_PER_PROCESSOR = 2
 # Programs where there is no GPU: few, so that each has several blocks of tokens.
@@ -47,7 +49,6 @@ VECTORS = 16
 # Programs that sum the gradients of sub-keys: with fewer sub-keys, several share one. Their
 # partial sums take at most the memory of as many vectors in fp32.
 GRADIENT_PROGRAMS = 2**15
-INTERPRETED_SPLITS = 1
 
 
 def _log2(number: int) -> int:
@@ -136,6 +137,11 @@ def _num_programs(tensor: Tensor) -> int:
     return processors * PROGRAMS_PER_PROCESSOR
 
 
+def _num_splits(num_rows: int, tensor: Tensor) -> int:
+    """Return how many programs share a sub-key: several where few, so that none is overloaded."""
+    return max(GRADIENT_PROGRAMS // num_rows, 1) if tensor.is_cuda else 1
+
+
 def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Best k of each half, then the best k of the pairs that can still be among the best k."""
     if k > TRITON_MAX_K:
@@ -190,7 +196,7 @@ def _lower_bounds(
     constants = lower_bounds_constants(tokens, heads, width, k, dtype)
     lower_bounds_kernel[(triton.cdiv(tokens, constants["BLOCK_T"]) * heads * 2,)](
         query, sub_keys, bounds, tokens, sub_keys.shape[2],
-        MARGIN if dtype == torch.float32 else 0.0, **constants,
+        MARGIN if dtype == torch.float32 else EXACT_MARGIN, **constants,
     )  # fmt: skip
 
 
@@ -220,8 +226,7 @@ def product_key_topk_backward(
         rows, order = reads.flatten().to(narrow).sort(stable=True)
         bounds = torch.arange(num_rows + 1, dtype=narrow, device=rows.device)
         starts = torch.searchsorted(rows, bounds)
-        # Where sub-keys are few, each is shared out, so that a popular one is no bottleneck.
-        splits = max(GRADIENT_PROGRAMS // num_rows, 1) if query.is_cuda else INTERPRETED_SPLITS
+        splits = _num_splits(num_rows, query)
         partials = d_scores.new_empty(splits, *sub_keys.shape, dtype=torch.float32)
         sub_key_gradient_kernel[(num_rows * splits,)](
             order, starts, d_scores, query, partials, num_rows, splits,
