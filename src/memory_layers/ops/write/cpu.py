@@ -27,6 +27,10 @@ from memory_layers.ops.write.entries import PLACE_BITS
 FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
 
+# Numba makes two versions of a parallel loop, with a signed and an unsigned index. Each kernel
+# makes its own signed, so that what it calls is compiled once.
+
+
 @helper
 def _sum_chunk(chunk, factors, rows, out):  # noqa: ANN001, ANN202
     heads = start_of(factors, chunk)
@@ -41,7 +45,6 @@ def _sum_chunk(chunk, factors, rows, out):  # noqa: ANN001, ANN202
 @kernel
 def _row_sums_kernel(factors, rows, out):  # noqa: ANN001, ANN202
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         _sum_chunk(chunk, factors, rows, out)
 
@@ -62,7 +65,6 @@ def _square_chunk(chunk, factors, width):  # noqa: ANN001, ANN202
 @kernel
 def _row_squares_kernel(factors, width, squares):  # noqa: ANN001, ANN202
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         squares[chunk] = _square_chunk(chunk, factors, width)
 
@@ -142,7 +144,6 @@ def _row_adamw_kernel(  # noqa: ANN202
     seed,  # noqa: ANN001
 ):
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         _adamw_chunk(
             chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_total, numbers, seed
@@ -168,7 +169,6 @@ def _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed):  # noqa: 
 @kernel
 def _row_sgd_kernel(table, factors, decayed, decay_total, lr, seed):  # noqa: ANN001, ANN202
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed)
 
@@ -207,7 +207,6 @@ def _row_adagrad_kernel(  # noqa: ANN202
     seed,  # noqa: ANN001
 ):
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         _adagrad_chunk(chunk, table, square_sum, factors, decayed, decay_total, lr, eps, seed)
 
@@ -226,7 +225,6 @@ def _copy_chunk(chunk, table, master, factors):  # noqa: ANN001, ANN202
 @kernel
 def _copy_rows_kernel(table, master, factors):  # noqa: ANN001, ANN202
     for index in prange(factors.lows.shape[0]):
-        # The index is unsigned in one part of what Numba makes of this loop: one type, one version.
         chunk = np.int64(index)
         _copy_chunk(chunk, table, master, factors)
 
