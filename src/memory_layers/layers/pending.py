@@ -24,6 +24,7 @@ class PendingReads:
         self._gradient: RowGradient | None = None
         self._is_scaled = False
         self._folded_bytes = 0
+        self.is_reduced = False
 
     def __len__(self) -> int:
         """Number of reads."""
@@ -45,7 +46,15 @@ class PendingReads:
             slots: [T, J] row numbers.
             weights: [T, J].
             d_out: [T, V], gradient of the read.
+
+        Raises:
+            RuntimeError: The list has been added up over replicas since it was last cleared.
         """
+        if self.is_reduced:
+            raise RuntimeError(
+                "a backward pass after the gradient was added up over replicas. hint: call "
+                "clip_grad_norm_ and step after the last backward pass, then zero_grad"
+            )
         read = group_by_row(slots.detach(), weights.detach(), d_out.detach())
         held = self._gradient
         if held is not None and self._is_scaled:
@@ -62,10 +71,13 @@ class PendingReads:
         """Multiply the list out into one read: the touched rows and their gradient."""
         if self._gradient is None:
             return
-        rows, sums = row_sums(self._gradient)
-        ones = torch.ones(len(rows), 1, device=rows.device)
-        self._gradient = group_by_row(rows[:, None], ones, sums)
-        self._is_scaled = False
+        rows = self._gradient.rows
+        width = self._gradient.vectors[0].shape[1]
+        if len(rows) * (4 * width + 12) < self.nbytes:
+            rows, sums = row_sums(self._gradient)
+            ones = torch.ones(len(rows), 1, device=rows.device)
+            self._gradient = group_by_row(rows[:, None], ones, sums)
+            self._is_scaled = False
         self._folded_bytes = self.nbytes
 
     def clear(self) -> None:
@@ -73,6 +85,12 @@ class PendingReads:
         self._gradient = None
         self._is_scaled = False
         self._folded_bytes = 0
+        self.is_reduced = False
+
+    def replace(self, gradient: RowGradient) -> None:
+        """Take the sum over all replicas in place of the own reads."""
+        self._gradient = gradient
+        self.is_reduced = True
 
     def row_gradient(self) -> RowGradient | None:
         """Return the gradient of all reads so far. None when nothing was read."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from memory_layers.config import GradMode
+from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.pending import PendingReads
 from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.read import gather_sum
@@ -48,8 +49,37 @@ class ValueTable(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the rows from a normal distribution."""
-        nn.init.normal_(self.weight, std=self.init_std)
+        """Draw the rows from a normal distribution, seeded from torch's global generator."""
+        # transformers marks what it has loaded, which is to be left alone.
+        if not getattr(self.weight, "_is_hf_initialized", False):
+            draw_normal(self.weight, self.init_std, self.first_column)
+
+    @property
+    def value_dim(self) -> int:
+        """V. `weight` may hold fewer columns: memory_layers.parallel shards a table by width."""
+        return self.weight.shape[1]
+
+    @property
+    def first_column(self) -> int:
+        """Which of the V columns is the first of `weight`."""
+        return 0
+
+    def reduce_gradient(self) -> None:
+        """Add up what the replicas of this table have pending. Here: there are none."""
+
+    def sum_over_shards(self, values: Tensor) -> Tensor:
+        """Add up numbers that each holder of some columns has for its own. Here: it has all."""
+        return values
+
+    def global_view(self, tensor: Tensor, *, per_row: bool = False) -> Tensor:
+        """Return rows of the weight or of optimizer state as a checkpoint should see them.
+
+        Args:
+            tensor: [R, width of `weight`], or [R, 1] or [R] with `per_row`.
+            per_row: The tensor has one number a row, which all holders of columns have alike.
+        """
+        del per_row
+        return tensor
 
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights → [T, V], in the wider type of the table and the weights."""

@@ -1,5 +1,7 @@
 """Which parameter belongs to which group: tables, decayed, not decayed."""
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from memory_layers.layers import ValueTable
@@ -25,3 +27,14 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     decayed = [p for p in dense if p.dim() >= 2 and id(p) not in gains]
     plain = [p for p in dense if p.dim() < 2 or id(p) in gains]
     return decayed, plain
+
+
+def by_mesh(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Split parameters by the device mesh they are distributed over, None for plain tensors.
+
+    Operations on a list of DTensors need them on one mesh.
+    """
+    split: dict[object, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        split.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(split.values())

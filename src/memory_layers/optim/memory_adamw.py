@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from memory_layers.layers import ValueTable
 from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.write import RowGradient, row_adamw_, row_norm
+from memory_layers.optim.clip import clip_dense_
 from memory_layers.optim.gradients import take_row_gradient
-from memory_layers.optim.groups import find_tables, split_parameters
+from memory_layers.optim.groups import by_mesh, find_tables, split_parameters
+from memory_layers.optim.sharded_rows import step_sharded_rows
 
 
 class MemoryAdamW(torch.optim.AdamW):
@@ -77,8 +79,8 @@ class MemoryAdamW(torch.optim.AdamW):
         decayed, plain = split_parameters(model)
         self._tables = find_tables(model)
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            *({"params": same, "weight_decay": weight_decay} for same in by_mesh(decayed)),
+            *({"params": same, "weight_decay": 0.0} for same in by_mesh(plain)),
             {
                 "params": [table.weight for table in self._tables],
                 "lr": lr if value_lr is None else value_lr,
@@ -113,7 +115,7 @@ class MemoryAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [take_row_gradient(table) for table in self._tables]
+        gradients = self._table_gradients()
         kept = [table.weight.grad for table in self._tables]
         for table in self._tables:
             table.weight.grad = None
@@ -152,13 +154,22 @@ class MemoryAdamW(torch.optim.AdamW):
         dense_norm = value_norm = None
         if max_norm is not None:
             dense = [p for g in self.param_groups if not g.get("memory") for p in g["params"]]
-            dense_norm = torch.nn.utils.clip_grad_norm_(dense, max_norm)
+            dense_norm = clip_dense_(dense, max_norm)
         if value_max_norm is not None:
-            gradients = [take_row_gradient(table) for table in self._tables]
-            norms = [row_norm(gradient) for gradient in gradients if gradient is not None]
-            value_norm = torch.stack(norms).norm() if norms else torch.zeros(())
+            pairs = zip(self._tables, self._table_gradients(), strict=True)
+            squares = [
+                table.sum_over_shards(row_norm(gradient).square())
+                for table, gradient in pairs
+                if gradient is not None
+            ]
+            value_norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
             self._scale_tables((value_max_norm / (value_norm + 1e-6)).clamp(max=1.0))
         return dense_norm, value_norm
+
+    def _table_gradients(self) -> list[RowGradient | None]:
+        for table in self._tables:
+            table.reduce_gradient()
+        return [take_row_gradient(table) for table in self._tables]
 
     def _scale_tables(self, factor: Tensor) -> None:
         for table in self._tables:
@@ -209,6 +220,16 @@ class MemoryAdamW(torch.optim.AdamW):
             return
         master = state.get("master")
         rounds = weight.dtype == torch.bfloat16 and master is None
+        seed = group["seed"] * 1_000_003 + state["step"] + 7919 * table.first_column
+        common = {
+            "decayed": state.get("decayed"),
+            "decay_total": state.get("decay_total", 0.0),
+            "master": master,
+            "seed": seed % 2**31 if rounds else None,
+        }
+        if group["value_state"] == "row" and weight.shape[1] != table.value_dim:
+            step_sharded_rows(table, state, gradient, group, common)
+            return
         row_adamw_(
             weight,
             state.get("exp_avg"),
@@ -218,10 +239,7 @@ class MemoryAdamW(torch.optim.AdamW):
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
-            decayed=state.get("decayed"),
-            decay_total=state.get("decay_total", 0.0),
-            master=master,
-            seed=(group["seed"] * 1_000_003 + state["step"]) % 2**31 if rounds else None,
+            **common,
         )
 
     def _init_table_state(

@@ -1,0 +1,40 @@
+"""The AdamW step with one second moment a row, for a table of which a rank holds some columns."""
+
+from typing import Any
+
+
+from memory_layers.layers import ValueTable
+from memory_layers.ops.write import RowGradient, group_by_row, row_sgd_, row_sums
+
+
+def step_sharded_rows(
+    table: ValueTable,
+    state: dict[str, Any],
+    gradient: RowGradient,
+    group: dict[str, Any],
+    common: dict[str, Any],
+) -> None:
+    """Take the step of row_adamw_ without first moment and with `exp_avg_sq` [N, 1].
+
+    The mean square of a row's gradient is over all V columns, so it is added up over the ranks
+    first: the row gradients [R, width] are multiplied out for that. What is left is an SGD step in
+    which each row has a rate of its own.
+
+    Args:
+        table: Holds some of the columns.
+        state: `step` and `exp_avg_sq`, changed in place.
+        gradient: Of these columns.
+        group: lr, betas, eps.
+        common: Further arguments of row_sgd_.
+    """
+    rows, sums = row_sums(gradient)
+    squares = table.sum_over_shards(sums.square().sum(1)) / table.value_dim
+    beta2 = group["betas"][1]
+    second = beta2 * state["exp_avg_sq"][rows, 0] + (1 - beta2) * squares
+    state["exp_avg_sq"][rows, 0] = second
+    divisor = (second / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
+    if table.weight.numel():
+        scaled = group_by_row(rows[:, None], (1 / divisor)[:, None], sums)
+        row_sgd_(table.weight, scaled, lr=group["lr"], **common)
+    elif common["decayed"] is not None:
+        common["decayed"][rows] = common["decay_total"]

@@ -1,0 +1,115 @@
+"""`shard_memory` and `parallelize`: divide a finished model among the ranks of a run.
+
+Layers do not know about ranks: tables are exchanged for sharded ones, matrices become DTensors.
+"""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import PreTrainedModel
+
+from memory_layers.layers import ValueTable
+from memory_layers.models import backbone_of
+from memory_layers.models.families import find_family
+from memory_layers.models.initialize import materialize
+from memory_layers.parallel.config import ParallelConfig
+from memory_layers.parallel.mesh import Meshes
+from memory_layers.parallel.table import ShardedValueTable
+from memory_layers.parallel.tensor import check_divisible, split_block, split_ends
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def shard_memory(
+    model: nn.Module, mesh: DeviceMesh, weights_dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Shard every value table of a model by width over the memory group, in place.
+
+    Args:
+        model: A finished model, on the meta device or the same on every rank.
+        mesh: Axes replicas and memory: `make_meshes(...).table`. A mesh of one axis is one memory
+            group of all its ranks.
+        weights_dtype: Type in which the weights of a read travel. None: as they are.
+
+    Raises:
+        ValueError: A table is not in "factored" mode, or there are more ranks than columns.
+    """
+    owners = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, ValueTable)
+    ]
+    for module, name in owners:
+        table = getattr(module, name)
+        setattr(module, name, ShardedValueTable(table, mesh, weights_dtype))
+    return model
+
+
+def parallelize(
+    model: PreTrainedModel,
+    meshes: Meshes,
+    config: ParallelConfig,
+    *,
+    seed: int | None,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
+    """Divide a model among ranks, in place, part by part.
+
+    Value tables by width over the memory group, matrices over the tensor group, and what is left
+    of the dense parameters by FSDP2. At no time does a rank hold more than its share and one block,
+    or the embeddings.
+
+    Args:
+        model: Built on the meta device.
+        meshes: Of the run.
+        config: As `meshes.layout` was made from.
+        seed: Decides the initial values. None leaves them uninitialised, for tracing.
+        device: Of this rank.
+
+    Raises:
+        ValueError: Sizes of the model that the tensor group cannot share.
+    """
+    tensor = meshes.dense["tensor"] if meshes.layout.tensor > 1 else None
+    if tensor is not None:
+        check_divisible(model.config, meshes.layout.tensor)
+    shard_memory(model, meshes.table, _DTYPES[config.weights_dtype])
+    family = find_family(model.config.model_type.removeprefix("memory_"))
+    names = {module: name for name, module in model.named_modules()}
+    blocks = list(family.blocks_of(backbone_of(model)))
+    for block in blocks:
+        _fill(model, list(block.named_modules(prefix=names[block])), seed, device)
+        if tensor is not None:
+            split_block(model.config, block, family.mlp, tensor)
+        _shard(block, meshes)
+    within = {module for block in blocks for module in block.modules()}
+    rest = [(name, module) for module, name in names.items() if module not in within]
+    _fill(model, rest, seed, device)
+    if tensor is not None:
+        split_ends(model, tensor)
+    _shard(model, meshes)
+    return model
+
+
+def _fill(
+    model: PreTrainedModel,
+    modules: list[tuple[str, nn.Module]],
+    seed: int | None,
+    device: torch.device | str,
+) -> None:
+    if seed is not None:
+        materialize(model, seed, device, modules)
+        return
+    for _, module in modules:
+        module.to_empty(device=device, recurse=False)
+    model.tie_weights()
+
+
+def _shard(module: nn.Module, meshes: Meshes) -> None:
+    tables = {part.weight for part in module.modules() if isinstance(part, ValueTable)}
+    fully_shard(module, mesh=meshes.fsdp, ignored_params=tables)
+    assert isinstance(module, FSDPModule)
+    # The loss of a rank is its share of the mean over all tokens: gradients are added up.
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)

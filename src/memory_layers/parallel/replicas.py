@@ -1,0 +1,84 @@
+"""What the replicas of a table exchange before a step: factors or dense sums, the smaller."""
+
+import torch
+from torch import Tensor
+
+from memory_layers.layers.pending import PendingReads
+from memory_layers.ops.write import RowGradient, group_by_row, row_sums
+from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
+from memory_layers.parallel.collectives import Group, start_gather, start_maximum, start_sum, wait
+
+
+def add_replicas(pending: PendingReads, num_rows: int, group: Group) -> None:
+    """Make the pending list of each replica the sum of all: the same list on each, in one order.
+
+    Args:
+        pending: Of this replica. All replicas have made reads of the same shapes.
+        num_rows: N.
+        group: The replicas.
+    """
+    gradient = pending.row_gradient()
+    if gradient is None or pending.is_reduced:
+        return
+    factors, sums = exchange_bytes(gradient, num_rows, group.size)
+    joined = _gather_factors if factors <= sums else _add_sums
+    pending.replace(joined(gradient, num_rows, group))
+
+
+def exchange_bytes(gradient: RowGradient, num_rows: int, replicas: int) -> tuple[float, float]:
+    """Return the bytes that a replica sends either way, known from sizes alone.
+
+    Args:
+        gradient: Pending factors.
+        num_rows: N.
+        replicas: Number of replicas.
+
+    Returns:
+        factors: Each to all others: slots int32, weights and vectors as they are.
+        sums: [N, width] fp32 and a byte a row, in a ring.
+    """
+    own = sum(
+        4 * entries.numel() + weights.nbytes + vectors.nbytes
+        for entries, weights, vectors in zip(
+            gradient.entries, gradient.weights, gradient.vectors, strict=True
+        )
+    )
+    width = gradient.vectors[0].shape[1]
+    sums = num_rows * (4 * width + 1)
+    return (replicas - 1) * own, 2 * (replicas - 1) / replicas * sums
+
+
+def _gather_factors(gradient: RowGradient, _num_rows: int, group: Group) -> RowGradient:
+    started = []
+    reads = zip(gradient.entries, gradient.weights, gradient.vectors, strict=True)
+    for entries, weights, vectors in reads:
+        slots = torch.empty(entries.numel(), dtype=torch.int32, device=entries.device)
+        slots[entries & PLACE_MASK] = (entries >> PLACE_BITS).int()
+        parts = (slots.view(weights.shape), weights, vectors)
+        started.append([start_gather(part, group) for part in parts])
+    joined = None
+    for parts in started:
+        gathered = zip(*(wait(part).chunk(group.size) for part in parts), strict=True)
+        for slots, weights, vectors in gathered:
+            read = group_by_row(slots, weights, vectors)
+            joined = read if joined is None else joined.joined(read)
+    assert joined is not None
+    return joined
+
+
+def _add_sums(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient:
+    rows, own = row_sums(gradient)
+    sums = own.new_zeros(num_rows, own.shape[1])
+    sums[rows] = own
+    # A row that was read with a weight of zero counts as touched: its moments decay.
+    touched = torch.zeros(num_rows, dtype=torch.uint8, device=rows.device)
+    touched[rows] = 1
+    started = start_sum(sums, group), start_maximum(touched, group)
+    sums, touched = wait(started[0]), wait(started[1])
+    rows = touched.nonzero()
+    ones = torch.ones(len(rows), 1, device=rows.device)
+    return group_by_row(rows, ones, _rows_of(sums, rows))
+
+
+def _rows_of(sums: Tensor, rows: Tensor) -> Tensor:
+    return sums[rows[:, 0]]
