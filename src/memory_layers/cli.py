@@ -153,6 +153,9 @@ def _train(arguments: list[str]) -> int:
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
     trained = train(args.run, out)
+    if not trained.history:
+        # One of several ranks: the first one has written and says so.
+        return 0
     print(f"model: {out / 'model'}\nmetrics: {out / 'metrics.jsonl'}")
     final = trained.history[-1]
     if "recall" in final:

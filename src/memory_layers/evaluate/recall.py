@@ -56,11 +56,22 @@ class ItemResult:
     nll: float
 
 
-@torch.no_grad()
 def recall_items(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", items: Sequence[RecallItem]
 ) -> list[ItemResult]:
-    """Ask every item and return the results in the order of the items.
+    """Ask every item and return the results in the order of the items: see recall_share."""
+    results = recall_share(model, tokenizer, items, (0, 1))
+    return [results[index] for index in range(len(items))]
+
+
+@torch.no_grad()
+def recall_share(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    items: Sequence[RecallItem],
+    share: tuple[int, int],
+) -> dict[int, ItemResult]:
+    """Ask a share of the items, and return the results by the number of the item.
 
     The token after the answer is asked for too: an answer that goes on is another answer. One
     forward pass decides: if each token is the most likely one after the right tokens before it,
@@ -70,7 +81,10 @@ def recall_items(
         model: A causal language model.
         tokenizer: Its fast tokenizer.
         items: Texts with the character span of their answers.
+        share: (n, of): the n-th of so many shares. All shares take the same number of passes, as
+            ranks that hold a part of the model each must.
     """
+    reader, readers = share
     was_training = model.training
     model.eval()
     encoded = tokenizer(
@@ -86,13 +100,15 @@ def recall_items(
     for index, (ids, _) in enumerate(rows):
         by_length[len(ids)].append(index)
     for length, members in by_length.items():
-        step = max(1, TOKENS_PER_BATCH // length)
+        step = max(1, TOKENS_PER_BATCH // length) * readers
         for low in range(0, len(members), step):
             part = members[low : low + step]
-            outcomes = _ask(model, [rows[index] for index in part])
-            results.update(zip(part, outcomes, strict=True))
+            own = part[reader::readers]
+            # Without an item of its own, a share repeats one to take part.
+            outcomes = _ask(model, [rows[index] for index in own or part[:1]])
+            results.update(zip(own, outcomes, strict=False))
     model.train(was_training)
-    return [results[index] for index in range(len(items))]
+    return results
 
 
 def summarize_recall(items: Sequence[RecallItem], results: Sequence[ItemResult]) -> dict[str, Any]:

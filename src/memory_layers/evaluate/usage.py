@@ -56,36 +56,45 @@ class SlotUsage:
         for mine, theirs in zip(own, counts.split([len(c) for c in own]), strict=True):
             mine.copy_(theirs)
 
-    def used_share(self) -> float:
-        """Return the share of slots read at least once."""
-        return float((self.counts > 0).float().mean())
-
     def reset(self) -> None:
         """Start counting anew."""
         for counts in self._counts.values():
             counts.zero_()
 
-    def summary(self) -> dict[str, Any]:
-        """Return plain numbers for reports.
 
-        Returns:
-            slots: N.
-            used_share: Share of slots read at least once.
-            kl_to_uniform: sum p log(p N) over the slots, in nats. 0 when all are read alike,
-                log N when one slot is read alone.
-            histogram, histogram_edges: Slots by number of reads: bin b counts the slots with
-                edges[b] <= reads < edges[b + 1].
-        """
-        counts = self.counts.double()
-        share = counts / counts.sum().clamp(min=1)
-        read = share[share > 0]
-        top = int(counts.max()) if len(counts) else 0
-        edges = [0] + [2**power for power in range(math.ceil(math.log2(top + 1)) + 1)]
-        bins = torch.bucketize(counts, torch.tensor(edges[1:], dtype=torch.float64), right=True)
-        return {
-            "slots": len(counts),
-            "used_share": self.used_share(),
-            "kl_to_uniform": float((read * (read * len(counts)).log()).sum()),
-            "histogram": torch.bincount(bins, minlength=len(edges) - 1)[: len(edges) - 1].tolist(),
-            "histogram_edges": edges,
-        }
+def used_share(counts: Tensor) -> float:
+    """Return the share of slots read at least once.
+
+    Args:
+        counts: [N] reads of every slot.
+    """
+    return float((counts > 0).float().mean())
+
+
+def summarize_usage(counts: Tensor) -> dict[str, Any]:
+    """Return plain numbers for reports.
+
+    Args:
+        counts: [N] reads of every slot.
+
+    Returns:
+        slots: N.
+        used_share: Share of slots read at least once.
+        kl_to_uniform: sum p log(p N) over the slots, in nats. 0 when all are read alike,
+            log N when one slot is read alone.
+        histogram, histogram_edges: Slots by number of reads: bin b counts the slots with
+            edges[b] <= reads < edges[b + 1].
+    """
+    counts = counts.double()
+    share = counts / counts.sum().clamp(min=1)
+    read = share[share > 0]
+    top = int(counts.max()) if len(counts) else 0
+    edges = [0] + [2**power for power in range(math.ceil(math.log2(top + 1)) + 1)]
+    bins = torch.bucketize(counts, torch.tensor(edges[1:], dtype=torch.float64), right=True)
+    return {
+        "slots": len(counts),
+        "used_share": used_share(counts),
+        "kl_to_uniform": float((read * (read * len(counts)).log()).sum()),
+        "histogram": torch.bincount(bins, minlength=len(edges) - 1)[: len(edges) - 1].tolist(),
+        "histogram_edges": edges,
+    }

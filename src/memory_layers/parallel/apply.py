@@ -92,6 +92,16 @@ def parallelize(
     return model
 
 
+def reshard(model: nn.Module) -> None:
+    """Give back what FSDP2 gathered for a forward pass that no backward pass has followed.
+
+    Until then the parameters of the outermost module are whole, and not those of the optimizer.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _fill(
     model: PreTrainedModel,
     modules: list[tuple[str, nn.Module]],

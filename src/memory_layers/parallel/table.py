@@ -95,11 +95,12 @@ class ShardedValueTable(ValueTable):
         if torch.is_grad_enabled():
             return _ShardedRead.apply(self.weight, slots, weights, self)
         # Texts to be evaluated have any length: ranks with fewer tokens bring empty ones.
-        own = torch.tensor([len(slots)], device=slots.device)
-        missing = int(wait(start_maximum(own, self.group))) - len(slots)
+        own = len(slots)
+        most = torch.tensor([own], device=slots.device)
+        missing = int(wait(start_maximum(most, self.group))) - own
         slots = nn.functional.pad(slots, (0, 0, 0, missing))
         weights = nn.functional.pad(weights, (0, 0, 0, missing))
-        return _read(self, self.weight, slots, weights)[0][: int(own)]
+        return _read(self, self.weight, slots, weights)[0][:own]
 
     def reduce_gradient(self) -> None:
         """Add up what the replicas of these columns have pending. All replicas must call this."""
@@ -108,7 +109,7 @@ class ShardedValueTable(ValueTable):
 
     def sum_over_shards(self, values: Tensor) -> Tensor:
         """Add up numbers of all ranks of the memory group."""
-        return wait(start_sum(values.contiguous(), self.group))
+        return wait(start_sum(values.clone(memory_format=torch.contiguous_format), self.group))
 
     def global_view(self, tensor: Tensor, *, per_row: bool = False) -> Tensor:
         """Return a DTensor over the whole width, replicated for state of one number a row."""

@@ -1,88 +1,176 @@
-"""Checkpoints: written whole or not at all, the newest kept, resumed bit for bit.
+"""Checkpoints: written in the background, whole or not at all, the newest kept, resumed exactly.
 
-A checkpoint is a Hugging Face model folder with the tokenizer, and trainer.pt beside it.
+A checkpoint is a folder of torch's Distributed Checkpoint (DCP) with a few files beside it:
+
+    .metadata, *.distcp      parameters and optimizer state, by the names of state.py
+    state.pt                 step, counters, random state, numbers of the tables
+    config.json, tokenizer   what it takes to make a model folder of it: export.py
+
+It is the same for one process and for many, and loads on any number of them.
 """
 
-import errno
+import copy
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.folders import CheckpointError, not_written, publish
+from memory_layers.train.state import (
+    BLOCK_BYTES,
+    check_fit,
+    make_optimizer_state,
+    model_tensors,
+    optimizer_tensors,
+    table_numbers,
+)
+from memory_layers.train.storage import (
+    Writer,
+    read_metadata,
+    read_plain,
+    read_tensors,
+    reason_of,
+    start_write,
+)
+
+FORMAT = 2
+STATE_FILE = "state.pt"
 
 _NAME = re.compile(r"step-(\d{8})")
+# Settings of how a run is computed, not of what: they may change when it is resumed.
+_FREE = ("parallel",)
 
 
-class CheckpointError(OSError):
-    """A checkpoint that could not be written. Those written before are intact."""
+class Checkpoints:
+    """The checkpoints of a run: OUT/checkpoints/step-NNNNNNNN.
 
+    With a process group, all ranks make one and call `save`, `wait` and `load_newest` together,
+    and `out` lies on a file system that all of them see. Rank 0 makes, renames and removes.
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a model folder that appears, or replaces an older one, only when complete.
-
-    Args:
-        model: With or without memory.
-        tokenizer: Saved beside it.
-        folder: The final place.
-
-    Raises:
-        CheckpointError: The disk is full or cannot be written.
-    """
-    _write(folder, _bytes_of(model.state_dict()), lambda part: _save(model, tokenizer, part))
-
-
-def save_checkpoint(
-    out: Path,
-    step: int,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: MemoryAdamW,
-    counters: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write OUT/checkpoints/step-NNNNNNNN and remove the oldest beyond `keep`.
+    A save copies all that this rank holds (parameters and optimizer state, DTensors their local
+    share) to memory of the CPU before `save` returns, and holds the copy until it is written: on
+    a CPU, the memory of the training state a second time. Writing needs next to nothing beside it.
 
     Args:
         out: Folder of the run.
-        step: Steps done.
-        model: With or without memory.
-        tokenizer: Saved beside it.
-        optimizer: Its state is saved.
-        counters: Numbers and tensors that the loop goes on from.
         keep: Checkpoints to keep.
-
-    Raises:
-        CheckpointError: The disk is full or cannot be written.
+        block_bytes: Most bytes of a block of rows of a table.
     """
-    folder = out / "checkpoints" / f"step-{step:08d}"
-    state = {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-        "counters": counters,
-    }
 
-    def save(part: Path) -> None:
-        _save(model, tokenizer, part)
-        torch.save(state, part / "trainer.pt")
+    def __init__(self, out: Path, keep: int, *, block_bytes: int = BLOCK_BYTES) -> None:
+        self.out, self.keep, self.block_bytes = out, keep, block_bytes
+        self._group = None
+        self._saving: tuple[Path, Future] | None = None
+        self._model_files: dict[str, bytes] | None = None
+        distributed = dist.is_available() and dist.is_initialized()
+        self._leads = not distributed or dist.get_rank() == 0
+        if self._leads:
+            for left in (out / "checkpoints").glob(".step-*"):
+                shutil.rmtree(left)
+        if distributed:
+            # Of its own: the background thread must not come between the exchanges of a step.
+            self._group = dist.new_group(backend="gloo")
+            dist.barrier(self._group)
 
-    size = _bytes_of(model.state_dict()) + sum(
-        _bytes_of(values) for values in state["optimizer"]["state"].values()
-    )
-    _write(folder, size, save)
-    for old in list_checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
-    return folder
+    def save(
+        self,
+        step: int,
+        model: PreTrainedModel,
+        optimizer: MemoryAdamW,
+        counters: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        """Begin to write a checkpoint, after the end of the one before.
+
+        When this returns, model and optimizer may change again.
+
+        Args:
+            step: Steps done.
+            model: With or without memory, sharded or not.
+            optimizer: Its state is saved.
+            counters: Numbers, lists and tensors that the loop goes on from. Those of rank 0 count.
+            tokenizer: Saved beside the model.
+
+        Raises:
+            CheckpointError: The save before this one failed.
+        """
+        self.wait()
+        folder = self.out / "checkpoints" / f"step-{step:08d}"
+        part = folder.with_name(f".{folder.name}.part")
+        files: dict[str, bytes] = {}
+        if self._leads:
+            if self._model_files is None:
+                self._model_files = _model_files(model, tokenizer)
+            state = {
+                "format": FORMAT,
+                "step": step,
+                "counters": dict(counters),
+                "rng": torch.get_rng_state(),
+                "block_bytes": self.block_bytes,
+                "tables": table_numbers(model, optimizer),
+            }
+            files = {**self._model_files, STATE_FILE: _packed(state)}
+
+        def complete() -> None:
+            for name, content in files.items():
+                (part / name).parent.mkdir(exist_ok=True)
+                (part / name).write_bytes(content)
+            publish(part, folder)
+            for old in list_checkpoints(self.out)[: -self.keep]:
+                shutil.rmtree(old)
+
+        tensors = {
+            **model_tensors(model, self.block_bytes),
+            **optimizer_tensors(model, optimizer, self.block_bytes),
+        }
+        self._saving = folder, start_write(tensors, Writer(part, complete), self._group)
+
+    def poll(self) -> None:
+        """See whether the save in the background has failed, without waiting for it.
+
+        Raises:
+            CheckpointError: It has. Those written before are intact.
+        """
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the end of the save in the background, if there is one.
+
+        Call it before the process group is destroyed.
+
+        Raises:
+            CheckpointError: It failed, on this rank or another. Those written before are intact.
+        """
+        if self._saving is None:
+            return
+        (folder, future), self._saving = self._saving, None
+        error = future.exception()
+        if error is None:
+            return
+        if self._leads:
+            shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
+        raise CheckpointError(not_written(folder, reason_of(error))) from error
+
+    def load_newest(
+        self, model: PreTrainedModel, optimizer: MemoryAdamW
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Load the newest checkpoint, see `load_checkpoint`. None: there is none."""
+        found = list_checkpoints(self.out)
+        return load_checkpoint(found[-1], model, optimizer, self._group) if found else None
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -93,25 +181,61 @@ def list_checkpoints(out: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, model: PreTrainedModel, optimizer: MemoryAdamW
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: MemoryAdamW,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Load weights, optimizer and random state, and return the steps done and the counters.
 
     Args:
-        folder: A checkpoint.
-        model: A model of the same configuration, changed in place.
+        folder: A checkpoint, saved on any number of ranks.
+        model: A model of the same configuration, changed in place. Sharded or not.
         optimizer: Built on this model, changed in place.
+        group: All its ranks call this. None: this process is alone.
+
+    Raises:
+        ConfigError: Tensors are missing, surplus, or of another shape or type.
+        CheckpointError: The checkpoint is damaged, or of another version of this package.
     """
-    loaded = type(model).from_pretrained(folder).state_dict()
-    model.load_state_dict(loaded, strict=True)
-    state = torch.load(folder / "trainer.pt", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    state = read_state(folder)
+    metadata = read_metadata(folder)
+    make_optimizer_state(model, optimizer, metadata.state_dict_metadata, state["tables"])
+    tensors = {
+        **model_tensors(model, state["block_bytes"]),
+        **optimizer_tensors(model, optimizer, state["block_bytes"]),
+    }
+    check_fit(folder, tensors, metadata)
+    read_tensors(folder, tensors, metadata, group)
     torch.set_rng_state(state["rng"])
     return state["step"], state["counters"]
 
 
+def read_state(folder: Path) -> Mapping[str, Any]:
+    """Read what a checkpoint holds beside the tensors of model and optimizer.
+
+    Raises:
+        CheckpointError: It is damaged, or of another version of this package.
+    """
+    if (folder / "trainer.pt").is_file():
+        raise CheckpointError(
+            f"{folder} was written by an earlier version of memory-layers, this one cannot resume "
+            "from it. hint: finish the run with that version, or choose another --out. "
+            f"from_pretrained({str(folder)!r}) still loads its weights"
+        )
+    state = read_plain(folder / STATE_FILE)
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {state['format']}, this package reads {FORMAT}. "
+            "hint: use the version of memory-layers that wrote it"
+        )
+    return state
+
+
 def claim_folder(out: Path, config: RunConfig) -> None:
     """Make the folder of a run, or check that the run in it is this one.
+
+    In a process group, rank 0 alone calls this.
 
     Raises:
         ConfigError: Another configuration has run there. The differing fields are named.
@@ -119,7 +243,7 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     path = out / "config.json"
     values = json.loads(json.dumps(asdict(config)))
     if path.is_file():
-        differing = _differences(json.loads(path.read_text("utf-8")), values)
+        differing = _differences(_fixed(json.loads(path.read_text("utf-8"))), _fixed(values))
         if differing:
             raise ConfigError(
                 f"{out} holds a run with another configuration: {'; '.join(differing)}. "
@@ -132,54 +256,28 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     os.replace(part, path)
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Path) -> None:
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
+def _model_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Return the files of a model folder that are not weights, by name."""
+    config = copy.deepcopy(model.config)
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def _write(folder: Path, size: int, save: Any) -> None:  # noqa: ANN401
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f".{folder.name}.part-*"):
-            shutil.rmtree(left)
-        if shutil.disk_usage(folder.parent).free < size:
-            raise OSError(errno.ENOSPC, f"{size / 2**20:.0f} MiB needed")
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-        try:
-            save(part)
-            for file in part.iterdir():
-                _sync(file)
-            _swap(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    # torch reports a failed write of its zip file as RuntimeError.
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"could not write {folder}: {error}. Checkpoints written before are intact. "
-            "hint: free disk space and run the same command again"
-        ) from error
+def _packed(state: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
-def _swap(part: Path, folder: Path) -> None:
-    part.chmod(0o755)
-    if not folder.exists():
-        os.replace(part, folder)
-        return
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(folder, old)
-    os.replace(part, folder)
-    shutil.rmtree(old)
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
-def _bytes_of(values: dict[str, Any]) -> int:
-    tensors = {v.data_ptr(): v.nbytes for v in values.values() if isinstance(v, torch.Tensor)}
-    return sum(tensors.values())
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _FREE}
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import DataConfig
 from memory_layers.models.presets import PRESETS, Preset
+from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
 Config = TypeVar("Config")
@@ -120,10 +121,12 @@ class TrainConfig:
 
     Attributes:
         steps: Optimizer steps.
-        batch_size: Rows of a micro-batch.
+        batch_size: Rows of a micro-batch, of all ranks together.
         accumulate: Micro-batches of a step.
         seq_len: L, tokens in a row.
         precision: "fp32", or "bf16" for autocast of the dense part.
+        gradient_checkpointing: Compute each block again in the backward pass, to hold less.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
         seed: Decides initial weights and the order of the data.
         log_every: Steps between lines of metrics.
         eval_every: Steps between evaluations. 0: only at the end.
@@ -137,6 +140,8 @@ class TrainConfig:
     accumulate: int = 1
     seq_len: int = 128
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     log_every: int = 10
     eval_every: int = 200
@@ -168,6 +173,7 @@ class RunConfig:
         data: Training text and questions.
         optim: Optimizer.
         train: Length, batches, evaluation, checkpoints.
+        parallel: How the processes divide the work, when torchrun starts several.
     """
 
     name: str
@@ -176,6 +182,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         """Refuse what only shows when the parts are seen together."""
@@ -193,6 +200,26 @@ class RunConfig:
                 f"got {list(self.memory.layers)}"
             )
         self.memory.resolved(shape.hidden_size)
+
+
+def check_shares(train: TrainConfig, layout: Layout) -> None:
+    """Refuse a batch that the ranks cannot share evenly.
+
+    Raises:
+        ConfigError: A size is no multiple of the ranks that share it.
+    """
+    if train.batch_size % layout.readers:
+        raise ConfigError(
+            f"train.batch_size must be a multiple of replicate * shard = {layout.readers}, the "
+            f"ranks that share a batch, got {train.batch_size}. "
+            f"hint: {-(-train.batch_size // layout.readers) * layout.readers}"
+        )
+    tokens = train.batch_size // layout.readers * train.seq_len
+    if tokens % layout.tensor:
+        raise ConfigError(
+            f"train.batch_size / {layout.readers} * train.seq_len must be a multiple of "
+            f"parallel.tensor = {layout.tensor}, got {tokens}. hint: an even train.seq_len"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -16,20 +16,19 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import IGNORE, Batch, TokenStream, read_pieces
-from memory_layers.evaluate.perplexity import perplexity
-from memory_layers.evaluate.recall import recall_items, summarize_recall
-from memory_layers.evaluate.usage import SlotUsage
+from memory_layers.evaluate.perplexity import summarize_loss, text_loss
+from memory_layers.evaluate.recall import recall_share, summarize_recall
+from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.models import add_memory, memory_layers_of
+from memory_layers.models.initialize import materialize
 from memory_layers.optim import MemoryAdamW
+from memory_layers.parallel.apply import parallelize, reshard
+from memory_layers.parallel.tensor import reduce_shared_gradients
+from memory_layers.parallel.world import World, join_world
 from memory_layers.train.allocator import keep_freed_memory
-from memory_layers.train.checkpoint import (
-    claim_folder,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    save_model,
-)
-from memory_layers.train.config import RunConfig
+from memory_layers.train.checkpoint import Checkpoints, claim_folder, list_checkpoints
+from memory_layers.train.config import RunConfig, check_shares
+from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.metrics import MetricsWriter
 from memory_layers.train.progress import TrainProgress
@@ -79,41 +78,56 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
     """
     keep_freed_memory()
-    claim_folder(out, config)
-    data = prepare_data(config.data)
-    model = make_model(config, data)
+    with join_world(config.parallel, config.train.device) as world:
+        check_shares(config.train, world.layout)
+        world.first(lambda: claim_folder(out, config))
+        # The first process to come prepares the data, the others of its machine find it done.
+        world.first(lambda: prepare_data(config.data))
+        return _train(config, out, prepare_data(config.data), world, show=show)
+
+
+def _train(
+    config: RunConfig, out: Path, data: PreparedData, world: World, *, show: bool
+) -> TrainedModel:
+    model = make_model(config, data, world)
     optimizer = make_optimizer(config, model)
-    checkpoints = list_checkpoints(out)
-    done, counters = 0, None
-    if checkpoints:
-        done, counters = load_checkpoint(checkpoints[-1], model, optimizer)
+    checkpoints = Checkpoints(out, config.train.keep_checkpoints)
+    done, counters = checkpoints.load_newest(model, optimizer) or (0, None)
+    shows = show and world.is_first
     with (
-        MetricsWriter(out, done) as metrics,
-        TrainProgress(config.name, config.train.steps, done, show=show) as progress,
+        MetricsWriter(out, done, writes=world.is_first) as metrics,
+        TrainProgress(config.name, config.train.steps, done, show=shows) as progress,
         StopSignal() as stop,
     ):
         if done:
-            progress.say(f"resuming after step {done} from {checkpoints[-1]}")
-        run = _Run(config, out, data, model, optimizer, metrics, progress)
+            progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
+        run = _Run(config, out, data, model, optimizer, checkpoints, metrics, progress, world)
         if counters is not None:
             run.take_up(counters)
         with run.usage.watch():
             run.steps(done, stop)
-        history = metrics.read()
-    save_model(model, data.tokenizer, out / "model")
-    last = history[-1]
-    return TrainedModel(model, data, last["tokens"], last["seconds"], history)
+        checkpoints.wait()
+        world.first(lambda: export_checkpoint(out, out / "model"))
+        return TrainedModel(model, data, run.tokens, run.seconds, metrics.read())
 
 
-def make_model(config: RunConfig, data: PreparedData) -> PreTrainedModel:
-    """Build the model of a run, with initial weights drawn from its seed."""
-    torch.manual_seed(config.train.seed)
+def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
+    """Build the model of a run, or the share of this rank: initial values come from the seed."""
     shape = config.model.to_preset().to_config()
     shape.vocab_size = len(data.tokenizer)
     shape.eos_token_id = shape.bos_token_id = data.tokenizer.eos_token_id
     shape.pad_token_id = data.tokenizer.pad_token_id
-    model = LlamaForCausalLM(shape)
-    return model if config.memory is None else add_memory(model, config.memory)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(shape)
+        model = model if config.memory is None else add_memory(model, config.memory)
+    seed = config.train.seed
+    if world.meshes is None:
+        materialize(model, seed, world.device)
+    else:
+        parallelize(model, world.meshes, config.parallel, seed=seed, device=world.device)
+    if config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
@@ -146,11 +160,13 @@ class _Run:
         data: PreparedData,
         model: PreTrainedModel,
         optimizer: MemoryAdamW,
+        checkpoints: Checkpoints,
         metrics: MetricsWriter,
         progress: TrainProgress,
+        world: World,
     ) -> None:
-        self.config, self.out, self.data = config, out, data
-        self.model, self.optimizer = model, optimizer
+        self.config, self.out, self.data, self.world = config, out, data, world
+        self.model, self.optimizer, self.checkpoints = model, optimizer, checkpoints
         self.metrics, self.progress = metrics, progress
         pad_id = data.tokenizer.pad_token_id
         self.stream = TokenStream(
@@ -170,7 +186,9 @@ class _Run:
         """Go on from what `_checkpoint` saved: the next line of metrics may begin before it."""
         self.tokens, self.seconds = counters["tokens"], counters["seconds"]
         self.losses = counters["losses"]
-        self.usage.take_up(counters["reads"])
+        # Reads are counted by each rank and added up when they are wanted.
+        if self.world.is_first:
+            self.usage.take_up(counters["reads"])
 
     def steps(self, done: int, stop: StopSignal) -> None:
         """Run the steps that are left."""
@@ -179,7 +197,7 @@ class _Run:
         for step in range(done, settings.steps):
             started = time.monotonic()
             tokens_before = self.tokens
-            self._step(step)
+            stopping = self._step(step, stop)
             took = time.monotonic() - started
             self.seconds += took
             finished = step + 1
@@ -189,47 +207,65 @@ class _Run:
             if last or (settings.eval_every and finished % settings.eval_every == 0):
                 self._evaluate(finished)
             due = settings.checkpoint_every and finished % settings.checkpoint_every == 0
-            if last or due or stop.requested:
+            if last or due or stopping:
                 self._checkpoint(finished)
-            if stop.requested and not last:
+            self.checkpoints.poll()
+            if stopping and not last:
+                self.checkpoints.wait()
                 raise Interrupted(f"stopped after step {finished}, saved in {self.out}")
 
-    def _step(self, step: int) -> None:
-        settings, optim = self.config.train, self.config.optim
+    def _step(self, step: int, stop: StopSignal) -> bool:
+        """Take a step, and return whether any rank was asked to stop."""
+        settings, optim, world = self.config.train, self.config.optim, self.world
+        world.beat(step + 1, 0)
         for group in self.optimizer.param_groups:
             schedule = optim.value_schedule if group["memory"] else optim.schedule
             group["lr"] = group["initial_lr"] * rate(
                 schedule, step, settings.steps, optim.warmup_steps, optim.end_ratio
             )
-        parts = settings.accumulate
+        parts, readers = settings.accumulate, world.layout.readers
         batches = [
-            self.stream.batch(step * parts + part, settings.batch_size) for part in range(parts)
-        ]
-        targets = sum(batch.targets for batch in batches)
+            self.stream.batch(
+                step * parts + part, settings.batch_size // readers,
+                rank=world.reader, ranks=readers,
+            )
+            for part in range(parts)
+        ]  # fmt: skip
+        own = sum(batch.targets for batch in batches)
+        targets = int(world.sum(own * world.leads)[0])
         loss = 0.0
         for batch in batches:
             part = self._loss(batch) / targets
             part.backward()
             loss += part.item()
+        world.beat(step + 1, 1)
+        loss, stopping = world.sum(loss * world.leads, stop.requested)
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
                 "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
             )
+        if world.layout.tensor > 1:
+            reduce_shared_gradients(self.model, world.meshes.dense["tensor"])
         self.optimizer.clip_grad_norm_(optim.clip_norm, optim.value_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.tokens += targets
         self.losses.append(loss)
+        return stopping > 0
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """Sum of the loss over the targets of a batch."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.precision == "bf16"):
+        device = self.world.device
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = self.model(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+                input_ids=batch.input_ids.to(device),
+                position_ids=batch.position_ids.to(device),
+                use_cache=False,
             ).logits
         logits = logits[:, :-1].flatten(0, 1).float()
-        labels = batch.labels[:, 1:].flatten()
+        labels = batch.labels[:, 1:].flatten().to(device)
         return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
     def _log(self, step: int, tokens_per_second: float) -> None:
@@ -246,20 +282,32 @@ class _Run:
         }
         status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"
         if memory_layers_of(self.model):
-            values["slots_used"] = round(self.usage.used_share(), 4)
+            values["slots_used"] = round(used_share(self._reads()), 4)
             status += f"  slots used {values['slots_used']:.1%}"
         self.progress.update(step, status)
         self.metrics.write(step, values)
 
+    @property
+    def _share(self) -> tuple[int, int]:
+        return self.world.reader, self.world.layout.readers
+
+    def _reads(self) -> torch.Tensor:
+        """[N] reads of every slot so far, by all ranks."""
+        return self.world.sum_tensor(self.usage.counts)
+
     def _evaluate(self, step: int) -> None:
         values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
         if self.heldout_text:
-            values["text"] = perplexity(self.model, self.heldout_text)
+            loss, tokens = text_loss(self.model, self.heldout_text, self._share)
+            lead = self.world.leads
+            loss, tokens = self.world.sum(loss * lead, tokens * lead)
+            values["text"] = summarize_loss(loss, int(tokens))
             self.progress.say(
                 f"step {step}: perplexity of held-out text {values['text']['perplexity']:.2f}"
             )
         if self.data.probes:
             values |= self._recall(step)
+        reshard(self.model)
         if len(values) > 2:
             self.metrics.write(step, values)
 
@@ -267,12 +315,14 @@ class _Run:
         last = step == self.config.train.steps
         probes = self.data.probes if last else self.probes
         self.usage.reset()
-        results = recall_items(self.model, self.data.tokenizer, probes)
+        own = recall_share(self.model, self.data.tokenizer, probes, self._share)
+        asked = {index: result for part in self.world.gather(own) for index, result in part.items()}
+        results = [asked[index] for index in range(len(probes))]
         values = summarize_recall(probes, results)
         if last:
             values["correct"] = [int(result.correct) for result in results]
             if memory_layers_of(self.model):
-                values["slot_usage"] = self.usage.summary()
+                values["slot_usage"] = summarize_usage(self._reads())
         self.usage.reset()
         recall = values["recall"].get("question_heldout")
         if recall is not None:
@@ -280,20 +330,13 @@ class _Run:
         return values
 
     def _checkpoint(self, step: int) -> None:
-        save_checkpoint(
-            self.out,
-            step,
-            self.model,
-            self.data.tokenizer,
-            self.optimizer,
-            {
-                "tokens": self.tokens,
-                "seconds": self.seconds,
-                "losses": self.losses,
-                "reads": self.usage.counts,
-            },
-            self.config.train.keep_checkpoints,
-        )
+        counters = {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "losses": list(self.losses),
+            "reads": self._reads(),
+        }
+        self.checkpoints.save(step, self.model, self.optimizer, counters, self.data.tokenizer)
 
 
 def _pick_probes(data: PreparedData, count: int) -> list[Any]:

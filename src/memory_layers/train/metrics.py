@@ -13,12 +13,16 @@ class MetricsWriter:
     Args:
         folder: OUT, the folder of the run.
         resume_step: Lines after this step are dropped first: the resumed run writes them again.
+        writes: False for the ranks that leave writing to another: they do nothing.
     """
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    def __init__(self, folder: Path, resume_step: int, *, writes: bool = True) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._writes = writes
+        if not writes:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path = folder / "metrics.jsonl"
         self._drop_after(resume_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
@@ -30,13 +34,17 @@ class MetricsWriter:
             step: Steps done so far.
             values: Numbers by name. Nested mappings become names with slashes on TensorBoard.
         """
+        if not self._writes:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in _flatten(values):
             self._board.add_scalar(name, value, step)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines written so far."""
+        """Return all lines written so far, none for a rank that writes none."""
+        if not self._writes:
+            return []
         self._file.flush()
         return [json.loads(line) for line in self.path.read_text("utf-8").splitlines()]
 
@@ -51,8 +59,9 @@ class MetricsWriter:
         trace: TracebackType | None,
     ) -> None:
         """Close both outputs."""
-        self._file.close()
-        self._board.close()
+        if self._writes:
+            self._file.close()
+            self._board.close()
 
     def _drop_after(self, step: int) -> None:
         if not self.path.is_file():

@@ -1,0 +1,151 @@
+"""World: what a run needs to know of the other ranks. Alone, all of it costs nothing."""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from memory_layers.parallel.config import Layout, ParallelConfig
+from memory_layers.parallel.health import Heartbeat, LostRankError, is_lost_contact
+from memory_layers.parallel.mesh import Meshes, make_meshes
+
+Result = TypeVar("Result")
+
+
+class World:
+    """The ranks of a run, and the few numbers that they tell each other beside the training.
+
+    Args:
+        device: Of this rank.
+        meshes: Of the ranks. None: this process is alone.
+        heartbeat: Notes of where each rank is. None: this process is alone.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        meshes: Meshes | None = None,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        self.device = device
+        self.meshes = meshes
+        self.heartbeat = heartbeat
+        self.rank = dist.get_rank() if meshes else 0
+        self.size = dist.get_world_size() if meshes else 1
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes, all 1 for a process alone."""
+        return self.meshes.layout if self.meshes else Layout(1, 1, 1, 1)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes and shows what all have found."""
+        return self.rank == 0
+
+    @property
+    def reader(self) -> int:
+        """Which share of the data this rank reads, of `layout.readers`."""
+        return self.rank // self.layout.tensor
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks for the ranks that read the same data."""
+        return self.rank % self.layout.tensor == 0
+
+    def beat(self, step: int, place: int) -> None:
+        """Note where this rank is: see Heartbeat.beat."""
+        if self.heartbeat is not None:
+            self.heartbeat.beat(step, place)
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Add up numbers over all ranks."""
+        if self.meshes is None:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(values)
+        return values.tolist()
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Add up a CPU tensor over all ranks, in place, and return it."""
+        if self.meshes is not None:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Result) -> list[Result]:
+        """Return what each rank has, in the order of the ranks."""
+        if self.meshes is None:
+            return [value]
+        values: list[Result] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Do something on rank 0 alone. All ranks return, or raise, when it is done."""
+        failure: list[Exception | None] = [None]
+        if self.is_first:
+            try:
+                work()
+            except (OSError, ValueError, RuntimeError) as error:
+                failure = [error]
+                if self.meshes is None:
+                    raise
+        if self.meshes is not None:
+            dist.broadcast_object_list(failure, device=torch.device("cpu"))
+        if failure[0] is not None:
+            raise failure[0]
+
+
+@contextmanager
+def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]:
+    """Join the other processes that torchrun has started, if there are any.
+
+    Args:
+        config: Sizes, and the time that a collective may take.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises:
+        ValueError: The sizes do not multiply to the number of processes, or there is no such
+            device.
+        LostRankError: Another rank died or hung while the world was in use.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device is "cuda", but torch finds no GPU. hint: device: auto')
+    kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    layout = config.resolve(size)
+    if size == 1:
+        yield World(torch.device(kind))
+        return
+    place = torch.device(kind)
+    if kind == "cuda":
+        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place)
+    timeout = timedelta(seconds=config.timeout)
+    store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("groups", store), rank=rank, world_size=size,
+        timeout=timeout,
+    )  # fmt: skip
+    heartbeat = Heartbeat(dist.PrefixStore("health", store), rank, size)
+    try:
+        yield World(place, make_meshes(layout, kind), heartbeat)
+        dist.barrier()
+    except RuntimeError as error:
+        if not is_lost_contact(error):
+            raise
+        raise LostRankError(
+            f"lost contact with another rank in step {heartbeat.step}: {heartbeat.report()}. "
+            "Checkpoints written before are intact. hint: run the same command again to go on "
+            f"from the newest, or raise parallel.timeout = {config.timeout:g} s. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        # A process that ends without this aborts now and then.
+        dist.destroy_process_group()
