@@ -77,7 +77,7 @@ def _run(
         result = function(*arguments)
         dist.barrier()
         dist.destroy_process_group()
-    except BaseException:  # noqa: BLE001  (whatever it is belongs into the test's report)
+    except BaseException:
         pipe.send_bytes(pickle.dumps((traceback.format_exc(), None)))
         raise
     # By value: a rank does not outlive its result, whose tensors it would share otherwise.

@@ -1,6 +1,7 @@
 """The command `memory-layers`: train, compare, eval, generate, show, bench."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.lines import DataError
+from memory_layers.parallel.health import LostRankError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
 from memory_layers.train.loop import DivergedError, Interrupted
@@ -130,15 +132,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return commands[name](rest)
     except Interrupted as stopped:
-        print(f"{stopped}\nto go on, run the same command again", file=sys.stderr)
+        _tell(f"{stopped}\nto go on, run the same command again")
         return 130
     except KeyboardInterrupt:
-        print("interrupted. to go on, run the same command again", file=sys.stderr)
+        _tell("interrupted. to go on, run the same command again")
         return 130
     except WrongResultError as error:
         _fail(str(error))
         return 1
-    except (ConfigError, BenchError, DataError, OSError, DivergedError, ImportError) as error:
+    except LostRankError as error:
+        _fail(str(error), own=True)
+        # Threads that wait for the lost rank would hold this process.
+        os._exit(2)
+    except OSError as error:
+        return _fail(str(error), own=True)
+    except (ConfigError, BenchError, DataError, DivergedError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -364,6 +372,15 @@ def _quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, *, own: bool = False) -> int:
+    _tell(f"error: {message}", own=own)
     return 2
+
+
+def _tell(message: str, *, own: bool = False) -> None:
+    """Print to stderr. Of many ranks, the first speaks for all but for what is a rank's own."""
+    rank, size = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
+    if own and size > 1:
+        message = f"rank {rank}: {message}"
+    if own or rank == 0:
+        print(message, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from tiny_models import tiny_llama, tiny_memory
 from torch import Tensor
 
 from memory_layers import add_memory
-from memory_layers.evaluate.usage import SlotUsage
+from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.models import memory_layers_of
 
 
@@ -45,10 +45,10 @@ def test_counts_are_all_reads(share: bool) -> None:
     assert counts.tolist() == [expected[n] for n in range(36 if share else 72)]
     # Passes, layers, tokens, heads, slots a head.
     assert counts.sum() == 2 * 2 * 14 * 2 * 3
-    assert usage.used_share() == pytest.approx(len(expected) / len(counts))
-    summary = usage.summary()
+    assert used_share(usage.counts) == pytest.approx(len(expected) / len(counts))
+    summary = summarize_usage(usage.counts)
     assert summary["slots"] == len(counts)
-    assert summary["used_share"] == usage.used_share()
+    assert summary["used_share"] == used_share(usage.counts)
     usage.reset()
     assert usage.counts.sum() == 0
 
@@ -83,7 +83,7 @@ def test_dense_model_has_no_slots() -> None:
     ],
 )
 def test_distance_from_uniform(counts: list[float], used: float, distance: float) -> None:
-    summary = counted(counts).summary()
+    summary = summarize_usage(counted(counts).counts)
     assert summary["used_share"] == pytest.approx(used)
     assert summary["kl_to_uniform"] == pytest.approx(distance, abs=1e-12)
 
@@ -93,7 +93,7 @@ def test_histogram(top: int) -> None:
     torch.manual_seed(top)
     counts = torch.randint(top + 1, (36,))
     counts[3] = top
-    summary = counted(counts.float().tolist()).summary()
+    summary = summarize_usage(counted(counts.float().tolist()).counts)
     edges, histogram = summary["histogram_edges"], summary["histogram"]
     assert edges[:2] == [0, 1]
     assert len(histogram) == len(edges) - 1

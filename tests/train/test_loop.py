@@ -16,6 +16,8 @@ from memory_layers.models import memory_layers_of
 from memory_layers.train import loop
 from memory_layers.train.checkpoint import list_checkpoints
 from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.export import export_checkpoint
+from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loop import DivergedError, Interrupted, TrainedModel, train
 
 
@@ -123,10 +125,10 @@ def test_stopped_between_two_lines_of_metrics(
     whole = run(config, tmp_path / "whole")
     step = loop._Run._step
 
-    def stop_in_step_six(self: loop._Run, number_of_step: int) -> None:
-        step(self, number_of_step)
+    def stop_in_step_six(self: loop._Run, number_of_step: int, stop: StopSignal) -> bool:
         if number_of_step == 6:
             os.kill(os.getpid(), number)
+        return step(self, number_of_step, stop)
 
     monkeypatch.setattr(loop._Run, "_step", stop_in_step_six)
     out = tmp_path / "stopped"
@@ -187,7 +189,8 @@ def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
             run(config, out)
         checkpoints = list_checkpoints(out)
         assert 1 <= len(checkpoints) < 50
-        model = AutoModelForCausalLM.from_pretrained(checkpoints[-1])
+        export_checkpoint(checkpoints[-1], tmp_path / "exported")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
         assert len(memory_layers_of(model)) == 1
         assert len(metrics_of(out)) == len(checkpoints)
     assert not (out / "model").exists()
@@ -209,14 +212,14 @@ def test_model_folder_is_the_model_that_was_measured(tmp_path: Path, memory: boo
 def test_evaluations_on_the_way_ask_a_part(tmp_path: Path) -> None:
     config = tiny_run(tmp_path, train={"steps": 6, "eval_every": 2, "eval_items": 3})
     asked = []
-    original = loop.recall_items
+    original = loop.recall_share
 
-    def watched(model: object, tokenizer: object, items: list) -> list:
+    def watched(model: object, tokenizer: object, items: list, share: tuple) -> dict:
         asked.append([item.kind for item in items])
-        return original(model, tokenizer, items)
+        return original(model, tokenizer, items, share)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "recall_items", watched)
+        patch.setattr(loop, "recall_share", watched)
         trained = run(config, tmp_path / "out")
     kinds = ["question_heldout"] * 3 + ["question_shown"] * 3 + ["statement"] * 3
     assert asked[:2] == [kinds, kinds]

@@ -58,7 +58,8 @@ def test_loss_is_that_of_each_document_alone(tmp_path: Path) -> None:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     settings = SimpleNamespace(train=SimpleNamespace(precision="fp32"))
-    loss = _Run._loss(SimpleNamespace(model=model, config=settings), batch)
+    world = SimpleNamespace(device=torch.device("cpu"))
+    loss = _Run._loss(SimpleNamespace(model=model, config=settings, world=world), batch)
     expected = 0.0
     for document in documents:
         logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]

@@ -61,8 +61,13 @@ def stop_after(process: subprocess.Popen, out: Path, lines: int, number: signal.
     return process.communicate(timeout=120)[1]
 
 
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
 def assert_same_run(a: Path, b: Path) -> None:
-    one, other = (load_file(out / "model" / "model.safetensors") for out in (a, b))
+    one, other = (weights_of(out / "model") for out in (a, b))
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name

@@ -65,20 +65,24 @@ class PendingReads:
         self._gradient = read if held is None else held.joined(read)
         # A list that is mostly touched rows already would be folded again at every read.
         if len(self) > 1 and self.nbytes > max(self.budget_bytes, 2 * self._folded_bytes):
-            self.fold()
+            # Where most rows are touched once or twice, their sums would be larger than the list.
+            width = d_out.shape[1]
+            if self._touched() * (4 * width + 12) < self.nbytes:
+                self.fold()
+            self._folded_bytes = self.nbytes
 
     def fold(self) -> None:
         """Multiply the list out into one read: the touched rows and their gradient."""
         if self._gradient is None:
             return
-        rows = self._gradient.rows
-        width = self._gradient.vectors[0].shape[1]
-        if len(rows) * (4 * width + 12) < self.nbytes:
-            rows, sums = row_sums(self._gradient)
-            ones = torch.ones(len(rows), 1, device=rows.device)
-            self._gradient = group_by_row(rows[:, None], ones, sums)
-            self._is_scaled = False
+        rows, sums = row_sums(self._gradient)
+        ones = torch.ones(len(rows), 1, device=rows.device)
+        self._gradient = group_by_row(rows[:, None], ones, sums)
+        self._is_scaled = False
         self._folded_bytes = self.nbytes
+
+    def _touched(self) -> int:
+        return 0 if self._gradient is None else len(self._gradient.rows)
 
     def clear(self) -> None:
         """Forget all reads."""

@@ -211,7 +211,7 @@ class MemoryAdamW(torch.optim.AdamW):
         weight = table.weight
         state = self.state[weight]
         if not state:
-            self._init_table_state(state, weight, group)
+            self.init_table_state(weight)
         state["step"] += 1
         if "decayed" in state:
             # The logarithm of the decay of a row that was touched in every step so far.
@@ -242,9 +242,13 @@ class MemoryAdamW(torch.optim.AdamW):
             **common,
         )
 
-    def _init_table_state(
-        self, state: dict[str, Any], weight: Tensor, group: dict[str, Any]
-    ) -> None:
+    def init_table_state(self, weight: Tensor) -> None:
+        """Make the state of a table as it is before the first step.
+
+        Args:
+            weight: Of one of the tables.
+        """
+        state, group = self.state[weight], self.memory_group or {}
         state["step"] = 0
         wide = group["value_state"] == "full"
         if wide:

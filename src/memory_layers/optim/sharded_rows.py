@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from memory_layers.layers import ValueTable
 from memory_layers.ops.write import RowGradient, group_by_row, row_sgd_, row_sums
 

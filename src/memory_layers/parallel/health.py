@@ -1,9 +1,17 @@
 """Which rank is missing: every rank notes where it is, and reads the notes when contact is lost."""
 
+import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+# A rank that still runs has noticed by then that others are gone.
+SECONDS_TO_ANSWER = 3.0
 
 
 class LostRankError(RuntimeError):
@@ -26,6 +34,13 @@ class Note:
     place: int
     age: float
 
+    def __str__(self) -> str:
+        """Where and when, in words."""
+        if self.step == 0:
+            return f"last seen before its first step, {self.age:.0f} s ago"
+        where = "end" if self.place else "start"
+        return f"last seen at the {where} of step {self.step}, {self.age:.0f} s ago"
+
 
 class Heartbeat:
     """The notes of all ranks, kept in the store through which they found each other.
@@ -38,9 +53,9 @@ class Heartbeat:
 
     def __init__(self, store: dist.Store, rank: int, size: int) -> None:
         self._store = store
-        self._rank = rank
+        self.rank = rank
         self._size = size
-        self.step = 0
+        self.beat(0, 0)
 
     def beat(self, step: int, place: int) -> None:
         """Note where this rank is.
@@ -50,54 +65,117 @@ class Heartbeat:
             place: 0 at the start of the step, 1 after its last backward pass.
         """
         self.step = step
-        self._store.set(f"rank-{self._rank}", f"{step} {place} {time.time()}")
+        self.last = time.monotonic()
+        self._store.set(f"rank-{self.rank}", f"{step} {place} {time.time()}")
 
-    def notes(self) -> list[Note]:
-        """Return the last note of every rank that has written one."""
-        found = []
-        for rank in range(self._size):
-            key = f"rank-{rank}"
-            if self._store.check([key]):
-                step, place, then = self._store.get(key).decode().split()
-                found.append(Note(rank, int(step), int(place), time.time() - float(then)))
-        return found
+    def note(self, rank: int) -> Note | None:
+        """Return the last note of a rank. None: it has written none."""
+        key = f"rank-{rank}"
+        if not self._store.check([key]):
+            return None
+        step, place, then = self._store.get(key).decode().split()
+        return Note(rank, int(step), int(place), time.time() - float(then))
 
-    def report(self) -> str:
-        """Say which ranks are behind, in words."""
+    def has_lost(self, rank: int) -> bool:
+        """Whether a rank has called `report_lost`."""
+        return self._store.check([f"lost-{rank}"])
+
+    @property
+    def any_lost(self) -> bool:
+        """Whether any rank has called `report_lost`."""
+        return self._store.check(["lost"])
+
+    def report_lost(self) -> str:
+        """Tell the others that contact is lost, and say in words which rank is missing.
+
+        Those that still run tell it too, within moments. Missing is who does not.
+        """
         try:
-            notes = self.notes()
+            self._store.set(f"lost-{self.rank}", "")
+            self._store.set("lost", "")
+            silent = list(range(self._size))
+            until = time.monotonic() + SECONDS_TO_ANSWER
+            while len(silent) > 1 and time.monotonic() < until:
+                time.sleep(0.05)
+                silent = [rank for rank in silent if not self.has_lost(rank)]
+            return self.describe(silent) or self.describe_last()
         except (RuntimeError, dist.DistError) as error:
             return f"the store of the run is gone too, with the process that held it ({error})"
-        silent = sorted(set(range(self._size)) - {note.rank for note in notes})
-        if silent:
-            return f"never heard of: {_ranks(silent)}"
+
+    def describe_last(self) -> str:
+        """Say which ranks are behind the others."""
+        notes = [note for rank in range(self._size) if (note := self.note(rank))]
         first = min((note.step, note.place) for note in notes)
-        behind = [note for note in notes if (note.step, note.place) == first]
-        if len(behind) == len(notes):
-            # All are in one stretch of a step: the one that died or hangs has the oldest note.
-            oldest = max(notes, key=lambda note: note.age)
-            return (
-                f"all ranks were in step {first[0]}; rank {oldest.rank} was heard of last, "
-                f"{oldest.age:.0f} s ago"
-            )
-        ages = ", ".join(f"rank {note.rank} {note.age:.0f} s ago" for note in behind)
-        return (
-            f"{_ranks([note.rank for note in behind])} did not get beyond {_where(first)}: {ages}"
-        )
+        behind = [note.rank for note in notes if (note.step, note.place) == first]
+        if len(behind) == self._size:
+            return f"all ranks are in step {first[0]}"
+        return self.describe(behind)
+
+    def describe(self, ranks: list[int]) -> str:
+        """Say of some ranks when they were seen last."""
+        return "; ".join(self._describe(ranks))
+
+    def _describe(self, ranks: list[int]) -> Iterator[str]:
+        for rank in ranks[:8]:
+            yield f"rank {rank} {self.note(rank) or 'was never heard of'}"
+        if ranks[8:]:
+            yield f"and {len(ranks) - 8} more ranks"
 
 
-def is_lost_contact(error: RuntimeError) -> bool:
-    """Whether an error of a collective means that another rank is gone or late."""
+class Watchdog(threading.Thread):
+    """Speaks for a rank whose own thread is stuck, and ends it when the run has lost contact.
+
+    A rank that hangs, or that waits in another collective than the one that timed out, would keep
+    its machine busy. NCCL ends a process without a word on which rank is missing.
+
+    Args:
+        heartbeat: Of this rank, on a store of its own: that of the main thread may be waiting.
+        main: Of this rank.
+        timeout: Seconds in one place of a step after which this rank says where all are.
+    """
+
+    def __init__(self, heartbeat: Heartbeat, main: Heartbeat, timeout: float) -> None:
+        super().__init__(name="watchdog", daemon=True)
+        self._heartbeat, self._main = heartbeat, main
+        self._timeout = timeout
+        self._over = threading.Event()
+
+    def stop(self) -> None:
+        """End the thread: the main thread is not stuck."""
+        self._over.set()
+
+    def run(self) -> None:
+        """Look every few seconds, until `stop`."""
+        told = 0.0
+        try:
+            while not self._over.wait(min(5.0, self._timeout / 4)):
+                last = self._main.last
+                if time.monotonic() - last > self._timeout and last != told:
+                    told = last
+                    self._say(f"has been in step {self._main.step} for {self._timeout:.0f} s: "
+                              f"{self._heartbeat.describe_last()}")  # fmt: skip
+                if self._heartbeat.any_lost and not self._over.wait(2 * SECONDS_TO_ANSWER):
+                    self._say(
+                        f"ended in step {self._main.step}: another rank has lost contact, and this "
+                        "one is stuck"
+                    )
+                    os._exit(2)
+        except (RuntimeError, dist.DistError):
+            # The store is gone, and with it the agent that would wait for this process.
+            return
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"rank {self._main.rank}: {text}\n")
+        sys.stderr.flush()
+
+
+def is_lost_contact(error: BaseException | None) -> bool:
+    """Whether an error means that another rank is gone or late."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
+    if isinstance(error, CheckpointException):
+        return any(is_lost_contact(failure) for failure, _ in error.failures.values())
     words = ("timed out", "timeout", "closed by peer", "reset by peer", "broken pipe", "gloo")
-    return any(word in str(error).lower() for word in words)
-
-
-def _ranks(ranks: list[int]) -> str:
-    names = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {names}"
-
-
-def _where(place: tuple[int, int]) -> str:
-    return f"the {'end' if place[1] else 'start'} of step {place[0]}"
+    if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words):
+        return True
+    return error is not None and is_lost_contact(error.__cause__)

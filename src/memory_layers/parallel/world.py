@@ -1,6 +1,8 @@
 """World: what a run needs to know of the other ranks. Alone, all of it costs nothing."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from memory_layers.parallel.config import Layout, ParallelConfig
-from memory_layers.parallel.health import Heartbeat, LostRankError, is_lost_contact
+from memory_layers.parallel.health import Heartbeat, LostRankError, Watchdog, is_lost_contact
 from memory_layers.parallel.mesh import Meshes, make_meshes
 
 Result = TypeVar("Result")
@@ -77,6 +79,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def each(self, number: float) -> list[float]:
+        """Return the number of each rank, in the order of the ranks."""
+        return self.sum(*(number * (rank == self.rank) for rank in range(self.size)))
+
     def gather(self, value: Result) -> list[Result]:
         """Return what each rank has, in the order of the ranks."""
         if self.meshes is None:
@@ -101,24 +107,40 @@ class World:
             raise failure[0]
 
 
-@contextmanager
-def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]:
-    """Join the other processes that torchrun has started, if there are any.
+def place_of(config: ParallelConfig, device: str = "auto") -> tuple[str, Layout]:
+    """Return the type of the device, and the sizes for the number of processes.
 
     Args:
-        config: Sizes, and the time that a collective may take.
+        config: Sizes.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Raises:
         ValueError: The sizes do not multiply to the number of processes, or there is no such
             device.
-        LostRankError: Another rank died or hung while the world was in use.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError('device is "cuda", but torch finds no GPU. hint: device: auto')
     kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    layout = config.resolve(size)
+    return kind, config.resolve(int(os.environ.get("WORLD_SIZE", "1")))
+
+
+@contextmanager
+def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]:
+    """Join the other processes that torchrun has started, if there are any.
+
+    When contact is lost, this process ignores SIGTERM from then on: torchrun sends it to all that
+    are left, and they are to say first what has happened.
+
+    Args:
+        config: Sizes, and the time that a collective may take.
+        device: As for place_of.
+
+    Raises:
+        ValueError: As place_of.
+        LostRankError: Another rank died or hung while the world was in use.
+    """
+    kind, layout = place_of(config, device)
+    size = layout.world
     if size == 1:
         yield World(torch.device(kind))
         return
@@ -133,19 +155,25 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
         backend, store=dist.PrefixStore("groups", store), rank=rank, world_size=size,
         timeout=timeout,
     )  # fmt: skip
-    heartbeat = Heartbeat(dist.PrefixStore("health", store), rank, size)
+    health = dist.PrefixStore("health", store)
+    heartbeat = Heartbeat(health, rank, size)
+    watchdog = Watchdog(Heartbeat(health.clone(), rank, size), heartbeat, config.timeout)
+    watchdog.start()
     try:
         yield World(place, make_meshes(layout, kind), heartbeat)
         dist.barrier()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if not is_lost_contact(error):
             raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise LostRankError(
-            f"lost contact with another rank in step {heartbeat.step}: {heartbeat.report()}. "
-            "Checkpoints written before are intact. hint: run the same command again to go on "
-            f"from the newest, or raise parallel.timeout = {config.timeout:g} s. "
+            f"lost contact in step {heartbeat.step}: {heartbeat.report_lost()}. Checkpoints "
+            "written before are intact. hint: run the same command again to go on from the "
+            f"newest, or raise parallel.timeout = {config.timeout:g} s "
             f"({str(error).splitlines()[0]})"
         ) from error
     finally:
         # A process that ends without this aborts now and then.
         dist.destroy_process_group()
+        watchdog.stop()

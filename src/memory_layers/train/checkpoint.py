@@ -138,15 +138,6 @@ class Checkpoints:
         }
         self._saving = folder, start_write(tensors, Writer(part, complete), self._group)
 
-    def poll(self) -> None:
-        """See whether the save in the background has failed, without waiting for it.
-
-        Raises:
-            CheckpointError: It has. Those written before are intact.
-        """
-        if self._saving is not None and self._saving[1].done():
-            self.wait()
-
     def wait(self) -> None:
         """Wait for the end of the save in the background, if there is one.
 

@@ -12,9 +12,13 @@ class StopSignal:
 
     Ctrl-C reaches the workers of a comparison twice, from the terminal and as SIGTERM from their
     parent: one of each kind is one request.
+
+    Args:
+        show: Say that the signal has arrived.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, show: bool = True) -> None:
+        self._show = show
         self._seen: set[int] = set()
         self._before: dict[int, object] = {}
 
@@ -47,4 +51,7 @@ class StopSignal:
             self._seen.add(number)
             return
         self._seen.add(number)
-        sys.stderr.write("\nstopping after this step, saving a checkpoint. Again to stop at once\n")
+        if self._show:
+            sys.stderr.write(
+                "\nstopping after this step, saving a checkpoint. Again to stop at once\n"
+            )

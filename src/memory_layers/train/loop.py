@@ -24,10 +24,10 @@ from memory_layers.models.initialize import materialize
 from memory_layers.optim import MemoryAdamW
 from memory_layers.parallel.apply import parallelize, reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
-from memory_layers.parallel.world import World, join_world
+from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
 from memory_layers.train.checkpoint import Checkpoints, claim_folder, list_checkpoints
-from memory_layers.train.config import RunConfig, check_shares
+from memory_layers.train.config import ConfigError, RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.metrics import MetricsWriter
@@ -71,15 +71,20 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         show: Show the progress of the run.
 
     Raises:
-        ConfigError: `out` holds another run.
+        ConfigError: `out` holds another run, or the sizes do not fit the number of processes.
         DataError: The data is malformed.
         DivergedError: The loss became NaN or infinite. The last checkpoint is intact.
         CheckpointError: The disk is full. The last checkpoint is intact.
         Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
+        LostRankError: Another rank died or hung. The last checkpoint is intact.
     """
     keep_freed_memory()
+    try:
+        _, layout = place_of(config.parallel, config.train.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    check_shares(config.train, layout)
     with join_world(config.parallel, config.train.device) as world:
-        check_shares(config.train, world.layout)
         world.first(lambda: claim_folder(out, config))
         # The first process to come prepares the data, the others of its machine find it done.
         world.first(lambda: prepare_data(config.data))
@@ -95,20 +100,24 @@ def _train(
     done, counters = checkpoints.load_newest(model, optimizer) or (0, None)
     shows = show and world.is_first
     with (
+        StopSignal(show=world.is_first) as stop,
         MetricsWriter(out, done, writes=world.is_first) as metrics,
         TrainProgress(config.name, config.train.steps, done, show=shows) as progress,
-        StopSignal() as stop,
     ):
         if done:
             progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
         run = _Run(config, out, data, model, optimizer, checkpoints, metrics, progress, world)
         if counters is not None:
             run.take_up(counters)
-        with run.usage.watch():
-            run.steps(done, stop)
+        try:
+            with run.usage.watch():
+                run.steps(done, stop)
+        except (Interrupted, DivergedError):
+            checkpoints.wait()
+            raise
         checkpoints.wait()
         world.first(lambda: export_checkpoint(out, out / "model"))
-        return TrainedModel(model, data, run.tokens, run.seconds, metrics.read())
+        return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
 
 def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
@@ -124,7 +133,10 @@ def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTraine
     if world.meshes is None:
         materialize(model, seed, world.device)
     else:
-        parallelize(model, world.meshes, config.parallel, seed=seed, device=world.device)
+        try:
+            parallelize(model, world.meshes, config.parallel, seed=seed, device=world.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -181,6 +193,8 @@ class _Run:
         self.tokens = 0
         self.seconds = 0.0
         self.losses: list[float] = []
+        # Seconds since the last line of metrics, and those of them spent waiting for other ranks.
+        self.spent = self.waited = 0.0
 
     def take_up(self, counters: dict[str, Any]) -> None:
         """Go on from what `_checkpoint` saved: the next line of metrics may begin before it."""
@@ -200,6 +214,7 @@ class _Run:
             stopping = self._step(step, stop)
             took = time.monotonic() - started
             self.seconds += took
+            self.spent += took
             finished = step + 1
             last = finished == settings.steps
             if finished % settings.log_every == 0 or last:
@@ -209,9 +224,7 @@ class _Run:
             due = settings.checkpoint_every and finished % settings.checkpoint_every == 0
             if last or due or stopping:
                 self._checkpoint(finished)
-            self.checkpoints.poll()
             if stopping and not last:
-                self.checkpoints.wait()
                 raise Interrupted(f"stopped after step {finished}, saved in {self.out}")
 
     def _step(self, step: int, stop: StopSignal) -> bool:
@@ -232,7 +245,9 @@ class _Run:
             for part in range(parts)
         ]  # fmt: skip
         own = sum(batch.targets for batch in batches)
+        ready = time.monotonic()
         targets = int(world.sum(own * world.leads)[0])
+        self.waited += time.monotonic() - ready
         loss = 0.0
         for batch in batches:
             part = self._loss(batch) / targets
@@ -245,7 +260,7 @@ class _Run:
                 f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
                 "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
             )
-        if world.layout.tensor > 1:
+        if world.meshes is not None and world.layout.tensor > 1:
             reduce_shared_gradients(self.model, world.meshes.dense["tensor"])
         self.optimizer.clip_grad_norm_(optim.clip_norm, optim.value_clip_norm)
         self.optimizer.step()
@@ -284,8 +299,15 @@ class _Run:
         if memory_layers_of(self.model):
             values["slots_used"] = round(used_share(self._reads()), 4)
             status += f"  slots used {values['slots_used']:.1%}"
-        self.progress.update(step, status)
+        self.progress.update(step, status + self._waited_for())
         self.metrics.write(step, values)
+
+    def _waited_for(self) -> str:
+        """Say which rank came last to the starts of steps, if that cost a quarter of the time."""
+        waits = self.world.each(self.waited)
+        lost = (max(waits) - min(waits)) / self.spent
+        self.spent = self.waited = 0.0
+        return f"  {lost:.0%} waited for rank {waits.index(min(waits))}" if lost > 0.25 else ""
 
     @property
     def _share(self) -> tuple[int, int]:

@@ -117,14 +117,12 @@ def make_optimizer_state(
         if name not in kinds or id(parameter) not in groups:
             continue
         group = groups[id(parameter)]
-        state: dict[str, Any] = {}
         if name in tables:
-            optimizer._init_table_state(state, parameter, group)  # noqa: SLF001
-            state |= numbers.get(name, {})
+            optimizer.init_table_state(parameter)
+            optimizer.state[parameter].update(numbers.get(name, {}))
         else:
-            for kind in kinds[name]:
-                state[kind] = _empty_state(parameter, kind, group)
-        optimizer.state[parameter] = state
+            state = {kind: _empty_state(parameter, kind, group) for kind in kinds[name]}
+            optimizer.state[parameter] = state
 
 
 @dataclass
