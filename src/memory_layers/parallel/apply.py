@@ -111,8 +111,13 @@ def _fill(
     if seed is not None:
         materialize(model, seed, device, modules)
         return
+    # Not to_empty, which exchanges tensors in a way that torch's fake tensors do not allow.
     for _, module in modules:
-        module.to_empty(device=device, recurse=False)
+        for name, own in module.named_parameters(recurse=False):
+            fresh = nn.Parameter(torch.empty_like(own, device=device), own.requires_grad)
+            module.register_parameter(name, fresh)
+        for name, own in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(own, device=device))
     model.tie_weights()
 
 

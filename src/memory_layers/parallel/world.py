@@ -3,6 +3,8 @@
 import os
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +19,9 @@ from memory_layers.parallel.health import Heartbeat, LostRankError, Watchdog, is
 from memory_layers.parallel.mesh import Meshes, make_meshes
 
 Result = TypeVar("Result")
+
+# Processes of one run do not start at once, however soon they are to answer later.
+SECONDS_TO_START = 60.0
 
 
 class World:
@@ -149,7 +154,8 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
     timeout = timedelta(seconds=config.timeout)
-    store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store = _store_of_attempt(max(config.timeout, SECONDS_TO_START))
+    rank = int(os.environ["RANK"])
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("groups", store), rank=rank, world_size=size,
@@ -177,3 +183,44 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
         # A process that ends without this aborts now and then.
         dist.destroy_process_group()
         watchdog.stop()
+
+
+def _store_of_attempt(seconds: float) -> dist.Store:
+    """Return a store that all ranks share, with nothing in it from before a restart.
+
+    torchrun keeps one store over all restarts, with the addresses of dead ranks. The number of
+    restarts does not tell them apart: torchrun counts it on each node for itself. So rank 0
+    makes a name, and tells it to each rank in answer to a number that only a living one knows.
+
+    Args:
+        seconds: Until a rank that has not come ends the run.
+
+    Raises:
+        LostRankError: A rank has not come.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"call-{rank}", own)
+        try:
+            name = store.get(f"answer-{own}").decode()
+        except RuntimeError as error:
+            raise LostRankError(
+                f"rank 0 did not answer for {seconds:g} s at the start. hint: see what it printed"
+            ) from error
+        store.set(f"{name}/here-{rank}", "")
+        return dist.PrefixStore(name, store)
+    missing = list(range(1, size))
+    until = time.monotonic() + seconds
+    while missing := [other for other in missing if not store.check([f"{own}/here-{other}"])]:
+        if time.monotonic() > until:
+            names = ", ".join(map(str, missing[:8]))
+            raise LostRankError(
+                f"{len(missing)} ranks did not start in {seconds:g} s, such as {names}. "
+                "hint: see what they printed"
+            )
+        for other in missing:
+            if store.check([f"call-{other}"]):
+                store.set(f"answer-{store.get(f'call-{other}').decode()}", own)
+        time.sleep(0.02)
+    return dist.PrefixStore(own, store)

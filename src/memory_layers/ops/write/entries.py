@@ -17,6 +17,16 @@ PLACE_BITS = 32
 PLACE_MASK = 2**PLACE_BITS - 1
 
 
+def row_entries(slots: Tensor) -> Tensor:
+    """[T, J] slots → [T * J] int64 entries, sorted.
+
+    Raises:
+        ValueError: The read has too many entries, or a slot is negative or 2^31 or more (checked
+            on the CPU).
+    """
+    return torch.ops.memory_layers.row_entries(slots)
+
+
 def pack_entries(slots: Tensor) -> Tensor:
     """[T, J] slots → [T * J] int64 entries: row << 32 | t * J + j, in the order of the places.
 
@@ -84,3 +94,18 @@ def merge(
         first += read_weights.shape[0]
     padded = [F.pad(read, (0, width - read.shape[1])) for read in weights]
     return sort_entries(torch.cat(moved)), torch.cat(padded), torch.cat(list(vectors))
+
+
+# An operation of its own, so that tensors without data can pass through a training step.
+torch.library.define("memory_layers::row_entries", "(Tensor slots) -> Tensor")
+
+
+@torch.library.impl("memory_layers::row_entries", ("cpu", "cuda"))
+def _row_entries(slots: Tensor) -> Tensor:
+    check_rows("slots", slots, LARGEST_TABLE)
+    return sort_entries(pack_entries(slots))
+
+
+@torch.library.register_fake("memory_layers::row_entries")
+def _(slots: Tensor) -> Tensor:
+    return slots.new_empty(slots.numel(), dtype=torch.int64)

@@ -9,11 +9,10 @@ from memory_layers.ops.impl import (
     Impl,
     check_floating,
     check_integer,
-    check_rows,
     check_same_device,
     kernels,
 )
-from memory_layers.ops.write.entries import LARGEST_TABLE, pack_entries, sort_entries
+from memory_layers.ops.write.entries import row_entries
 from memory_layers.shapes import check_shape
 
 
@@ -85,8 +84,7 @@ def group_by_row(slots: Tensor, weights: Tensor, vectors: Tensor) -> RowGradient
     check_integer("slots", slots)
     check_floating(weights=weights, vectors=vectors)
     check_same_device(slots=slots, weights=weights, vectors=vectors)
-    check_rows("slots", slots, LARGEST_TABLE)
-    entries = sort_entries(pack_entries(slots))
+    entries = row_entries(slots)
     # ones and not tensor(1.0): a number copied from the host would make it wait for a GPU.
     scale = torch.ones((), dtype=torch.float32, device=slots.device)
     return RowGradient((entries,), (weights,), (vectors,), scale)
