@@ -16,10 +16,14 @@ from memory_layers.bench.results import newest
 from memory_layers.bench.sizes import USED
 from memory_layers.bench.tables import suite_markdown, targets_markdown
 from memory_layers.bench.targets import ROWS
+from memory_layers.plan import DEVICES
+from memory_layers.plan.scale import scale_section
 from memory_layers.study.report import markdown_table
+from memory_layers.train.config import load_run
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "scale.md")
+LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
 DEMO = ROOT / "experiments" / "00-demo"
 SM90 = ROOT / "benchmarks" / "sm_90.json"
 
@@ -104,6 +108,11 @@ def sm90_section() -> str:
     return "\n".join(lines) + f"\n\nTriton {record['versions']['triton']}. {_file(SM90)}"
 
 
+def largest_section(name: str) -> str:
+    """Return the prediction for one of the paper's largest memories on 8 to 1024 H100s."""
+    return scale_section(load_run(ROOT / "configs" / f"{name}.yaml"), DEVICES["h100"])
+
+
 def _file(path: Path) -> str:
     return f"Result file: `{path.relative_to(ROOT)}`."
 
@@ -113,6 +122,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "targets": targets_section,
     "floors": floors_section,
     "sm90": sm90_section,
+    **{marker: partial(largest_section, name) for marker, name in LARGEST.items()},
     **{
         f"bench-{op}-{device_type}": partial(suite_section, op, device_type)
         for op in USED

@@ -1,15 +1,23 @@
-"""The command `memory-layers`: train, compare, eval, generate, show, bench."""
+"""The command `memory-layers`: train, compare, plan, export, eval, generate, show, bench."""
 
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
+from memory_layers.arguments import (
+    USAGE,
+    CompareArgs,
+    EvalArgs,
+    ExportArgs,
+    GenerateArgs,
+    TrainArgs,
+)
 from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
@@ -18,94 +26,6 @@ from memory_layers.parallel.health import LostRankError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
 from memory_layers.train.loop import DivergedError, Interrupted
-
-USAGE = """\
-usage: memory-layers COMMAND ...
-
-commands:
-  train CONFIG.yaml        train one model
-  compare CONFIG.yaml      train variants on the same tokens and write a report
-  eval MODEL_DIR           ask a trained model facts
-  generate MODEL_DIR TEXT  continue a text
-  show CONFIG.yaml         print the full configuration and the parameter counts
-  bench WHAT               measure speed and memory, see bench --help
-
-examples:
-  memory-layers compare configs/demo.yaml
-  memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
-  memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
-  memory-layers eval runs/tiny/model --facts builtin
-  memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
-  memory-layers COMMAND --help
-"""
-
-
-@dataclass(frozen=True)
-class _TrainArgs:
-    """Fields of the run can be set as flags.
-
-    Example: memory-layers train configs/tiny.yaml --optim.lr 1e-3 --memory.layers 1 2
-    """
-
-    run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Folder of the run. Default: runs/NAME."""
-
-
-@dataclass(frozen=True)
-class _CompareArgs:
-    """Fields of the base run can be set as flags.
-
-    Example: memory-layers compare configs/demo.yaml --data.facts my_facts --train.steps 500
-    """
-
-    run: Annotated[RunConfig, tyro.conf.arg(name="")]
-    seeds: tuple[int, ...]
-    """Each variant is trained once with each seed."""
-    out: Path | None = None
-    """Folder of the comparison. Default: runs/NAME."""
-    workers: int | None = None
-    """Runs at a time. Default: one a core."""
-
-
-@dataclass(frozen=True)
-class _EvalArgs:
-    """Measure closed-book recall: the share of answers given exactly under greedy decoding.
-
-    Example: memory-layers eval runs/tiny/model --facts my_facts
-    """
-
-    model: tyro.conf.Positional[Path]
-    """Folder of a trained model."""
-    facts: str
-    """Folder with facts.jsonl and templates.yaml, or "builtin"."""
-    shown_fraction: float = 0.5
-    """As in training: decides which questions count as shown."""
-    seed: int = 0
-    """As data.seed in training: decides which questions count as shown."""
-    relations: tuple[str, ...] = ()
-    """Relations of the built-in facts. Default: all."""
-    max_subjects: int | None = None
-    """As data.max_subjects in training, for the built-in facts."""
-
-
-@dataclass(frozen=True)
-class _GenerateArgs:
-    """Continue a text.
-
-    Example: memory-layers generate runs/tiny/model "The capital of France is" --max-tokens 8
-    """
-
-    model: tyro.conf.Positional[Path]
-    """Folder of a trained model."""
-    prompt: tyro.conf.Positional[str]
-    """Text to continue."""
-    max_tokens: int = 32
-    """Most tokens to add."""
-    temperature: float = 0.0
-    """0 takes the most likely token. Above 0: sample."""
-    seed: int = 0
-    """Seed of the sampling."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "compare": _compare,
+        "plan": _plan,
+        "export": _export,
         "eval": _eval,
         "generate": _generate,
         "show": _show,
@@ -156,7 +78,7 @@ def _train(arguments: list[str]) -> int:
     path, flags = _config_path("train", arguments)
     if "variants" in read_yaml(path):
         raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
-    args = _parse("train", _TrainArgs, flags, _TrainArgs(load_run(path)))
+    args = _parse("train", TrainArgs, flags, TrainArgs(load_run(path)))
     _check_selection(args.run.data, flags)
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
@@ -181,7 +103,7 @@ def _compare(arguments: list[str]) -> int:
 
     path, flags = _config_path("compare", arguments)
     config = load_compare(path)
-    args = _parse("compare", _CompareArgs, flags, _CompareArgs(config.base, config.seeds))
+    args = _parse("compare", CompareArgs, flags, CompareArgs(config.base, config.seeds))
     check_seeds(args.seeds, "--seeds")
     _check_selection(args.run.data, flags)
     if args.workers is not None and args.workers < 1:
@@ -198,13 +120,37 @@ def _compare(arguments: list[str]) -> int:
     return 1 if failed else 0
 
 
+def _plan(arguments: list[str]) -> int:
+    from memory_layers.plan.command import plan_command
+
+    return plan_command(arguments, print)
+
+
+def _export(arguments: list[str]) -> int:
+    from rich.progress import Progress
+
+    from memory_layers.train.export import export_checkpoint
+
+    args = _parse("export", ExportArgs, arguments)
+    _quiet_transformers()
+    with Progress(disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("export")
+        export_checkpoint(
+            args.checkpoint,
+            args.out,
+            progress=lambda done, size: progress.update(task, completed=done, total=size),
+        )
+    print(f"model: {args.out}")
+    return 0
+
+
 def _eval(arguments: list[str]) -> int:
     from memory_layers.data.facts import build_corpus
     from memory_layers.data.prepare import read_facts
     from memory_layers.evaluate.recall import recall_items, summarize_recall
     from memory_layers.train.trained import load_trained
 
-    args = _parse("eval", _EvalArgs, arguments)
+    args = _parse("eval", EvalArgs, arguments)
     if args.facts != BUILTIN and (args.relations or args.max_subjects is not None):
         raise ConfigError(
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
@@ -233,7 +179,7 @@ def _generate(arguments: list[str]) -> int:
 
     from memory_layers.train.trained import load_trained
 
-    args = _parse("generate", _GenerateArgs, arguments)
+    args = _parse("generate", GenerateArgs, arguments)
     if args.max_tokens < 1 or args.temperature < 0:
         raise ConfigError(
             f"--max-tokens must be >= 1 and --temperature >= 0, got {args.max_tokens} and "
@@ -265,10 +211,10 @@ def _show(arguments: list[str]) -> int:
     path, flags = _config_path("show", arguments)
     if "variants" in read_yaml(path):
         config = load_compare(path)
-        args = _parse("show", _CompareArgs, flags, _CompareArgs(config.base, config.seeds))
+        args = _parse("show", CompareArgs, flags, CompareArgs(config.base, config.seeds))
         runs = config.with_base(args.run).variants()
     else:
-        args = _parse("show", _TrainArgs, flags, _TrainArgs(load_run(path)))
+        args = _parse("show", TrainArgs, flags, TrainArgs(load_run(path)))
         runs = {args.run.name: args.run}
     shown = {name: _plain(asdict(_resolved(run))) for name, run in runs.items()}
     print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
@@ -331,7 +277,7 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         # The flags are the fields of any run: show them with the defaults of a plain one.
         layers = MemoryConfig(layers=(1,))
         run = RunConfig(name="NAME", memory=layers)
-        args = _CompareArgs(run, (0,)) if command == "compare" else _TrainArgs(run)
+        args = CompareArgs(run, (0,)) if command == "compare" else TrainArgs(run)
         _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
     raise ConfigError(
         f"`{command}` needs a configuration file first. hint: memory-layers {command} "

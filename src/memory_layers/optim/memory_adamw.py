@@ -221,7 +221,7 @@ class MemoryAdamW(torch.optim.AdamW):
         master = state.get("master")
         rounds = weight.dtype == torch.bfloat16 and master is None
         seed = group["seed"] * 1_000_003 + state["step"] + 7919 * table.first_column
-        common = {
+        common: dict[str, Any] = {
             "decayed": state.get("decayed"),
             "decay_total": state.get("decay_total", 0.0),
             "master": master,

@@ -48,7 +48,7 @@ class ShardedValueTable(ValueTable):
 
     Args:
         table: The whole table, on the meta device or the same on every rank.
-        mesh: Axes replicas and memory.
+        mesh: Axes replicas and memory, or one axis: the memory group.
         weights_dtype: Type in which weights travel. None: as they are.
 
     Raises:
@@ -68,10 +68,11 @@ class ShardedValueTable(ValueTable):
         self.grad_mode = table.grad_mode
         self.weights_dtype = weights_dtype
         self.mesh = mesh
-        self.group = Group.of(mesh.get_group("memory"))
-        self.replicas = Group.of(mesh.get_group("replicas"))
+        self.group = Group.of(mesh.get_group(mesh.ndim - 1))
+        replicated = mesh.ndim > 1 and mesh.size(0) > 1
+        self.replicas = Group.of(mesh.get_group(0)) if replicated else None
         # Folded lists would differ in length between replicas, which exchange them.
-        self.pending = PendingReads() if self.replicas.size == 1 else PendingReads(sys.maxsize)
+        self.pending = PendingReads(sys.maxsize) if replicated else PendingReads()
         self.widths = shard_widths(table.value_dim, self.group.size)
         first = self.first_column
         columns = table.weight.detach()[:, first : first + self.widths[self.group.rank]]
@@ -104,7 +105,7 @@ class ShardedValueTable(ValueTable):
 
     def reduce_gradient(self) -> None:
         """Add up what the replicas of these columns have pending. All replicas must call this."""
-        if self.replicas.size > 1:
+        if self.replicas is not None:
             add_replicas(self.pending, len(self.weight), self.replicas)
 
     def sum_over_shards(self, values: Tensor) -> Tensor:
@@ -116,10 +117,10 @@ class ShardedValueTable(ValueTable):
         shape = tuple(tensor.shape) if per_row else (len(tensor), self.value_dim)
         placement = Replicate() if per_row else Shard(1)
         stride = (shape[1], 1) if len(shape) == 2 else (1,)
+        placements = [*[Replicate()] * (self.mesh.ndim - 1), placement]
         return DTensor.from_local(
-            tensor, self.mesh, [Replicate(), placement], run_check=False, shape=torch.Size(shape),
-            stride=stride,
-        )  # fmt: skip
+            tensor, self.mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
+        )
 
     def extra_repr(self) -> str:
         """Show the sizes in print(model)."""

@@ -163,7 +163,8 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
     )  # fmt: skip
     health = dist.PrefixStore("health", store)
     heartbeat = Heartbeat(health, rank, size)
-    watchdog = Watchdog(Heartbeat(health.clone(), rank, size), heartbeat, config.timeout)
+    store_of_watchdog = health.clone()  # ty: ignore[missing-attribute]
+    watchdog = Watchdog(Heartbeat(store_of_watchdog, rank, size), heartbeat, config.timeout)
     watchdog.start()
     try:
         yield World(place, make_meshes(layout, kind), heartbeat)

@@ -138,7 +138,9 @@ def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTraine
         except ValueError as error:
             raise ConfigError(str(error)) from error
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Its name in transformers since 5.23, which warns of the older one.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     return model
 
 

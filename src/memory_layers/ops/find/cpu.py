@@ -237,11 +237,11 @@ def product_key_topk_backward(
     follow_torch_threads()
     d_query = torch.zeros(query.shape)
     d_sub_keys = torch.zeros(sub_keys.shape)
+    # A copy: numpy would pin the storage of the parameter itself, which FSDP2 must be able to free.
+    own_keys = as_array(sub_keys.to(torch.float32, copy=True).contiguous())
     d_scores_array = as_array(d_scores.float().contiguous())
     slots_array = as_array(slots.contiguous())
-    _backward_query_kernel(
-        d_scores_array, slots_array, as_array(sub_keys.float().contiguous()), as_array(d_query)
-    )
+    _backward_query_kernel(d_scores_array, slots_array, own_keys, as_array(d_query))
     _backward_keys_kernel(
         d_scores_array, slots_array, as_array(query.float().contiguous()), as_array(d_sub_keys)
     )

@@ -1,0 +1,115 @@
+"""What the commands of `memory-layers` are called and take. Next: cli.py, which runs them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from memory_layers.train.config import RunConfig
+
+USAGE = """\
+usage: memory-layers COMMAND ...
+
+commands:
+  train CONFIG.yaml        train one model
+  compare CONFIG.yaml      train variants on the same tokens and write a report
+  plan CONFIG.yaml         whether a run fits, on how many devices, and how fast: see plan --help
+  export RUN DIR           write the model of a checkpoint as a Hugging Face folder
+  eval MODEL_DIR           ask a trained model facts
+  generate MODEL_DIR TEXT  continue a text
+  show CONFIG.yaml         print the full configuration and the parameter counts
+  bench WHAT               measure speed and memory, see bench --help
+
+examples:
+  memory-layers compare configs/demo.yaml
+  memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
+  memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
+  torchrun --nproc-per-node 2 -m memory_layers train configs/tiny.yaml
+  memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h100
+  memory-layers export runs/tiny/checkpoints/step-00000300 my_model
+  memory-layers eval runs/tiny/model --facts builtin
+  memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
+  memory-layers COMMAND --help
+"""
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """Fields of the run can be set as flags.
+
+    Example: memory-layers train configs/tiny.yaml --optim.lr 1e-3 --memory.layers 1 2
+    """
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run. Default: runs/NAME."""
+
+
+@dataclass(frozen=True)
+class CompareArgs:
+    """Fields of the base run can be set as flags.
+
+    Example: memory-layers compare configs/demo.yaml --data.facts my_facts --train.steps 500
+    """
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    seeds: tuple[int, ...]
+    """Each variant is trained once with each seed."""
+    out: Path | None = None
+    """Folder of the comparison. Default: runs/NAME."""
+    workers: int | None = None
+    """Runs at a time. Default: one a core."""
+
+
+@dataclass(frozen=True)
+class EvalArgs:
+    """Measure closed-book recall: the share of answers given exactly under greedy decoding.
+
+    Example: memory-layers eval runs/tiny/model --facts my_facts
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a trained model."""
+    facts: str
+    """Folder with facts.jsonl and templates.yaml, or "builtin"."""
+    shown_fraction: float = 0.5
+    """As in training: decides which questions count as shown."""
+    seed: int = 0
+    """As data.seed in training: decides which questions count as shown."""
+    relations: tuple[str, ...] = ()
+    """Relations of the built-in facts. Default: all."""
+    max_subjects: int | None = None
+    """As data.max_subjects in training, for the built-in facts."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write the model of a checkpoint as a Hugging Face folder, a part of a table at a time.
+
+    Example: memory-layers export runs/tiny my_model
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A checkpoint, runs/NAME/checkpoints/step-NNNNNNNN, or a run, for its newest one."""
+    out: tyro.conf.Positional[Path]
+    """The folder to write. An older model folder there is replaced."""
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    """Continue a text.
+
+    Example: memory-layers generate runs/tiny/model "The capital of France is" --max-tokens 8
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a trained model."""
+    prompt: tyro.conf.Positional[str]
+    """Text to continue."""
+    max_tokens: int = 32
+    """Most tokens to add."""
+    temperature: float = 0.0
+    """0 takes the most likely token. Above 0: sample."""
+    seed: int = 0
+    """Seed of the sampling."""

@@ -1,0 +1,173 @@
+"""Job: a run and how it is divided among ranks, with the sizes that all formulas need."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import LlamaConfig
+
+from memory_layers.config import MemoryConfig, MemorySizes
+from memory_layers.parallel.config import Layout
+from memory_layers.train.config import ConfigError, RunConfig, check_shares
+
+FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
+
+
+class PlanError(ConfigError):
+    """A configuration or flag that cannot be planned for."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and how it is divided.
+
+    Attributes:
+        run: Model, memory, optimizer and batches.
+        layout: Sizes of the groups of ranks.
+        packed: Rows hold several documents, so attention has a mask, as train/loop.py's rows do.
+        vocab_size: Tokens. None: as `run.data` says.
+    """
+
+    run: RunConfig
+    layout: Layout
+    packed: bool = True
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what the ranks cannot share."""
+        check_shares(self.run.train, self.layout)
+        tensor = self.layout.tensor
+        sizes = {
+            "attention heads": self.shape.num_attention_heads,
+            "key and value heads": self.key_value_heads,
+            "model.mlp_size": self.shape.intermediate_size,
+        }
+        if not self.shape.tie_word_embeddings:
+            sizes["the vocabulary"] = self.vocab
+        for name, size in sizes.items():
+            if size % tensor:
+                raise PlanError(
+                    f"parallel.tensor must divide {name}, {size}, got {tensor}. "
+                    "hint: --parallel.tensor 1"
+                )
+        if self.memory is not None and self.memory.grad_mode != "factored" and self.sharded:
+            raise PlanError(
+                f'a sharded table needs memory.grad_mode "factored", got '
+                f"{self.memory.grad_mode!r}. hint: leave it out"
+            )
+
+    @cached_property
+    def shape(self) -> LlamaConfig:
+        """The base model."""
+        return self.run.model.to_preset().to_config()
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.shape.num_key_value_heads or self.shape.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.shape.hidden_size // self.shape.num_attention_heads
+
+    @cached_property
+    def vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        if self.vocab_size is not None:
+            return self.vocab_size
+        if self.run.data.tokenizer is not None:
+            from memory_layers.data.tokenizer import load_tokenizer
+
+            return len(load_tokenizer(Path(self.run.data.tokenizer)))
+        return self.run.data.vocab_size
+
+    @property
+    def memory(self) -> MemoryConfig | None:
+        """The memory layers, None for a dense model."""
+        return self.run.memory
+
+    @cached_property
+    def sizes(self) -> MemorySizes:
+        """V and 2 C of the memory layers."""
+        assert self.memory is not None
+        return self.memory.resolved(self.shape.hidden_size)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return self.run.train.gradient_checkpointing
+
+    @property
+    def sharded(self) -> bool:
+        """Whether there are several ranks, so that memory_layers.parallel divides the model."""
+        return self.layout.world > 1
+
+    @property
+    def replicas(self) -> int:
+        """Copies of a value table: memory groups."""
+        return self.layout.world // self.layout.memory
+
+    @property
+    def rows(self) -> int:
+        """B, rows of a micro-batch that a rank reads. Ranks of a tensor group read the same."""
+        return self.run.train.batch_size // self.layout.readers
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch that a rank reads."""
+        return self.rows * self.run.train.seq_len
+
+    @property
+    def own_tokens(self) -> int:
+        """T, tokens of a micro-batch that a rank takes through a memory layer."""
+        return -(-self.tokens // self.layout.tensor)
+
+    @property
+    def group_tokens(self) -> int:
+        """G * T, tokens that a rank reads on its columns of the table."""
+        return self.own_tokens * self.layout.memory
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step, all ranks and micro-batches together."""
+        train = self.run.train
+        return train.batch_size * train.seq_len * train.accumulate
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrix products run in bf16 under autocast."""
+        return self.run.train.precision == "bf16"
+
+    @property
+    def act_bytes(self) -> int:
+        """Bytes of a number that a matrix product returns."""
+        return BF16 if self.mixed else FP32
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of a number of a value table. Models are built in fp32."""
+        return BF16 if self.memory is not None and self.memory.value_dtype == "bfloat16" else FP32
+
+    @property
+    def sent_weight_bytes(self) -> int:
+        """Bytes of a weight of a read, as gathered. One process keeps the softmax's fp32."""
+        is_bf16 = self.sharded and self.run.parallel.weights_dtype == "bfloat16"
+        return BF16 if is_bf16 else FP32
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of a number of a read, and of its gradient: the wider of table and weights."""
+        return max(self.table_bytes, self.sent_weight_bytes)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the table that the first ranks of a memory group hold: ceil(V / G)."""
+        return -(-self.sizes.value_dim // self.layout.memory)
+
+    @property
+    def tables(self) -> int:
+        """Value tables of the model."""
+        if self.memory is None:
+            return 0
+        return 1 if self.memory.share_values else len(self.memory.layers)

@@ -1,0 +1,319 @@
+"""The bytes a rank holds through a training step: the step walked through with sizes alone.
+
+Each part is held and let go in the order in which the code allocates and frees it. The peak is what
+must fit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from memory_layers.plan import saved
+from memory_layers.plan.job import BF16, FP32, INT64, Job
+from memory_layers.plan.parameters import Unit
+from memory_layers.plan.work import needs_row_sums, reads_of_table, row_state_bytes, touched_rows
+
+PARTS = (
+    "weights", "optimizer", "gradients", "gathered", "pending", "exchange", "activations",
+)  # fmt: skip
+FOLD_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes a rank holds at the worst moment of a step.
+
+    Attributes:
+        total: All of it.
+        moment: When that is.
+        parts: What it consists of, by the names of PARTS. `gathered` are whole parameters and
+            gradients while FSDP2 communicates them, `exchange` what adding up a table's gradient
+            takes.
+        largest: The most that each part is at any moment.
+    """
+
+    total: int
+    moment: str
+    parts: Mapping[str, int]
+    largest: Mapping[str, int]
+
+
+@dataclass
+class _Ledger:
+    """What is held now, by part, and the most that was held."""
+
+    held: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    largest: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    peak: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    moment: str = ""
+
+    def change(self, moment: str, **changes: float) -> None:
+        for part, change in changes.items():
+            self.held[part] += round(change)
+            self.largest[part] = max(self.largest[part], self.held[part])
+        if sum(self.held.values()) > sum(self.peak.values()):
+            self.peak, self.moment = dict(self.held), moment
+
+    def touch(self, moment: str, **extra: float) -> None:
+        """Hold something for a moment."""
+        self.change(moment, **extra)
+        self.change(moment, **{part: -change for part, change in extra.items()})
+
+
+def rehearse(job: Job, root: Unit, blocks: list[Unit]) -> Footprint:
+    """Walk through a step that is not the first, so that all optimizer state is there.
+
+    Args:
+        job: The run and its layout.
+        root: Embeddings, final norm and head.
+        blocks: In order.
+    """
+    ledger = _Ledger()
+    units = [root, *blocks]
+    owned = sum(unit.shard for unit in units)
+    ledger.change("at rest", weights=FP32 * owned, optimizer=2 * FP32 * owned)
+    if job.memory is not None:
+        rows = job.tables * job.memory.slots
+        ledger.change(
+            "at rest",
+            weights=rows * job.columns * job.table_bytes,
+            optimizer=rows * row_state_bytes(job),
+        )
+    step = _Step(job, root, blocks, ledger)
+    for part in range(job.run.train.accumulate):
+        step.forward()
+        step.backward(is_first=part == 0)
+    step.finish()
+    total = sum(ledger.peak.values())
+    return Footprint(total, ledger.moment, ledger.peak, ledger.largest)
+
+
+class _Step:
+    """One training step on a ledger."""
+
+    def __init__(self, job: Job, root: Unit, blocks: list[Unit], ledger: _Ledger) -> None:
+        self.job, self.root, self.blocks, self.ledger = job, root, blocks, ledger
+        self.halves = [saved.block(job, index) for index in range(len(blocks))]
+        self.pending = _Pending(job)
+        self.kept = 0
+        # bf16 copies that autocast's cache keeps until the forward pass ends.
+        self.cached = 0
+
+    def gathered(self, unit: Unit) -> int:
+        """Bytes of a gathered unit. A single process gathers nothing."""
+        return FP32 * unit.numel if self.job.sharded else 0
+
+    def buffer(self, unit: Unit) -> int:
+        """Bytes of the buffer that a unit is gathered in, or reduced from, padded."""
+        if not self.job.sharded or self.job.layout.shard == 1:
+            return 0
+        return FP32 * unit.shard * self.job.layout.shard
+
+    def copies(self, unit: Unit) -> int:
+        """Bytes of the bf16 copies of a unit's matrices."""
+        return BF16 * unit.matrices if self.job.mixed else 0
+
+    def forward(self) -> None:
+        job, ledger = self.job, self.ledger
+        moment = "forward"
+        ledger.touch(moment, gathered=self.buffer(self.root) + self.gathered(self.root))
+        ledger.change(moment, gathered=self.gathered(self.root))
+        stream = FP32 * job.tokens * job.shape.hidden_size
+        self.kept = saved.around(job) + saved.final(job)
+        ledger.change(moment, activations=self.kept)
+        for unit, halves in zip(self.blocks, self.halves, strict=True):
+            whole = sum(half.kept for half in halves)
+            keep = stream if job.checkpointing else whole
+            copies = self.copies(unit)
+            around = self.gathered(unit) + self.buffer(unit)
+            # The halves of a block that is not kept are let go as it proceeds.
+            passing = max(half.kept for half in halves) if job.checkpointing else whole
+            ledger.touch(moment, activations=max(keep, passing) + copies, gathered=around)
+            ledger.change(moment, activations=keep + copies)
+            self.kept += keep + copies
+            self.cached += copies if job.checkpointing else 0
+        ledger.change(moment, activations=self.copies(self.root))
+        self.kept += self.copies(self.root)
+        narrow, wide = saved.logits(job)
+        ledger.touch("forward: logits", activations=narrow)
+        ledger.change("forward: logits", activations=-self.cached)
+        self.kept -= self.cached
+        self.cached = 0
+        copied = wide // FP32 * job.act_bytes
+        ledger.touch("loss", activations=narrow + copied + (wide if job.mixed else 0))
+        ledger.touch("loss", activations=2 * wide)
+
+    def backward(self, *, is_first: bool) -> None:
+        job, ledger = self.job, self.ledger
+        _, wide = saved.logits(job)
+        ledger.touch("loss, backward", activations=3 * wide)
+        head = self._head()
+        new = {"gathered" if job.sharded else "gradients": FP32 * head}
+        if not job.sharded and not is_first:
+            ledger.touch("head, backward", gradients=FP32 * head)
+            new = {"gradients": 0}
+        done = self.copies(self.root) + saved.final(job)
+        ledger.change("head, backward", activations=-done, **new)
+        self.kept -= done
+        stream = FP32 * job.tokens * job.shape.hidden_size
+        before = 0
+        for index in reversed(range(len(self.blocks))):
+            before = self._block(index, stream, before, is_first=is_first)
+        ledger.change("embeddings, backward", activations=-self.kept, gathered=-before)
+        self.kept = 0
+        rest = self.root.numel - head
+        if job.shape.tie_word_embeddings:
+            # The gradients of both ends are added up before they become that of the parameter.
+            ledger.touch("embeddings, backward", gradients=2 * FP32 * head)
+        self._gradient("embeddings, backward", self.root, rest, is_first=is_first)
+        if job.sharded:
+            root = self.gathered(self.root)
+            # Resharded before its gradients are copied into the buffer to be reduced.
+            ledger.change("embeddings, backward", gathered=FP32 * rest - root)
+            ledger.touch("embeddings, backward", gathered=self.buffer(self.root))
+            ledger.change("embeddings, backward", gathered=-FP32 * (rest + head))
+
+    def _head(self) -> int:
+        """Numbers of the head's gradient, which is there from the start of a backward pass."""
+        job = self.job
+        split = 1 if job.shape.tie_word_embeddings else job.layout.tensor
+        return job.vocab * job.shape.hidden_size // split
+
+    def _block(self, index: int, stream: int, before: int, *, is_first: bool) -> int:
+        """Go back through a block. Returns the bytes of the buffer that is still being reduced."""
+        job, ledger, unit = self.job, self.ledger, self.blocks[index]
+        first, second = self.halves[index]
+        moment = f"block {index}, backward"
+        following = self.buffer(self.blocks[index - 1]) if index else 0
+        around = self.gathered(unit) + following
+        copies = self.copies(unit)
+        ledger.change(moment, gathered=around)
+        if job.checkpointing:
+            ledger.change(moment, activations=first.kept + second.kept + copies - stream)
+        late = self._second_share(index)
+        grads = "gathered" if job.sharded else "gradients"
+        ledger.touch(moment, activations=second.transient)
+        self.pending.read(index, ledger, moment)
+        ledger.touch(moment, **{grads: FP32 * late, "activations": second.transient / 2})
+        ledger.change(moment, activations=-second.kept)
+        new = FP32 * unit.numel
+        ledger.touch(moment, **{grads: FP32 * late, "activations": first.transient})
+        ledger.change(moment, activations=-first.kept - copies)
+        self.kept -= stream if job.checkpointing else first.kept + second.kept + copies
+        if not job.sharded:
+            self._gradient(moment, unit, unit.numel, is_first=is_first)
+            return 0
+        ledger.change(moment, gathered=new - self.gathered(unit) - before)
+        reducing = self.buffer(unit)
+        ledger.change(moment, gathered=reducing)
+        ledger.change(moment, gathered=-new - following)
+        self._gradient(moment, unit, unit.numel, is_first=is_first)
+        return reducing
+
+    def _second_share(self, index: int) -> int:
+        """Numbers of the gradients of a block's second half, which come first."""
+        shape, unit = self.job.shape, self.blocks[index]
+        narrow = self.job.key_value_heads * self.job.head_dim
+        attention = 2 * shape.hidden_size * (shape.hidden_size + narrow)
+        return unit.numel - attention // self.job.layout.tensor - shape.hidden_size
+
+    def _gradient(self, moment: str, unit: Unit, numel: int, *, is_first: bool) -> None:
+        """Add a gradient: FSDP2 leaves the own share of it."""
+        if self.job.sharded:
+            size = FP32 * unit.shard
+        else:
+            size = FP32 * numel
+        if is_first:
+            self.ledger.change(moment, gradients=size)
+        else:
+            self.ledger.touch(moment, gradients=size)
+
+    def finish(self) -> None:
+        """Add up what replicas have pending, and step."""
+        self.pending.exchange(self.ledger)
+        self.pending.step(self.ledger)
+
+
+class _Pending:
+    """The pending lists of the tables, as layers/pending.py keeps them."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.bytes = [0.0] * max(job.tables, 1)
+        self.folded = [0.0] * max(job.tables, 1)
+        self.reads = [0] * max(job.tables, 1)
+
+    def read(self, index: int, ledger: _Ledger, moment: str) -> None:
+        """Append the read of a block, and fold a list beyond its budget."""
+        job, memory = self.job, self.job.memory
+        if memory is None or index not in memory.layers or memory.grad_mode != "factored":
+            return
+        table = 0 if memory.share_values else memory.layers.index(index)
+        entries = job.group_tokens * memory.reads
+        # Weights that were not gathered are those that the softmax saved, kept on.
+        factors = entries * (INT64 + job.sent_weight_bytes)
+        factors += job.group_tokens * job.columns * job.read_bytes
+        self._grow(table, factors, ledger, moment)
+        is_first = self.reads[table] == 0
+        self.reads[table] += entries
+        limit = max(FOLD_BYTES, 2 * self.folded[table])
+        if job.replicas > 1 or is_first or self.bytes[table] <= limit:
+            return
+        rows = touched_rows(job, self.reads[table])
+        folded = rows * (FP32 * job.columns + 12)
+        if folded < self.bytes[table]:
+            ledger.touch(moment, pending=folded)
+            self._grow(table, folded - self.bytes[table], ledger, moment)
+        self.folded[table] = self.bytes[table]
+
+    def _grow(self, table: int, change: float, ledger: _Ledger, moment: str) -> None:
+        self.bytes[table] += change
+        ledger.change(moment, pending=change)
+
+    def exchange(self, ledger: _Ledger) -> None:
+        """Add up over replicas: the factors of all, or dense sums."""
+        job, memory = self.job, self.job.memory
+        if memory is None or job.replicas == 1:
+            return
+        moment = "adding up replicas"
+        for table, own in enumerate(self.bytes):
+            factors, sums = exchange_bytes(job)
+            if factors <= sums:
+                ledger.touch(moment, exchange=job.replicas * own)
+                self._grow(table, (job.replicas - 1) * own, ledger, moment)
+                continue
+            dense = memory.slots * job.columns * FP32
+            rows = touched_rows(job, reads_of_table(job))
+            ledger.touch(moment, exchange=dense + rows * job.columns * FP32 + memory.slots)
+            rows = touched_rows(job, reads_of_table(job) * job.replicas)
+            folded = rows * (FP32 * job.columns + 12)
+            ledger.touch(moment, exchange=dense, pending=folded)
+            self._grow(table, folded - own, ledger, moment)
+
+    def step(self, ledger: _Ledger) -> None:
+        """Step the tables. One moment a row over several ranks takes the rows' sums."""
+        job, memory = self.job, self.job.memory
+        if memory is None:
+            return
+        moment = "optimizer step"
+        ledger.touch(moment)
+        if needs_row_sums(job):
+            rows = touched_rows(job, reads_of_table(job) * job.replicas)
+            for _ in range(job.tables):
+                ledger.touch(moment, exchange=rows * (2 * FP32 * job.columns + 4 * FP32 + INT64))
+
+
+def own_factor_bytes(job: Job) -> int:
+    """Return the bytes of the factors of one table that a replica sends: slots as int32."""
+    memory = job.memory
+    assert memory is not None
+    reads = len(memory.layers) // job.tables * job.run.train.accumulate
+    factors = job.group_tokens * memory.reads * (4 + job.sent_weight_bytes)
+    return reads * (factors + job.group_tokens * job.columns * job.read_bytes)
+
+
+def exchange_bytes(job: Job) -> tuple[float, float]:
+    """Return the bytes that a replica sends for one table: as factors, and as dense sums."""
+    assert job.memory is not None
+    replicas = job.replicas
+    sums = job.memory.slots * (FP32 * job.columns + 1)
+    return (replicas - 1) * own_factor_bytes(job), 2 * (replicas - 1) / replicas * sums

@@ -1,0 +1,188 @@
+"""Floating-point operations and memory traffic of a token, all ranks together."""
+
+import math
+from dataclasses import dataclass
+
+from memory_layers.plan.job import FP32, INT64, Job
+from memory_layers.plan.parameters import Parameter
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of a token, a multiply-add counted as two. The optimizer is not counted.
+
+    Attributes:
+        forward: Of matrix products, FIND and READ, forward: what torch's FlopCounterMode counts.
+        training: The same, forward and backward.
+        attention_forward: Of attention scores and sums over L tokens, uncut by the causal mask.
+        attention_training: The same, forward and backward: the backward pass makes the scores
+            again.
+        reads: Part of `training` that READ and the gradient of FIND take: they are bound by memory
+            traffic and do not use matrix units.
+        recomputed: What gradient checkpointing runs a second time, attention included.
+    """
+
+    forward: float
+    training: float
+    attention_forward: float
+    attention_training: float
+    reads: float
+    recomputed: float
+
+    @property
+    def executed(self) -> float:
+        """Operations that matrix units run for a token in training."""
+        return self.training + self.attention_training - self.reads + self.recomputed
+
+
+def flops_of(job: Job, parameters: list[Parameter]) -> Flops:
+    """Count the operations of a token, as torch.utils.flop_counter counts them.
+
+    Args:
+        job: The run.
+        parameters: Of its model.
+    """
+    memory, shape = job.memory, job.shape
+    # The one matrix of tied embeddings counts: the head is the linear map among its two users.
+    matrices = 2 * sum(p.numel for p in parameters if p.is_matrix and len(p.shape) == 2)
+    find = read = backward = 0
+    if memory is not None:
+        layers, half = len(memory.layers), job.sizes.key_dim // 2
+        find = layers * 2 * (2 * memory.heads * half) * memory.sub_keys
+        read = layers * 2 * memory.reads * job.sizes.value_dim
+        # Of each selected score, to both halves of query and sub-key. And rows for the weights,
+        # in dense mode for the table too.
+        backward = layers * 2 * 2 * 2 * memory.reads * half
+        backward += 2 * read if memory.grad_mode == "dense" else read
+    scores = 2 * shape.num_attention_heads * job.head_dim * job.run.train.seq_len
+    attention = shape.num_hidden_layers * 2 * scores
+    forward = matrices + find + read
+    last = _last_products(job)
+    recomputed = forward - read - _head(job) + attention - last if job.checkpointing else 0
+    return Flops(
+        forward=forward,
+        training=forward + 2 * matrices + backward,
+        attention_forward=attention,
+        attention_training=3.5 * attention,
+        reads=read + backward,
+        recomputed=recomputed,
+    )
+
+
+def _head(job: Job) -> int:
+    return 2 * job.vocab * job.shape.hidden_size
+
+
+def _last_products(job: Job) -> int:
+    """Operations of the last product of each block: a recomputation stops before it."""
+    memory, width = job.memory, job.shape.hidden_size
+    with_memory = 0 if memory is None else len(memory.layers)
+    plain = job.shape.num_hidden_layers - with_memory
+    total = plain * 2 * width * job.shape.intermediate_size
+    # The scalar gate multiplies after its map, whose result it saves.
+    if memory is not None and has_map(job) and memory.gate != "sigmoid":
+        total += with_memory * 2 * job.sizes.value_dim * width
+    return total
+
+
+def has_map(job: Job) -> bool:
+    """Whether the output of a memory layer passes through a linear map [V, D]."""
+    memory = job.memory
+    assert memory is not None
+    is_needed = memory.placement == "beside" or job.sizes.value_dim != job.shape.hidden_size
+    return memory.gate == "silu" or is_needed
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a step moves to and from the memory of a rank.
+
+    Attributes:
+        rows: Rows of value tables, for reads forward, backward and recomputed.
+        row_step: Touched rows and their state, read and written by the optimizer.
+        dense_step: Dense weights, gradients and moments, read and written by the optimizer.
+        weights: Dense weights, read for each product, and their bf16 copies.
+        activations: Written once, and read by the next operation and in the backward pass, and
+            their gradients.
+    """
+
+    rows: float
+    row_step: float
+    dense_step: float
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.rows + self.row_step + self.dense_step + self.weights + self.activations
+
+
+def touched_rows(job: Job, reads: int) -> float:
+    """Return R, expected for slots drawn uniformly: no other distribution touches more.
+
+    Args:
+        job: The run.
+        reads: Rows read.
+    """
+    assert job.memory is not None
+    slots = job.memory.slots
+    return slots * -math.expm1(-reads / slots)
+
+
+def reads_of_table(job: Job) -> int:
+    """Return E, reads of one table in a step that a rank sees on its columns."""
+    memory = job.memory
+    if memory is None:
+        return 0
+    layers = len(memory.layers) // job.tables
+    return layers * job.run.train.accumulate * job.group_tokens * memory.reads
+
+
+def row_state_bytes(job: Job) -> float:
+    """Return the bytes of optimizer state of one row on one rank."""
+    optim = job.run.optim
+    total = 2 * job.columns * FP32 if optim.value_state == "full" else FP32
+    if job.table_bytes < FP32 and optim.bf16_rows == "master":
+        total += job.columns * FP32
+    # The decay that a row has had is fp64.
+    return total + (INT64 if optim.value_weight_decay else 0)
+
+
+def needs_row_sums(job: Job) -> bool:
+    """Whether a step multiplies the gradient out: for one moment a row over several ranks."""
+    is_cut = job.memory is not None and job.columns != job.sizes.value_dim
+    return is_cut and job.run.optim.value_state == "row"
+
+
+def traffic_of(job: Job, dense: int, share: int, saved: float) -> Traffic:
+    """Estimate the memory traffic of a step on a rank.
+
+    Args:
+        job: The run and its layout.
+        dense: Dense parameters of a tensor rank.
+        share: Those of them that the rank steps.
+        saved: Bytes of all activations of a micro-batch that the backward pass needs, as if none
+            were recomputed.
+    """
+    memory, parts = job.memory, job.run.train.accumulate
+    passes = 3 if job.checkpointing else 2
+    rows = row_step = 0.0
+    if memory is not None:
+        one = job.group_tokens * memory.reads * job.columns * job.table_bytes
+        rows = parts * passes * len(memory.layers) * one
+        touched = touched_rows(job, reads_of_table(job) * job.replicas)
+        state = job.columns * job.table_bytes + row_state_bytes(job)
+        row_step = job.tables * 2 * touched * state
+        if needs_row_sums(job):
+            # Written, read and squared, read again, and read by the step.
+            row_step += job.tables * 5 * touched * job.columns * FP32
+    # fp32 weights are read to be copied, and a bf16 copy is written and read, or they are read.
+    a_weight = FP32 + 2 * job.act_bytes if job.mixed else FP32
+    return Traffic(
+        rows=rows,
+        row_step=row_step,
+        dense_step=share * 7 * FP32,
+        weights=parts * dense * (passes * a_weight + 2 * FP32),
+        activations=parts * saved * (7 if job.checkpointing else 5),
+    )
