@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from memory_layers.layers import ValueTable
 from memory_layers.ops.write import RowGradient, group_by_row, row_sgd_, row_sums
 
@@ -27,7 +29,9 @@ def step_sharded_rows(
         common: Further arguments of row_sgd_.
     """
     rows, sums = row_sums(gradient)
-    squares = table.sum_over_shards(sums.square().sum(1)) / table.value_dim
+    # Not sums.square(): that would be a second tensor of this size.
+    own = torch.linalg.vector_norm(sums, dim=1).square()
+    squares = table.sum_over_shards(own) / table.value_dim
     beta2 = group["betas"][1]
     second = beta2 * state["exp_avg_sq"][rows, 0] + (1 - beta2) * squares
     state["exp_avg_sq"][rows, 0] = second

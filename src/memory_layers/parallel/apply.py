@@ -3,10 +3,13 @@
 Layers do not know about ranks: tables are exchanged for sharded ones, matrices become DTensors.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from memory_layers.layers import ValueTable
@@ -121,9 +124,28 @@ def _fill(
     model.tie_weights()
 
 
+def fsdp_axis(shape: Sequence[int], ranks: int) -> int:
+    """Return the axis along which FSDP2 cuts a parameter: the first that needs no padding.
+
+    Without one, the first axis, padded. Sub-keys [H, 2, M, C] have few heads and many sub-keys.
+
+    Args:
+        shape: Of the parameter.
+        ranks: That share it.
+    """
+    return next((axis for axis, size in enumerate(shape) if size % ranks == 0), 0)
+
+
 def _shard(module: nn.Module, meshes: Meshes) -> None:
     tables = {part.weight for part in module.modules() if isinstance(part, ValueTable)}
-    fully_shard(module, mesh=meshes.fsdp, ignored_params=tables)
+    ranks = meshes.layout.shard
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        # FSDP2 cuts what a tensor group has cut already along its first axis only.
+        whole = not isinstance(parameter, DTensor)
+        return Shard(fsdp_axis(parameter.shape, ranks)) if whole else None
+
+    fully_shard(module, mesh=meshes.fsdp, ignored_params=tables, shard_placement_fn=placement)
     assert isinstance(module, FSDPModule)
     # The loss of a rank is its share of the mean over all tokens: gradients are added up.
     module.set_gradient_divide_factor(1.0)

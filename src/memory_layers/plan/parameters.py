@@ -9,6 +9,7 @@ import torch
 from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.models import backbone_of, build_model
 from memory_layers.models.families import find_family
+from memory_layers.parallel.apply import fsdp_axis
 from memory_layers.plan.job import Job
 
 # The matrices that transformers' plan for Llama splits over a tensor group, and along which axis.
@@ -16,8 +17,6 @@ _SPLIT_AXIS = {
     "q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "up_proj": 0, "o_proj": 1,
     "down_proj": 1,
 }  # fmt: skip
-# fully_shard cuts the first axis of a parameter.
-FSDP_AXIS = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class Parameter:
     def shard_numel(self, tensor: int, shard: int) -> int:
         """Return the numbers of the first rank's share. FSDP2 pads that of the others to it."""
         shape = self.local_shape(tensor)
-        return -(-shape[FSDP_AXIS] // shard) * (math.prod(shape) // shape[FSDP_AXIS])
+        axis = 0 if tensor > 1 and self.split is not None else fsdp_axis(shape, shard)
+        return -(-shape[axis] // shard) * (math.prod(shape) // shape[axis])
 
 
 def parameters_of(job: Job) -> list[Parameter]:

@@ -299,7 +299,7 @@ class _Pending:
         if needs_row_sums(job):
             rows = touched_rows(job, reads_of_table(job) * job.replicas)
             for _ in range(job.tables):
-                ledger.touch(moment, exchange=rows * (2 * FP32 * job.columns + 4 * FP32 + INT64))
+                ledger.touch(moment, exchange=rows * (FP32 * job.columns + 4 * FP32 + 2 * INT64))
 
 
 def own_factor_bytes(job: Job) -> int:
