@@ -21,7 +21,7 @@ from memory_layers.parallel.mesh import make_meshes
 from memory_layers.parallel.tensor import reduce_shared_gradients
 
 STEPS, ACCUMULATE = 3, 2
-ROWS, LENGTH, VOCAB = 8, 12, 64
+ROWS, LENGTH, VOCAB = 12, 12, 64
 LR = 1e-2
 # About the size of a clipped gradient. With a tiny one, Adam moves a weight whose gradient is
 # nothing but rounding by the whole learning rate, and a wrong factor on a gradient shows nowhere.

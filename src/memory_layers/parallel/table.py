@@ -94,14 +94,34 @@ class ShardedValueTable(ValueTable):
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights of this rank's tokens → [T, V], as the whole table gives."""
         if torch.is_grad_enabled():
+            self._check_tokens(slots)
             return _ShardedRead.apply(self.weight, slots, weights, self)
         # Texts to be evaluated have any length: ranks with fewer tokens bring empty ones.
         own = len(slots)
-        most = torch.tensor([own], device=slots.device)
-        missing = int(wait(start_maximum(most, self.group))) - own
+        missing = self._most_tokens(slots) - own
         slots = nn.functional.pad(slots, (0, 0, 0, missing))
         weights = nn.functional.pad(weights, (0, 0, 0, missing))
         return _read(self, self.weight, slots, weights)[0][:own]
+
+    def _most_tokens(self, slots: Tensor) -> int:
+        own = torch.tensor([len(slots)], device=slots.device)
+        return int(wait(start_maximum(own, self.group)))
+
+    def _check_tokens(self, slots: Tensor) -> None:
+        """Refuse unequal numbers of tokens: on the CPU always, on a GPU in anomaly mode.
+
+        The exchange would write beyond its buffers. Fake tensors have no numbers to compare.
+        """
+        looks = slots.device.type == "cpu" or torch.is_anomaly_enabled()
+        if not looks or type(slots) is not Tensor:
+            return
+        most = self._most_tokens(slots)
+        if most != len(slots):
+            raise ValueError(
+                f"all ranks of a memory group must bring equally many tokens to a read in "
+                f"training, this one has {len(slots)}, another {most}. hint: give each rank as "
+                "many rows of the same length, or evaluate under torch.no_grad()"
+            )
 
     def reduce_gradient(self) -> None:
         """Add up what the replicas of these columns have pending. All replicas must call this."""

@@ -112,5 +112,8 @@ def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
         gradient: The factors.
         impl: "auto" takes the fastest that supports the inputs, a named one is used or raises.
     """
+    if gradient.vectors[0].shape[1] == 0:
+        # A rank of a memory group may hold no columns.
+        return torch.zeros_like(gradient.scale)
     ops = kernels("write", impl, "row_norm", *gradient.weights, *gradient.vectors)
     return ops.row_norm(gradient.entries, gradient.weights, gradient.vectors, gradient.scale)
