@@ -180,3 +180,10 @@ def mesh_of_one_axis() -> tuple[str, Tensor, Tensor]:
     out, _ = read(table, 4, dist.get_rank())
     table.reduce_gradient()
     return repr(table), out, table.global_view(table.weight.detach()).full_tensor()
+
+
+def unequal_tokens() -> None:
+    """Bring one token more than the rank before."""
+    holder = shard_memory(Holder(4), table_mesh(1, dist.get_world_size()))
+    slots, weights, _ = batch(4, 0, tokens=TOKENS + dist.get_rank())
+    holder.table(slots, weights.requires_grad_())

@@ -16,6 +16,7 @@ from table_cases import (
     mesh_of_one_axis,
     read,
     sharded_reads,
+    unequal_tokens,
     weights_in_bfloat16,
 )
 
@@ -106,3 +107,8 @@ def test_a_mesh_of_one_axis_is_one_memory_group():
         assert f"value_dim=4, columns={first}:{first + 2}, memory_group=2" in words
         close(out, read(table, 4, rank)[0])
         assert torch.equal(rows, table.weight)
+
+
+def test_unequal_tokens_in_training_are_refused() -> None:
+    with pytest.raises(AssertionError, match="this one has 6, another 7"):
+        run_ranks(2, unequal_tokens)
