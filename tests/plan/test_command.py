@@ -78,6 +78,13 @@ def test_help_has_examples() -> None:
     assert plan_command([], said.append) == 2
 
 
+def test_a_batch_that_ranks_cannot_share_is_raised_and_said() -> None:
+    assert "Planned with train.batch_size 15, the next that 5 ranks can share" in plan(
+        TINY, "--ranks", "5"
+    )
+    assert "Planned with" not in plan(TINY, "--ranks", "4")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -85,7 +92,6 @@ def test_help_has_examples() -> None:
         ([TINY, "--ranks", "0"], r"--ranks must be at least 1, got 0"),
         ([TINY, "--device", "h10"], r"no device 'h10'. hint: did you mean h100"),
         ([TINY, "--device", "abacus"], r"hint: one of h100, h200"),
-        ([TINY, "--ranks", "5"], r"train.batch_size must be a multiple of .* 5.* got 12"),
         ([TINY, "--ranks", "4", "--parallel.tensor", "3"], r"--ranks 4: .*got 1 \* 1 \* 3"),
         ([str(CONFIGS / "demo.yaml")], r"lists variants, a plan is for one run"),
         (["none.yaml"], r"none.yaml: cannot be read"),

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from memory_layers.parallel.config import Layout
 from memory_layers.plan.devices import DEVICES, Device, measure_cpu
 from memory_layers.plan.job import Job, PlanError
 from memory_layers.plan.predict import predict, smallest
@@ -85,7 +86,9 @@ def plan_command(arguments: list[str], say: Say, *, width: int | None = None) ->
         raise PlanError(f"--ranks must be at least 1, got {args.ranks}. hint: --ranks 8")
     device = find_device(args.device)
     try:
-        job = Job(args.run, args.run.parallel.resolve(args.ranks))
+        layout = args.run.parallel.resolve(args.ranks)
+        run = _shared(args.run, layout)
+        job = Job(run, layout)
     except ConfigError:
         raise
     except ValueError as error:
@@ -96,7 +99,13 @@ def plan_command(arguments: list[str], say: Say, *, width: int | None = None) ->
         say(json.dumps(as_values(prediction, fewest), indent=2))
         return 0
     text = io.StringIO()
-    Console(file=text, width=width).print(render(prediction, fewest))
+    console = Console(file=text, width=width)
+    console.print(render(prediction, fewest))
+    if run is not args.run:
+        console.print(
+            f"Planned with train.batch_size {run.train.batch_size}, the next that "
+            f"{layout.readers} ranks can share, in place of {args.run.train.batch_size}."
+        )
     say(text.getvalue().rstrip())
     return 0
 
@@ -118,6 +127,14 @@ def find_device(name: str) -> Device:
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
     raise PlanError(f"--device: there is no device {name!r}. hint: {hint}")
+
+
+def _shared(run: RunConfig, layout: Layout) -> RunConfig:
+    """Return a run whose batch the ranks can share: a plan asks what if, `train` would refuse."""
+    rows, readers = run.train.batch_size, layout.readers
+    if rows % readers == 0:
+        return run
+    return replace(run, train=replace(run.train, batch_size=-(-rows // readers) * readers))
 
 
 def _parse(path: Path, flags: list[str]) -> _PlanArgs:
