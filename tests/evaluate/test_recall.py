@@ -172,6 +172,25 @@ def test_small_passes_give_the_same(
     assert model.passes == len(items) > few
 
 
+@pytest.mark.parametrize("shares", [2, 3, 50])
+def test_shares_make_the_whole_in_equally_many_passes(
+    tokenizer: PreTrainedTokenizerBase, shares: int
+) -> None:
+    """Ranks that hold a part of the model each must call it together."""
+    items = PROBES * 3
+    model = Oracle(len(tokenizer), spoiled_at(2))
+    whole = recall_items(model, tokenizer, items)
+    together, passes = {}, set()
+    for n in range(shares):
+        model.passes = 0
+        own = recall.recall_share(model, tokenizer, items, (n, shares))
+        assert not own.keys() & together.keys()
+        together |= own
+        passes.add(model.passes)
+    assert [together[index] for index in range(len(items))] == whole
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_mode_is_given_back(tokenizer: PreTrainedTokenizerBase, training: bool) -> None:
     model = Oracle(len(tokenizer), lambda *_: None).train(training)
