@@ -172,8 +172,8 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_one_step(
     assert weights_of(tmp_path / "model")
 
 
-@pytest.mark.parametrize("ranks", [2, 1, 3, 4])
-def test_a_stopped_run_goes_on_with_any_number_of_ranks(
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_a_stopped_run_goes_on_with_another_number_of_ranks(
     config: str, stopped: tuple[Path, Ended], whole: Path, tmp_path: Path, ranks: int
 ) -> None:
     out = tmp_path / "run"
@@ -184,10 +184,6 @@ def test_a_stopped_run_goes_on_with_any_number_of_ranks(
         ended = torchrun(ranks, config, "--out", str(out))
         assert ended.code == 0, ended.text
     ours, expected = metrics_of(out), metrics_of(whole)
-    if ranks == 2:
-        assert ours == expected
-        same_weights(whole / "model", out / "model", 0)
-        return
     for line, other in zip(ours, expected, strict=True):
         if "loss" in other:
             assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)

@@ -28,7 +28,7 @@ def test_every_rank_holds_its_columns(name: str, ranks: int, chosen: list[int]) 
 
 @pytest.mark.parametrize(
     ("name", "ranks", "rank"),
-    [("1.3b_memory_64m", 8, 7), ("8b_memory_16m", 64, 5), ("1.3b_memory_64m", 1024, 1000)],
+    [("8b_memory_16m", 64, 5), ("1.3b_memory_64m", 1024, 1000)],
 )
 def test_a_step_makes_the_planned_exchanges_in_order(name: str, ranks: int, rank: int) -> None:
     traced = run_ranks(1, fake_ranks.trace, name, ranks, rank)[0]
