@@ -72,7 +72,7 @@ def difference(result: Result, expected: Result) -> Budget:
     losses = torch.tensor(result.losses, dtype=torch.float64) / torch.tensor(expected.losses) - 1
     return Budget(
         float(losses.abs().max()),
-        float(norms.max()),
+        float(norms.abs().max()),
         float(shares.max()),
         float(shares.square().mean().sqrt()),
     )
