@@ -110,7 +110,7 @@ def run_rank(cases: list[Case]) -> list[Result]:
     for case in cases:
         try:
             results.append(_run_rank(case))
-        except Exception as error:
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             error.add_note(f"in case {case.name!r}")
             raise
     return results
