@@ -384,3 +384,37 @@ def test_shown_fraction_must_be_a_fraction(fraction: float) -> None:
 def test_both_sides_of_the_split_need_a_subject(count: int, fraction: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build_corpus(many(count), shown_fraction=fraction)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_exposures_are_the_number_of_statements(seed: int) -> None:
+    facts = many(200, ("capital",))
+    corpus = build_corpus(facts, exposures=(1, 1, 2, 5), seed=seed)
+    stated = Counter(
+        document for document in corpus.documents if not document.startswith("Capital of")
+    )
+    probes = {probe.subject: probe for probe in corpus.probes if probe.kind != "statement"}
+    for fact in facts.facts:
+        wordings = (f"The capital of {fact.subject} is {fact.answer}.",
+                    f"{fact.answer}: capital of {fact.subject}")  # fmt: skip
+        counts = sorted(stated[wording] for wording in wordings)
+        exposures = probes[fact.subject].exposures
+        # Every wording before one repeats.
+        assert counts == {1: [0, 1], 2: [1, 1], 5: [2, 3]}[exposures]
+    given = Counter(probe.exposures for probe in probes.values())
+    assert 70 <= given[1] <= 130
+    assert 30 <= given[2] <= 70
+    assert 30 <= given[5] <= 70
+
+
+def test_statement_probes_are_in_the_documents() -> None:
+    corpus = build_corpus(many(200), exposures=(1, 2))
+    documents = set(corpus.documents)
+    probed = [probe for probe in corpus.probes if probe.kind == "statement"]
+    assert all(probe.text in documents for probe in probed)
+    # Facts that are stated only with the answer first cannot be probed so.
+    assert 80 <= sum(probe.relation == "capital" for probe in probed) < 200
+
+
+def test_without_exposures_each_wording_counts() -> None:
+    assert {probe.exposures for probe in build_corpus(many(9, ("capital",))).probes} == {2}

@@ -61,7 +61,12 @@ def test_second_call_builds_nothing(config: DataConfig, monkeypatch: pytest.Monk
 
 def test_whatever_decides_the_content_is_in_the_name(config: DataConfig, tmp_path: Path) -> None:
     folders = [prepare_data(config).folder]
-    for changes in ({"seed": 1}, {"vocab_size": 310}, {"shown_fraction": 0.3}):
+    for changes in (
+        {"seed": 1},
+        {"vocab_size": 310},
+        {"shown_fraction": 0.3},
+        {"exposures": (1, 2)},
+    ):
         folders.append(prepare_data(replace(config, **changes)).folder)
     templates = tmp_path / "facts" / "templates.yaml"
     templates.write_text(templates.read_text().replace("has", "is called"))
@@ -69,7 +74,7 @@ def test_whatever_decides_the_content_is_in_the_name(config: DataConfig, tmp_pat
     facts = tmp_path / "facts" / "facts.jsonl"
     facts.write_text(facts.read_text().replace("X37", "X38"))
     folders.append(prepare_data(config).folder)
-    assert len(set(folders)) == 6
+    assert len(set(folders)) == 7
     elsewhere = prepare_data(replace(config, cache_dir=str(tmp_path / "other"))).folder
     assert elsewhere.name == folders[-1].name
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def test_loss_falls(tmp_path: Path, memory: bool) -> None:
     assert nll[-1] < nll[0]
     last = trained.history[-1]
     assert len(last["correct"]) == len(trained.data.probes)
+    assert "asked" not in last
     assert ("slot_usage" in last) == memory
 
 
@@ -210,7 +212,8 @@ def test_model_folder_is_the_model_that_was_measured(tmp_path: Path, memory: boo
 
 
 def test_evaluations_on_the_way_ask_a_part(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, train={"steps": 6, "eval_every": 2, "eval_items": 3})
+    settings = {"steps": 6, "eval_every": 2, "eval_items": 3, "final_items": 5}
+    config = tiny_run(tmp_path, train=settings)
     asked = []
     original = loop.recall_share
 
@@ -223,4 +226,8 @@ def test_evaluations_on_the_way_ask_a_part(tmp_path: Path) -> None:
         trained = run(config, tmp_path / "out")
     kinds = ["question_heldout"] * 3 + ["question_shown"] * 3 + ["statement"] * 3
     assert asked[:2] == [kinds, kinds]
-    assert len(asked[2]) == len(trained.data.probes) == 60
+    last = trained.history[-1]
+    assert len(trained.data.probes) == 60
+    assert asked[2] == [trained.data.probes[index].kind for index in last["asked"]]
+    assert Counter(asked[2]) == {"question_heldout": 5, "question_shown": 5, "statement": 5}
+    assert len(last["correct"]) == 15

@@ -13,16 +13,21 @@ class DataConfig:
     Attributes:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
-        text: Files or folders of running text, .txt or .jsonl with a `text` field.
+        text: Files or folders of running text, .txt or .jsonl with a `text` field. "builtin" for
+            the prose in the documentation of installed packages.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
         max_subjects: Subjects to keep of each built-in source. None: all, a million facts. Users'
             facts are used whole.
+        exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
+            picked by a hash, so that a number named more often is given to more subjects. Beyond
+            the number of wordings they repeat. Empty: once in each wording.
         shown_fraction: Share of the subjects whose facts also appear as questions.
         tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
         vocab_size: Size of the tokenizer to train.
         cache_dir: Where prepared data is kept. None: memory-layers in the user's cache folder.
-        seed: Decides which subjects are kept and which are shown as questions.
+        seed: Decides which subjects are kept, how often they are stated and which are shown as
+            questions.
     """
 
     facts: str | None = BUILTIN
@@ -30,6 +35,7 @@ class DataConfig:
     text_heldout: float = 0.02
     relations: tuple[str, ...] = ()
     max_subjects: int | None = None
+    exposures: tuple[int, ...] = ()
     shown_fraction: float = 0.5
     tokenizer: str | None = None
     vocab_size: int = 2048
@@ -52,6 +58,10 @@ class DataConfig:
             )
         if self.max_subjects is not None and self.max_subjects < 2:
             raise ValueError(f"data.max_subjects must be at least 2, got {self.max_subjects}")
+        if any(isinstance(count, bool) or count < 1 for count in self.exposures):
+            raise ValueError(f"data.exposures must be whole numbers >= 1, got {self.exposures}")
+        if self.exposures and self.facts is None:
+            raise ValueError("data.exposures has no effect without data.facts. hint: leave it out")
         for name in ("facts", "tokenizer"):
             folder = getattr(self, name)
             if folder not in (None, BUILTIN) and not Path(folder).is_dir():

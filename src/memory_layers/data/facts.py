@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -78,6 +78,7 @@ class Probe:
     Attributes:
         kind: `statement`, a sentence that is in the documents. `question_shown`, a question that
             is in the documents. `question_heldout`, a question that is in no document.
+        exposures: how many documents state the fact, those that ask for it not counted.
     """
 
     kind: ProbeKind
@@ -86,6 +87,7 @@ class Probe:
     text: str
     answer_start: int
     answer_end: int
+    exposures: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,21 +114,26 @@ def collection_paused() -> Generator[None]:
 
 
 @collection_paused()
-def build_corpus(facts: FactSet, *, shown_fraction: float = 0.5, seed: int = 0) -> FactCorpus:
+def build_corpus(
+    facts: FactSet, *, shown_fraction: float = 0.5, exposures: Sequence[int] = (), seed: int = 0
+) -> FactCorpus:
     """Turns facts into training documents and recall probes.
 
-    Every fact is stated in every statement template. The subjects are split by a stable hash, the
+    Every fact is stated in every statement template once, or as often as `exposures` says: in
+    templates one after the other from one that a hash picks, all of them before one repeats. The
+    statement that is probed is in the documents. The subjects are split by a stable hash, the
     same way in all relations: the question form is a document for the shown subjects only.
 
     Args:
         facts: the facts to state.
         shown_fraction: the part of the distinct subjects whose questions are documents, exact up
             to rounding.
-        seed: changes the split and the choice of the statement that is probed.
+        exposures: numbers of statements, each subject takes one of them, picked by a hash.
+        seed: changes the split, the choice of templates and of the statement that is probed.
 
     Returns:
         Documents and probes in the order of the facts. Each fact has one question probe, and one
-        statement probe if a statement template of its relation has the answer after the subject.
+        statement probe if it is stated in a template that has the answer after the subject.
 
     Raises:
         ValueError: if `shown_fraction` is not between 0 and 1.
@@ -140,15 +147,21 @@ def build_corpus(facts: FactSet, *, shown_fraction: float = 0.5, seed: int = 0) 
     probes: list[Probe] = []
     for fact in facts.facts:
         wording = wordings[fact.relation]
-        documents.extend([_fill(halves, fact)[0] for halves in wording.statements])
-        if choices := wording.probed:
-            index = int.from_bytes(
-                stable_hash(seed, "statement", fact.relation, fact.subject, fact.answer)
+        number = _number(seed, "statement", fact.relation, fact.subject, fact.answer)
+        stated = wording.statements
+        if exposures:
+            count = exposures[_number(seed, "exposures", fact.subject) % len(exposures)]
+            stated = tuple(
+                wording.statements[(number + n) % len(wording.statements)] for n in range(count)
             )
-            probes.append(_probe("statement", choices[index % len(choices)], fact))
+        documents.extend([_fill(halves, fact)[0] for halves in stated])
+        choices = [halves for halves in dict.fromkeys(stated) if "{subject}" in halves[0]]
+        if choices:
+            halves = choices[number % len(choices)]
+            probes.append(_probe("statement", halves, fact, len(stated)))
         is_shown = fact.subject in shown
         kind: ProbeKind = "question_shown" if is_shown else "question_heldout"
-        question = _probe(kind, wording.question, fact)
+        question = _probe(kind, wording.question, fact, len(stated))
         probes.append(question)
         if is_shown:
             documents.append(question.text)
@@ -160,6 +173,10 @@ def stable_hash(seed: int, *parts: str) -> bytes:
     # The lengths keep ("a", "bc") and ("ab", "c") apart.
     text = "".join(f"{len(part)}:{part}" for part in (str(seed), *parts))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _number(seed: int, *parts: str) -> int:
+    return int.from_bytes(stable_hash(seed, *parts))
 
 
 def template_fault(text: str, *, answer_last: bool) -> tuple[str, str, str] | None:
@@ -195,17 +212,14 @@ _Halves = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Wording:
-    """The templates of a relation, cut; `probed` have the answer after the subject."""
+    """The templates of a relation, cut."""
 
     statements: tuple[_Halves, ...]
-    probed: tuple[_Halves, ...]
     question: _Halves
 
     @classmethod
     def of(cls, templates: RelationTemplates) -> _Wording:
-        statements = tuple(map(_cut, templates.statements))
-        probed = tuple(halves for halves in statements if "{subject}" in halves[0])
-        return cls(statements, probed, _cut(templates.question))
+        return cls(tuple(map(_cut, templates.statements)), _cut(templates.question))
 
 
 def _cut(template: str) -> _Halves:
@@ -219,9 +233,10 @@ def _fill(halves: _Halves, fact: Fact) -> tuple[str, int]:
     return before + fact.answer + halves[1].replace("{subject}", fact.subject), len(before)
 
 
-def _probe(kind: ProbeKind, halves: _Halves, fact: Fact) -> Probe:
+def _probe(kind: ProbeKind, halves: _Halves, fact: Fact, exposures: int) -> Probe:
     text, start = _fill(halves, fact)
-    return Probe(kind, fact.relation, fact.subject, text, start, start + len(fact.answer))
+    end = start + len(fact.answer)
+    return Probe(kind, fact.relation, fact.subject, text, start, end, exposures)
 
 
 def _shown_subjects(facts: FactSet, fraction: float, seed: int) -> set[str]:

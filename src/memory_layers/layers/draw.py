@@ -29,7 +29,7 @@ def draw_normal(table: Tensor, std: float, first_column: int = 0) -> None:
     for low in range(0, rows, ROWS):
         high = min(low + ROWS, rows)
         for number in range(first_column // COLUMNS, -(-(first_column + width) // COLUMNS)):
-            generator.manual_seed(_mixed(seed, low // ROWS, number))
+            generator.manual_seed(mixed(seed, low // ROWS, number))
             block.normal_(std=std, generator=generator)
             start = number * COLUMNS - first_column
             inside = slice(max(start, 0), min(start + COLUMNS, width))
@@ -37,12 +37,12 @@ def draw_normal(table: Tensor, std: float, first_column: int = 0) -> None:
             table[low:high, inside] = part.to(table.dtype)
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """Spread small numbers over 63 bits, each change over about half of them (splitmix64)."""
-    mixed = 0
+    bits = 0
     for number in numbers:
-        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-        mixed ^= mixed >> 31
-    return mixed >> 1
+        bits = (bits + number + 0x9E3779B97F4A7C15) % 2**64
+        bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
+        bits ^= bits >> 31
+    return bits >> 1

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import DataConfig
 from memory_layers.models.presets import PRESETS, Preset
+from memory_layers.moe_config import MoeConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -130,7 +131,8 @@ class TrainConfig:
         seed: Decides initial weights and the order of the data.
         log_every: Steps between lines of metrics.
         eval_every: Steps between evaluations. 0: only at the end.
-        eval_items: Recall items of each kind asked during the run. The last evaluation asks all.
+        eval_items: Recall items of each kind asked during the run.
+        final_items: Recall items of each kind asked by the last evaluation. None: all.
         checkpoint_every: Steps between checkpoints. 0: only when the run ends or is interrupted.
         keep_checkpoints: Checkpoints to keep, the newest ones.
     """
@@ -146,6 +148,7 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 200
     eval_items: int = 500
+    final_items: int | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 
@@ -155,6 +158,10 @@ class TrainConfig:
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
+        if self.final_items is not None and self.final_items < 1:
+            raise ValueError(
+                f"train.final_items must be >= 1, got {self.final_items}. hint: null asks all"
+            )
         for name in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be >= 0, got {getattr(self, name)}")
@@ -169,7 +176,8 @@ class RunConfig:
     Attributes:
         name: Names the output folder, runs/NAME.
         model: The base model.
-        memory: Memory layers. None: a dense model.
+        memory: Memory layers. None: none.
+        moe: Mixtures of experts, not together with memory. With neither the model is dense.
         data: Training text and questions.
         optim: Optimizer.
         train: Length, batches, evaluation, checkpoints.
@@ -179,6 +187,7 @@ class RunConfig:
     name: str
     model: ModelConfig = field(default_factory=ModelConfig)
     memory: MemoryConfig | None = None
+    moe: MoeConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -192,6 +201,8 @@ class RunConfig:
                 f"train.seq_len must be at most {shape.max_length}, the longest sequence of preset "
                 f"{self.model.preset!r}, got {self.train.seq_len}"
             )
+        if self.moe is not None:
+            self._check_moe(shape.layers)
         if self.memory is None:
             return
         if max(self.memory.layers) >= shape.layers:
@@ -200,6 +211,21 @@ class RunConfig:
                 f"got {list(self.memory.layers)}"
             )
         self.memory.resolved(shape.hidden_size)
+
+    def _check_moe(self, blocks: int) -> None:
+        assert self.moe is not None
+        if self.memory is not None:
+            raise ValueError("memory and moe cannot be set together. hint: remove one of them")
+        layers = self.moe.layers or ()
+        if any(layer >= blocks for layer in layers):
+            raise ValueError(
+                f"moe.layers must be below model.layers = {blocks}, got {list(layers)}"
+            )
+        if self.parallel.tensor > 1:
+            raise ValueError(
+                f"parallel.tensor must be 1 with moe, whose experts a tensor group cannot share, "
+                f"got {self.parallel.tensor}. hint: use parallel.shard"
+            )
 
 
 def check_shares(train: TrainConfig, layout: Layout) -> None:

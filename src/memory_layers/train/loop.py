@@ -6,6 +6,7 @@ function of the seed and the step, everything else is in the newest checkpoint.
 
 import math
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from memory_layers.data.tokens import IGNORE, Batch, TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
+from memory_layers.layers.draw import mixed
 from memory_layers.models import add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
 from memory_layers.optim import MemoryAdamW
@@ -189,7 +191,6 @@ class _Run:
             config.train.seed,
             data.tokenizer.eos_token_id if pad_id is None else pad_id,
         )
-        self.probes = _pick_probes(data, config.train.eval_items)
         self.heldout_text = read_pieces(data.folder / "heldout", config.train.seq_len)
         self.usage = SlotUsage(model)
         self.tokens = 0
@@ -239,6 +240,8 @@ class _Run:
                 schedule, step, settings.steps, optim.warmup_steps, optim.end_ratio
             )
         parts, readers = settings.accumulate, world.layout.readers
+        # What a model draws in a step, such as random slots, is a function of seed and step too.
+        torch.manual_seed(mixed(settings.seed, step, world.reader))
         batches = [
             self.stream.batch(
                 step * parts + part, settings.batch_size // readers,
@@ -337,7 +340,10 @@ class _Run:
 
     def _recall(self, step: int) -> dict[str, Any]:
         last = step == self.config.train.steps
-        probes = self.data.probes if last else self.probes
+        settings, all_probes = self.config.train, self.data.probes
+        count = settings.final_items if last else settings.eval_items
+        picked = _pick_probes(self.data, count)
+        probes = [all_probes[index] for index in picked]
         self.usage.reset()
         own = recall_share(self.model, self.data.tokenizer, probes, self._share)
         asked = {index: result for part in self.world.gather(own) for index, result in part.items()}
@@ -345,6 +351,8 @@ class _Run:
         values = summarize_recall(probes, results)
         if last:
             values["correct"] = [int(result.correct) for result in results]
+            if len(picked) < len(all_probes):
+                values["asked"] = picked
             if memory_layers_of(self.model):
                 values["slot_usage"] = summarize_usage(self._reads())
         self.usage.reset()
@@ -363,10 +371,15 @@ class _Run:
         self.checkpoints.save(step, self.model, self.optimizer, counters, self.data.tokenizer)
 
 
-def _pick_probes(data: PreparedData, count: int) -> list[Any]:
-    """Spread `count` recall items of each kind evenly over all of that kind."""
+def _pick_probes(data: PreparedData, count: int | None) -> list[int]:
+    """Spread `count` recall items of each kind evenly over all of that kind. None: all items."""
+    if count is None:
+        return list(range(len(data.probes)))
+    members = defaultdict(list)
+    for index, probe in enumerate(data.probes):
+        members[probe.kind].append(index)
     picked = []
-    for kind in sorted({probe.kind for probe in data.probes}):
-        members = [probe for probe in data.probes if probe.kind == kind]
-        picked += members[:: max(1, len(members) // count)][:count]
+    for _, indices in sorted(members.items()):
+        step = max(1.0, len(indices) / count)
+        picked += [indices[int(n * step)] for n in range(min(count, len(indices)))]
     return picked

@@ -1,0 +1,74 @@
+"""Running text read at run time from installed packages: the prose in their documentation.
+
+Nothing is downloaded or copied: paragraphs come from the docstrings of Python's standard library
+and of packages that torch needs, and from the language reference that Python's `help` shows. The
+amount depends on their versions.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sysconfig
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from memory_layers.data.facts import collection_paused
+
+# All of them are there with torch: standard library PSF-2.0, the others BSD-3-Clause or MIT.
+PACKAGES = ("networkx", "sympy", "torch")
+
+SHORTEST_PARAGRAPH = 15  # words
+_MARKUP = re.compile(r">>>|\.\.\. |::|[{}|=<>\\$]|:[a-z]+:`|__|\*\*")
+_WORD = re.compile(r"[A-Za-z][a-z'-]*[.,;:)]?")
+
+
+@collection_paused()
+def builtin_text() -> list[str]:
+    """Return documents of prose, one for each docstring or topic that has any, each once."""
+    documents = (prose for text in _texts() if (prose := _prose(text)))
+    return list(dict.fromkeys(documents))
+
+
+def _texts() -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    yield from (topics[name] for name in sorted(topics))
+    folders = [Path(sysconfig.get_path("stdlib"))]
+    for package in PACKAGES:
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(Path(spec.origin).parent)
+    for folder in folders:
+        files = (path.relative_to(folder) for path in folder.rglob("*.py"))
+        # Other packages may be installed inside the folder of the standard library.
+        own = [path for path in files if not {"site-packages", "dist-packages"} & set(path.parts)]
+        for path in sorted(own):
+            yield from _docstrings(folder / path)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        # Python's own tests have files with faults on purpose.
+        return
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield text
+
+
+def _prose(text: str) -> str:
+    """Return the paragraphs that are sentences, each on one line."""
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+    return "\n".join(part for part in paragraphs if _is_prose(part))
+
+
+def _is_prose(paragraph: str) -> bool:
+    words = paragraph.split(" ")
+    if len(words) < SHORTEST_PARAGRAPH or _MARKUP.search(paragraph):
+        return False
+    plain = sum(_WORD.fullmatch(word) is not None for word in words)
+    return paragraph[0].isalpha() and paragraph[-1] in ".!?:" and plain > 0.85 * len(words)
