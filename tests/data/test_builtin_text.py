@@ -1,4 +1,4 @@
-"""Prose in the documentation of installed packages."""
+"""Prose in the documentation of the installed Python."""
 
 from pathlib import Path
 

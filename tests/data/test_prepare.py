@@ -196,3 +196,23 @@ def test_hold_out_ends_of_few_documents() -> None:
     kept, out = hold_out(documents, 0.1)
     assert [a + b for a, b in zip(kept, out, strict=True)] == documents
     assert [len(ids) for ids in out] == [10, 4]
+
+
+def test_own_wordings_of_builtin_facts(tmp_path: Path) -> None:
+    templates = tmp_path / "short.yaml"
+    templates.write_text(
+        'capital: {statements: ["{subject}: {answer}"], question: "{subject}? {answer}"}\n'
+        'other: {statements: ["{subject} {answer}"], question: "{subject} {answer}"}\n'
+    )
+    config = DataConfig(
+        relations=("capital",), max_subjects=4, templates=str(templates), vocab_size=300,
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert sum(": " in text for text in texts_of(config)) == 4
+    before = prepare_data(config).folder
+    templates.write_text(templates.read_text().replace(": {answer}", " - {answer}"))
+    assert prepare_data(config).folder != before
+    with pytest.raises(DataError, match=r"short\.yaml: no templates for the relations currency"):
+        read_facts(replace(config, relations=("capital", "currency")))
+    with pytest.raises(ValueError, match=r"data\.templates is for the built-in facts"):
+        DataConfig(facts=str(tmp_path), templates=str(templates))

@@ -1,8 +1,8 @@
-"""Running text read at run time from installed packages: the prose in their documentation.
+"""Running text read at run time from the installed Python: the prose in its documentation.
 
-Nothing is downloaded or copied: paragraphs come from the docstrings of Python's standard library
-and of packages that torch needs, and from the language reference that Python's `help` shows. The
-amount depends on their versions.
+Nothing is downloaded or copied: paragraphs come from the language reference that Python's `help`
+shows and from the docstrings of the standard library (PSF-2.0). What there is depends on the
+version of Python.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ import ast
 import re
 import sysconfig
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from memory_layers.data.facts import collection_paused
-
-# All of them are there with torch: standard library PSF-2.0, the others BSD-3-Clause or MIT.
-PACKAGES = ("networkx", "sympy", "torch")
 
 SHORTEST_PARAGRAPH = 15  # words
 _MARKUP = re.compile(r">>>|\.\.\. |::|[{}|=<>\\$]|:[a-z]+:`|__|\*\*")
@@ -35,17 +31,12 @@ def _texts() -> Iterator[str]:
     from pydoc_data.topics import topics
 
     yield from (topics[name] for name in sorted(topics))
-    folders = [Path(sysconfig.get_path("stdlib"))]
-    for package in PACKAGES:
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            folders.append(Path(spec.origin).parent)
-    for folder in folders:
-        files = (path.relative_to(folder) for path in folder.rglob("*.py"))
-        # Other packages may be installed inside the folder of the standard library.
-        own = [path for path in files if not {"site-packages", "dist-packages"} & set(path.parts)]
-        for path in sorted(own):
-            yield from _docstrings(folder / path)
+    folder = Path(sysconfig.get_path("stdlib"))
+    files = (path.relative_to(folder) for path in folder.rglob("*.py"))
+    # Other packages may be installed inside the folder of the standard library.
+    own = [path for path in files if not {"site-packages", "dist-packages"} & set(path.parts)]
+    for path in sorted(own):
+        yield from _docstrings(folder / path)
 
 
 def _docstrings(path: Path) -> Iterator[str]:

@@ -14,9 +14,11 @@ class DataConfig:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field. "builtin" for
-            the prose in the documentation of installed packages.
+            the prose in the documentation of the installed Python.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
+        templates: A file such as templates.yaml with wordings for the built-in facts, instead of
+            their own. None: their own.
         max_subjects: Subjects to keep of each built-in source. None: all, a million facts. Users'
             facts are used whole.
         exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
@@ -34,6 +36,7 @@ class DataConfig:
     text: tuple[str, ...] = ()
     text_heldout: float = 0.02
     relations: tuple[str, ...] = ()
+    templates: str | None = None
     max_subjects: int | None = None
     exposures: tuple[int, ...] = ()
     shown_fraction: float = 0.5
@@ -62,6 +65,11 @@ class DataConfig:
             raise ValueError(f"data.exposures must be whole numbers >= 1, got {self.exposures}")
         if self.exposures and self.facts is None:
             raise ValueError("data.exposures has no effect without data.facts. hint: leave it out")
+        if self.templates is not None and self.facts != BUILTIN:
+            raise ValueError(
+                "data.templates is for the built-in facts, got data.facts = "
+                f"{self.facts!r}. hint: put templates.yaml into the folder of the facts"
+            )
         for name in ("facts", "tokenizer"):
             folder = getattr(self, name)
             if folder not in (None, BUILTIN) and not Path(folder).is_dir():

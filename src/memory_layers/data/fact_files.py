@@ -67,7 +67,7 @@ def load_facts(folder: Path) -> FactSet:
             got="a file" if folder.exists() else "nothing",
             hint="check the path",
         )
-    templates = _load_templates(folder / TEMPLATES_FILE)
+    templates = load_templates(folder / TEMPLATES_FILE)
     path = folder / FACTS_FILE
     facts: list[Fact] = []
     first: dict[tuple[str, str], tuple[int, str]] = {}
@@ -168,7 +168,12 @@ def _parse_fact(
     return Fact(relation, subject, answer)
 
 
-def _load_templates(path: Path) -> dict[str, RelationTemplates]:
+def load_templates(path: Path) -> dict[str, RelationTemplates]:
+    """Reads the wordings of relations from a file such as `templates.yaml`.
+
+    Raises:
+        DataError: if anything in the file is wrong. It names the file and the line.
+    """
     import yaml
     from yaml.reader import ReaderError
 

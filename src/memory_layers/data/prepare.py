@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.builtin_templates import TEMPLATES
-from memory_layers.data.builtin_text import PACKAGES as TEXT_PACKAGES
 from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.fact_files import load_facts
+from memory_layers.data.fact_files import load_facts, load_templates
 from memory_layers.data.facts import FactSet, Probe, build_corpus
 from memory_layers.data.lines import DataError
 from memory_layers.data.text import load_text
@@ -79,11 +78,22 @@ def read_facts(config: DataConfig) -> FactSet:
 
     Raises:
         ValueError: The config names none.
+        DataError: A file is malformed, or has no templates for a relation.
     """
     if config.facts is None:
         raise ValueError("data.facts is not set")
     if config.facts == BUILTIN:
-        return builtin_facts(config.relations, config.max_subjects, config.seed)
+        facts = builtin_facts(config.relations, config.max_subjects, config.seed)
+        if config.templates is None:
+            return facts
+        own = load_templates(Path(config.templates))
+        missing = sorted(facts.templates.keys() - own.keys())
+        if missing:
+            raise DataError(
+                f"{config.templates}: no templates for the relations {', '.join(missing)}. "
+                "hint: add them, or leave these out with data.relations"
+            )
+        return replace(facts, templates={name: own[name] for name in facts.templates})
     return load_facts(Path(config.facts))
 
 
@@ -204,14 +214,12 @@ def _fingerprint(config: DataConfig) -> str:
     files = [Path(source) for source in config.text if source != BUILTIN]
     if config.facts not in (None, BUILTIN):
         files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
-    if config.tokenizer is not None:
-        files.append(Path(config.tokenizer))
+    files += [Path(name) for name in (config.templates, config.tokenizer) if name is not None]
     versions, wordings = {}, {}
     if config.facts == BUILTIN:
         versions = {name: metadata.version(name) for name in FACT_PACKAGES}
         wordings = {name: asdict(templates) for name, templates in TEMPLATES.items()}
     if BUILTIN in config.text:
-        versions |= {name: metadata.version(name) for name in TEXT_PACKAGES}
         versions["python"] = platform.python_version()
     values |= {
         "layout": LAYOUT_VERSION,
