@@ -13,7 +13,7 @@ from memory_layers.data.config import DataConfig
 from memory_layers.data.lines import DataError
 from memory_layers.data.prepare import hold_out, prepare_data, read_facts
 from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.data.tokens import read_pieces
+from memory_layers.data.tokens import IGNORE, Document, TokenStream, read_pieces
 
 
 @pytest.fixture
@@ -185,17 +185,38 @@ def test_little_data_gives_a_smaller_vocabulary(config: DataConfig) -> None:
     ],
 )
 def test_hold_out_whole_documents(sizes: list[int], share: float, kept_out: int) -> None:
-    documents = [[n] * size for n, size in enumerate(sizes)]
+    documents = [Document([n] * size) for n, size in enumerate(sizes)]
     kept, out = hold_out(documents, share)
     assert len(out) == kept_out
-    assert sorted(kept + out) == documents
+    assert sorted(kept + out, key=lambda document: document.ids) == documents
 
 
 def test_hold_out_ends_of_few_documents() -> None:
-    documents = [list(range(100)), list(range(200, 240))]
+    documents = [Document(list(range(100))), Document(list(range(200, 240)))]
     kept, out = hold_out(documents, 0.1)
-    assert [a + b for a, b in zip(kept, out, strict=True)] == documents
-    assert [len(ids) for ids in out] == [10, 4]
+    assert [Document(a.ids + b.ids) for a, b in zip(kept, out, strict=True)] == documents
+    assert [len(document.ids) for document in out] == [10, 4]
+
+
+def test_only_answers_are_predicted_where_asked_for(config: DataConfig, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Running text is predicted whole. " * 9)
+    config = replace(config, text=(str(text),), text_heldout=0, loss_on="answers")
+    data = prepare_data(config)
+    stream = TokenStream(data.folder, 200, 0, data.tokenizer.pad_token_id)
+    batch = stream.batch(0, 40)
+    seen = []
+    for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
+        chosen = labels != IGNORE
+        assert (labels[chosen] == ids[chosen]).all()
+        seen.append(data.tokenizer.decode(ids[chosen]))
+    joined = "".join(seen)
+    assert "unning text is predicted whole." in joined
+    assert "X11" in joined
+    assert "Place" not in joined
+    assert batch.targets < 0.5 * (batch.input_ids != data.tokenizer.pad_token_id).sum()
+    everything = prepare_data(replace(config, loss_on="all"))
+    assert everything.folder != data.folder
 
 
 def test_own_wordings_of_builtin_facts(tmp_path: Path) -> None:

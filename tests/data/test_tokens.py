@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from memory_layers.data.tokens import IGNORE, Batch, TokenStream, read_pieces, write_tokens
+from memory_layers.data.tokens import (
+    IGNORE,
+    Batch,
+    Document,
+    TokenStream,
+    read_pieces,
+    write_tokens,
+)
 
 L = 16
 PAD = 9
@@ -22,7 +29,7 @@ def documents(sizes: list[int]) -> list[list[int]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_tokens(tmp_path, documents(SIZES), vocab_size=3000)
+    write_tokens(tmp_path, map(Document, documents(SIZES)), vocab_size=3000)
     return tmp_path
 
 
@@ -96,7 +103,7 @@ def test_rows_are_full(folder: Path) -> None:
 
 def test_long_documents_are_cut(tmp_path: Path) -> None:
     sizes = [40, 33, 5, 16, 1]
-    write_tokens(tmp_path, documents(sizes), vocab_size=3000)
+    write_tokens(tmp_path, map(Document, documents(sizes)), vocab_size=3000)
     found = pieces(epoch_rows(stream(tmp_path)))
     one, other, *short = documents(sizes)
     # The 33rd token of the second and the only one of the last have no context and no label.
@@ -141,7 +148,7 @@ def test_epochs_and_seeds_differ_in_order_alone(folder: Path) -> None:
 )
 def test_width_of_tokens(tmp_path: Path, vocab_size: int, name: str) -> None:
     document = [vocab_size - 1, 0, vocab_size - 2]
-    write_tokens(tmp_path, [document], vocab_size)
+    write_tokens(tmp_path, [Document(document)], vocab_size)
     assert name in (tmp_path / "tokens.json").read_text()
     assert stream(tmp_path).batch(0, 1).input_ids[0, :3].tolist() == document
 

@@ -10,7 +10,7 @@ from tiny_models import tiny_llama, tiny_memory
 from torch.nn import functional as F
 
 from memory_layers import add_memory
-from memory_layers.data.tokens import TokenStream, write_tokens
+from memory_layers.data.tokens import Document, TokenStream, write_tokens
 from memory_layers.train.loop import _Run
 
 PAD = 39
@@ -21,7 +21,7 @@ PAD = 39
 @torch.no_grad()
 def test_packed_rows_equal_documents_alone(tmp_path: Path, memory: bool, rows: int) -> None:
     documents = [torch.randint(38, (size,)).tolist() for size in (5, 9, 2, 12, 7, 3, 8, 6, 11, 4)]
-    write_tokens(tmp_path, documents, vocab_size=40)
+    write_tokens(tmp_path, map(Document, documents), vocab_size=40)
     batch = TokenStream(tmp_path, 24, seed=0, pad_id=PAD).batch(0, rows)
     model = tiny_llama()
     for parameter in model.parameters():
@@ -50,7 +50,7 @@ def test_packed_rows_equal_documents_alone(tmp_path: Path, memory: bool, rows: i
 @torch.no_grad()
 def test_loss_is_that_of_each_document_alone(tmp_path: Path) -> None:
     documents = [torch.randint(38, (size,)) for size in (5, 9, 2, 12, 7, 3)]
-    write_tokens(tmp_path, [document.tolist() for document in documents], vocab_size=40)
+    write_tokens(tmp_path, [Document(document.tolist()) for document in documents], vocab_size=40)
     stream = TokenStream(tmp_path, 48, seed=0, pad_id=PAD)
     assert stream.epoch_of(1, 1) == 1
     batch = stream.batch(0, 1)

