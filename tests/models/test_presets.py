@@ -62,6 +62,66 @@ def test_memory_totals_derived_for_the_other_sizes(name: str, derived: str) -> N
     assert billions(total(name, PRESETS[name].memory()), 3) == derived
 
 
+def experts_and_routers(name: str) -> tuple[int, int]:
+    """Total of a model with the paper's MoE, its routers apart."""
+    with torch.device("meta"):
+        model = build_model(PRESETS[name], moe=PRESETS[name].moe())
+    parts = {key: p.numel() for key, p in model.named_parameters() if "router" in key}
+    assert len(parts) == PRESETS[name].layers
+    return model.num_parameters() - sum(parts.values()), sum(parts.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "total_b"),
+    [
+        ("134m", 16, "0.9835"),
+        ("373m", 8, "1.8272"),
+        ("720m", 6, "2.7974"),
+        ("1.3b", 4, "3.5453"),
+    ],
+)
+def test_moe_totals(name: str, experts: int, total_b: str) -> None:
+    preset = PRESETS[name]
+    assert preset.moe().experts == experts
+    without, routers = experts_and_routers(name)
+    assert billions(without, 4) == total_b
+    assert routers == preset.layers * preset.hidden_size * experts
+    mlp = 3 * preset.hidden_size * preset.to_config().intermediate_size
+    assert without == total(name) + (experts - 1) * preset.layers * mlp
+
+
+def test_moe_totals_as_printed() -> None:
+    """3.545b at 1.3b is without the routers, 984m at 134m only with them."""
+    without, routers = experts_and_routers("1.3b")
+    assert billions(without, 3) == "3.545"
+    assert billions(without + routers, 3) == "3.546"
+    without, routers = experts_and_routers("134m")
+    assert billions(without, 3) == "0.983"
+    assert billions(without + routers, 3) == "0.984"
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("tiny", "small")])
+def test_moe_is_the_smallest_even_one_above_memory(name: str) -> None:
+    preset, memory = PRESETS[name], total(name, PRESETS[name].memory())
+    moe = preset.moe()
+    assert moe.experts % 2 == 0
+    two_fewer = 2 * preset.layers * 3 * preset.hidden_size * preset.to_config().intermediate_size
+    without, _ = experts_and_routers(name)
+    assert without > memory
+    assert moe.experts == 2 or without - two_fewer <= memory
+
+
+@pytest.mark.parametrize(
+    ("name", "total_b"),
+    [("134m", "1.0369"), ("373m", "1.5750"), ("720m", "2.5167"), ("1.3b", "3.6457")],
+)
+def test_peer_totals(name: str, total_b: str) -> None:
+    """1.037b at 134m and 3.646b at 1.3b are printed, 1.575b and 2.517b derived."""
+    peer = PRESETS[name].peer()
+    assert peer.slots == 589_824
+    assert billions(total(name, peer), 4) == total_b
+
+
 @pytest.mark.parametrize("name", ["134m", "373m", "720m", "1.3b"])
 @pytest.mark.parametrize("kind", ["memory", "memory_plus"])
 def test_totals_follow_the_formula(name: str, kind: str) -> None:
@@ -83,7 +143,9 @@ def test_totals_follow_the_formula(name: str, kind: str) -> None:
 )
 def test_layers_of_the_paper(name: str, layers: tuple[int, ...]) -> None:
     assert PRESETS[name].memory_plus().layers == layers
-    assert PRESETS[name].memory().layers == (PRESETS[name].layers // 2,)
+    for kind in ("memory", "peer"):
+        assert getattr(PRESETS[name], kind)().layers == (PRESETS[name].layers // 2,)
+    assert PRESETS[name].moe().layers is None
 
 
 @pytest.mark.parametrize("name", PRESETS)

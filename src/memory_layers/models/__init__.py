@@ -5,8 +5,11 @@ It also registers the memory models with transformers' Auto classes.
 
 from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import PRESETS, Preset, build_model
-from memory_layers.models.surgery import add_memory, memory_layers_of
+from memory_layers.models.surgery import add_experts, add_memory, memory_layers_of
 
 register_families()
 
-__all__ = ["PRESETS", "Preset", "add_memory", "backbone_of", "build_model", "memory_layers_of"]
+__all__ = [
+    "PRESETS", "Preset", "add_experts", "add_memory", "backbone_of", "build_model",
+    "memory_layers_of",
+]  # fmt: skip

@@ -1,7 +1,8 @@
 """The generated subclasses: a config, a backbone and a causal LM with memory for each family.
 
-A generated model builds its base, then replaces the feed-forward blocks that `config.memory`
-names. So `from_pretrained`, `save_pretrained` and the Auto classes work as for any other model.
+A generated model builds its base, then replaces the feed-forward blocks that `config.memory` or
+`config.moe` (the baseline: a mixture of experts) names. So `from_pretrained`, `save_pretrained` and
+the Auto classes work as for any other model.
 """
 
 from collections.abc import Callable
@@ -21,15 +22,21 @@ from transformers import (
 )
 
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
+from memory_layers.layers import MemoryBeside, ValueTable, build_layer
+from memory_layers.layers.experts import ExpertChoice, Experts, TokenChoice
 from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
 from memory_layers.layers.keys import ProductKeys
-from memory_layers.layers.memory import build_table
+from memory_layers.layers.memory import build_tables
 from memory_layers.layers.query import QueryProjection
+from memory_layers.layers.values import SinkValue
 from memory_layers.models.families import FAMILIES, Family
 from memory_layers.models.saving import FORMAT_VERSION, check_format, write_remote_code
+from memory_layers.moe_config import MoeConfig
 
-_OWN_MODULES = (ValueTable, ProductKeys, QueryProjection, SiluGate, SigmoidGate, PlainOutput)
+_OWN_MODULES = (
+    ValueTable, ProductKeys, QueryProjection, SinkValue, SiluGate, SigmoidGate, PlainOutput,
+    Experts,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,17 @@ def memory_classes(family: Family) -> MemoryClasses:
         f"Memory{family.prefix}Config",
         (base_config,),
         {
-            "__doc__": f"{base_config.__name__} with `memory`, the fields of a MemoryConfig.",
+            "__doc__": f"{base_config.__name__} with `memory` or `moe`, the fields of "
+            "a MemoryConfig or MoeConfig.",
             "__module__": __name__,
-            "__annotations__": {"memory": "dict | None", "memory_format": "int"},
+            "__annotations__": {
+                "memory": "dict | None",
+                "moe": "dict | None",
+                "memory_format": "int",
+            },
             "model_type": f"memory_{family.model_type}",
             "memory": None,
+            "moe": None,
             "memory_format": FORMAT_VERSION,
         },
     )
@@ -72,7 +85,7 @@ def register_families() -> None:
 
 
 def install_memory(backbone: PreTrainedModel, config: MemoryConfig, family: Family) -> None:
-    """Put memory layers into the blocks of a backbone, and the shared table on the backbone.
+    """Put memory layers into the blocks of a backbone, and shared tables on the backbone.
 
     Args:
         backbone: The model without its head.
@@ -91,15 +104,34 @@ def install_memory(backbone: PreTrainedModel, config: MemoryConfig, family: Fami
         )
     model_dim = backbone.config.hidden_size
     if config.share_values:
-        backbone.memory_table = build_table(config, model_dim)
+        for name, table in build_tables(config, model_dim).items():
+            backbone.add_module(name, table)
     for index in config.layers:
         block = blocks[index]
         owner = backbone if config.share_values else None
-        memory = MemoryLayer(config, model_dim, owner=owner)
+        memory = build_layer(config, model_dim, owner)
         if config.placement == "beside":
             setattr(block, family.mlp, MemoryBeside(getattr(block, family.mlp), memory))
         else:
             setattr(block, family.mlp, memory)
+
+
+def install_experts(backbone: PreTrainedModel, config: MoeConfig, family: Family) -> None:
+    """Put a mixture of experts into the blocks of a backbone that a config names.
+
+    Args:
+        backbone: The model without its head.
+        config: Sizes and choices.
+        family: Where the blocks are.
+
+    Raises:
+        ValueError: A layer index is not below the number of blocks.
+    """
+    blocks, base = family.blocks_of(backbone), backbone.config
+    layer = ExpertChoice if config.routing == "expert_choice" else TokenChoice
+    for index in config.chosen_layers(len(blocks)):
+        experts = layer(config, base.hidden_size, base.intermediate_size, base.initializer_range)
+        setattr(blocks[index], family.mlp, experts)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -112,13 +144,19 @@ def _subclass(
 ) -> type[PreTrainedModel]:
     def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:  # noqa: N807
         base.__init__(self, config)
-        if config.memory is None:
+        if config.memory is None and config.moe is None:
             raise ValueError(
-                "config.memory is None. hint: build the plain model and call add_memory(model, ...)"
+                "config.memory is None, and config.moe too. "
+                "hint: build the plain model and call add_memory(model, ...)"
             )
+        if config.memory is not None and config.moe is not None:
+            raise ValueError("config.memory and config.moe are both set. hint: remove one")
         check_format(config.memory_format)
         backbone = backbone_of(self)
-        install_memory(backbone, MemoryConfig.from_dict(config.memory), family)
+        if config.memory is not None:
+            install_memory(backbone, MemoryConfig.from_dict(config.memory), family)
+        else:
+            install_experts(backbone, MoeConfig.from_dict(config.moe), family)
         backbone.__class__ = memory_classes(family).backbone if backbone is not self else type(self)
         self.post_init()
 
@@ -148,7 +186,8 @@ def _subclass(
         write_remote_code(Path(save_directory), family.prefix)
 
     body: dict[str, str | type | Callable] = {
-        "__doc__": f"{base.__name__} with memory layers in the blocks that its config names.",
+        "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its config "
+        "names.",
         "__module__": __name__,
         "__init__": __init__,
         "_init_weights": _init_weights,

@@ -1,4 +1,4 @@
-"""Base models and memories of the paper, and tiny ones for a laptop.
+"""Base models, memories and baselines of the paper, and tiny ones for a laptop.
 
 The shapes reproduce the parameter totals printed in arXiv 2412.09764 (tests/models). The paper
 prints no head counts: heads of width 64 are ours and change no total.
@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.config import MemoryConfig
-from memory_layers.models.surgery import add_memory
+from memory_layers.layers import build_layer
+from memory_layers.models.surgery import add_experts, add_memory
+from memory_layers.moe_config import MoeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,32 @@ class Preset:
             layers=(self.layers // 2,), sub_keys=sub_keys, key_dim=256, gate="none", qk_norm=False
         )
 
+    def peer(self, sub_keys: int = 768) -> MemoryConfig:
+        """The paper's PEER: its "Memory" with one-neuron experts, two vectors each, for values.
+
+        Args:
+            sub_keys: M, for M * M experts.
+        """
+        return replace(self.memory(sub_keys), readout="experts")
+
+    def moe(self, sub_keys: int = 1024) -> MoeConfig:
+        """The paper's MoE: the fewest full-size experts whose total is above that of `memory`.
+
+        In all blocks, with expert choice. An even number, as all of the paper's are (16, 8, 6, 4),
+        two of which are one more than the fewest. Routers are not counted.
+
+        Args:
+            sub_keys: M of the memory whose total counts.
+        """
+        config = self.to_config()
+        mlp = 3 * self.hidden_size * config.intermediate_size
+        with torch.device("meta"):
+            layer = build_layer(self.memory(sub_keys), self.hidden_size, None)
+        more = sum(parameter.numel() for parameter in layer.parameters()) - mlp
+        # One is there already. Then as many as do not suffice, and one.
+        fewest = 2 + max(0, more) // (self.layers * mlp)
+        return MoeConfig(routing="expert_choice", experts=fewest + fewest % 2)
+
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -104,16 +133,22 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def build_model(
-    preset: Preset, memory: MemoryConfig | None = None, *, vocab_size: int | None = None
+    preset: Preset,
+    memory: MemoryConfig | None = None,
+    moe: MoeConfig | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> PreTrainedModel:
-    """Build an untrained model, with memory if asked for.
+    """Build an untrained model, with memory or experts if asked for.
 
     Args:
         preset: The base model.
         memory: Memory layers to add. None: a dense model.
+        moe: Mixtures of experts to put in. Not together with `memory`.
         vocab_size: Tokens, if not the preset's.
     """
     if vocab_size is not None:
         preset = replace(preset, vocab_size=vocab_size)
     model = LlamaForCausalLM(preset.to_config())
-    return model if memory is None else add_memory(model, memory)
+    model = model if memory is None else add_memory(model, memory)
+    return model if moe is None else add_experts(model, moe)

@@ -1,8 +1,10 @@
 """Job: a run and how it is divided among ranks, with the sizes that all formulas need."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from transformers import LlamaConfig
 
@@ -11,6 +13,16 @@ from memory_layers.parallel.config import Layout
 from memory_layers.train.config import ConfigError, RunConfig, check_shares
 
 FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
+
+
+# Fields of MemoryConfig that change what a layer computes, keeps or trains, and the one value that
+# the formulas are written for.
+_COVERED: Mapping[str, object] = MappingProxyType(
+    {
+        "query_norm": "none", "readout": "values", "random_slots": 0, "sink_slot": False,
+        "train_keys": True,
+    }
+)  # fmt: skip
 
 
 class PlanError(ConfigError):
@@ -34,7 +46,15 @@ class Job:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the ranks cannot share."""
+        """Refuse what the ranks cannot share, and memory layers whose work is not covered."""
+        if self.run.moe is not None:
+            raise PlanError("plan does not cover moe yet. hint: plan the run without it")
+        for name, covered in _COVERED.items():
+            value = getattr(self.memory, name, covered)
+            if value != covered:
+                raise PlanError(
+                    f"plan covers memory.{name} {covered!r}, got {value!r}. hint: plan without it"
+                )
         check_shares(self.run.train, self.layout)
         tensor = self.layout.tensor
         sizes = {

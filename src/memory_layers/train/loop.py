@@ -21,7 +21,8 @@ from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.layers.draw import mixed
-from memory_layers.models import add_memory, memory_layers_of
+from memory_layers.layers.experts import balance_loss, scale_balance
+from memory_layers.models import add_experts, add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
 from memory_layers.optim import MemoryAdamW
 from memory_layers.parallel.apply import parallelize, reshard
@@ -131,6 +132,9 @@ def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTraine
     with torch.device("meta"):
         model = LlamaForCausalLM(shape)
         model = model if config.memory is None else add_memory(model, config.memory)
+        model = model if config.moe is None else add_experts(model, config.moe)
+    # The gradients of all micro-batches and readers are added up.
+    scale_balance(model, 1 / (config.train.accumulate * world.layout.readers))
     seed = config.train.seed
     if world.meshes is None:
         materialize(model, seed, world.device)
@@ -304,6 +308,9 @@ class _Run:
         if memory_layers_of(self.model):
             values["slots_used"] = round(used_share(self._reads()), 4)
             status += f"  slots used {values['slots_used']:.1%}"
+        balance = balance_loss(self.model)
+        if balance is not None:
+            values["balance_loss"] = float(balance)
         self.progress.update(step, status + self._waited_for())
         self.metrics.write(step, values)
 

@@ -1,0 +1,147 @@
+"""MoeConfig: every size and choice of a mixture of experts, the baseline of memory layers.
+
+Next: layers/experts.py, the layers that these fields describe.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+Routing = Literal["expert_choice", "token_choice"]
+
+_ROUTINGS = ("expert_choice", "token_choice")
+# Fields that only one routing reads.
+_OWN_FIELDS = {
+    "expert_choice": ("capacity_factor",),
+    "token_choice": ("top_k", "balance_weight"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig:
+    """A mixture of experts in place of feed-forward blocks.
+
+    Attributes:
+        routing: "expert_choice", each expert takes its best tokens (arXiv 2202.09368), the baseline
+            of "Memory Layers at Scale". "token_choice", each token takes its best experts without
+            a limit, as in OLMoE (arXiv 2409.02060).
+        experts: E, experts of a block.
+        expert_size: Hidden width of an expert. None: that of the feed-forward block for
+            "expert_choice", and a `top_k`-th of it, rounded up, for "token_choice". A token then
+            costs what it costs in the block.
+        top_k: Experts of a token. Only for "token_choice".
+        capacity_factor: Experts of a token in the mean, in training. Only for "expert_choice".
+        layers: Indices of the blocks that get experts, counted from 0. None: all.
+        balance_weight: Of the loss that spreads tokens over experts. Only for "token_choice".
+    """
+
+    routing: Routing
+    experts: int
+    expert_size: int | None = None
+    top_k: int = 8
+    capacity_factor: float = 1.0
+    layers: tuple[int, ...] | None = None
+    balance_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and choices that cannot work, naming the field and what to change."""
+        if self.routing not in _ROUTINGS:
+            raise ValueError(f"routing must be one of {_ROUTINGS}, got {self.routing!r}")
+        self._check_layers()
+        _check_whole("experts", self.experts, 2)
+        _check_whole("top_k", self.top_k, 1)
+        if self.expert_size is not None:
+            _check_whole("expert_size", self.expert_size, 1)
+        for name in ("capacity_factor", "balance_weight"):
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        for field in fields(self):
+            owners = [routing for routing in _ROUTINGS if field.name in _OWN_FIELDS[routing]]
+            value = getattr(self, field.name)
+            if owners and self.routing not in owners and value != field.default:
+                raise ValueError(
+                    f"{field.name} has no effect with routing {self.routing!r}, got {value}. "
+                    f"hint: leave it out, or use routing {owners[0]!r}"
+                )
+        if self.routing == "token_choice" and self.top_k > self.experts:
+            raise ValueError(
+                f"top_k must be at most experts = {self.experts}, got {self.top_k}. "
+                "hint: lower top_k or raise experts"
+            )
+        if not 0 < self.capacity_factor <= self.experts:
+            raise ValueError(
+                f"capacity_factor must be above 0 and at most experts = {self.experts}, "
+                f"got {self.capacity_factor}"
+            )
+
+    def _check_layers(self) -> None:
+        if self.layers is None:
+            return
+        if isinstance(self.layers, int | str):
+            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise ValueError("layers must name at least one block, got none. hint: leave it out")
+        for layer in self.layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
+
+    def chosen_layers(self, blocks: int) -> tuple[int, ...]:
+        """Return the indices of the blocks that get experts.
+
+        Args:
+            blocks: Of the model.
+
+        Raises:
+            ValueError: A layer index is not below the number of blocks.
+        """
+        if self.layers is None:
+            return tuple(range(blocks))
+        beyond = [layer for layer in self.layers if layer >= blocks]
+        if beyond:
+            raise ValueError(
+                f"layers must be below the number of blocks, {blocks}, got {beyond}. "
+                f"hint: the last block is {blocks - 1}"
+            )
+        return self.layers
+
+    def hidden_size(self, mlp_size: int) -> int:
+        """Return the hidden width of an expert.
+
+        Args:
+            mlp_size: Hidden width of the feed-forward block.
+        """
+        if self.expert_size is not None:
+            return self.expert_size
+        return mlp_size if self.routing == "expert_choice" else -(-mlp_size // self.top_k)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON and YAML."""
+        return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a config from plain values.
+
+        Raises:
+            ValueError: A field is unknown (the closest name is given), missing or wrong.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                close = get_close_matches(name, names, n=1)
+                hint = f"hint: did you mean {close[0]!r}?" if close else f"known: {names}"
+                raise ValueError(f"MoeConfig has no field {name!r}. {hint}")
+        for name in ("routing", "experts"):
+            if name not in values:
+                raise ValueError(f"MoeConfig needs `{name}`")
+        return cls(**values)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
