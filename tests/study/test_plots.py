@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from memory_layers.study.plots import finite, short_number, variant_styles
+from memory_layers.study.intervals import finite
+from memory_layers.study.plots_base import short_number, variant_styles
 
 
 def test_importing_the_report_imports_no_plotting_library() -> None:

@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from memory_layers.study.plots import draw_plots
+from memory_layers.study.plots_base import Plot
 from memory_layers.study.report import (
     markdown_table,
     render_table,
@@ -113,6 +115,19 @@ def results() -> dict[str, Any]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the plots, which take most of the time of a report."""
+    stand_in = {"recall_over_tokens": Plot(b"no image", "variant,seed\n<b>,0\n")}
+    monkeypatch.setattr("memory_layers.study.report.draw_plots", lambda *_: stand_in)
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real plots."""
+    monkeypatch.setattr("memory_layers.study.report.draw_plots", draw_plots)
+
+
 def only(results: dict[str, Any], *keep: tuple[str, int]) -> dict[str, Any]:
     """The same results with some of the runs."""
     some = copy.deepcopy(results)
@@ -186,18 +201,23 @@ def test_failed_run_is_shown_everywhere(results: dict[str, Any], tmp_path: Path)
     from rich.console import Console
 
     assert summary_table(results)[1]["failed"] == [
-        {"seed": 1, "error": "Traceback:\n  line 3\nRuntimeError: loss is not finite"}
+        {
+            "seed": 1,
+            "status": "failed",
+            "error": "Traceback:\n  line 3\nRuntimeError: loss is not finite",
+        }
     ]
     text = read(write_report(results, tmp_path)).text
     # In the results and in the list of all runs.
     assert text.count("failed: RuntimeError: loss is not finite") == 2
-    assert "1 of 6 runs failed" in text
+    assert "1 of 6 runs gave no result (1 failed)" in text
     assert "failed: RuntimeError: loss is not finite" in markdown_table(results)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(render_table(results))
     assert "dense_2x, seed 1 failed: RuntimeError: loss is not finite" in console.export_text()
 
 
+@pytest.mark.usefixtures("drawing")
 def test_variant_without_a_finished_run_stays_in_the_tables(
     results: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -232,7 +252,11 @@ def test_page_is_self_contained(results: dict[str, Any], tmp_path: Path) -> None
     tags = read(page)
     assert {tag for tag, _ in tags.tags}.isdisjoint({"script", "link", "iframe", "object"})
     for _, attributes in tags.tags:
-        assert "href" not in attributes
+        href = attributes.get("href")
+        if href is not None:
+            assert href.startswith("data:text/csv;charset=utf-8;base64,")
+            assert attributes["download"] == "recall_over_tokens.csv"
+            assert base64.b64decode(href.split(",")[1]) == b"variant,seed\n<b>,0\n"
         assert (attributes.get("src") or "data:").startswith("data:")
         assert not any(name.startswith("on") for name in attributes)
     css = page.read_text(encoding="utf-8").split("<style>")[1].split("</style>")[0]
@@ -240,21 +264,26 @@ def test_page_is_self_contained(results: dict[str, Any], tmp_path: Path) -> None
     assert "@import" not in css
 
 
+@pytest.mark.usefixtures("drawing")
 def test_plots_are_valid_and_the_same_in_the_page(results: dict[str, Any], tmp_path: Path) -> None:
     from PIL import Image
 
     page = write_report(results, tmp_path).read_text(encoding="utf-8")
     files = {path.name: path.read_bytes() for path in (tmp_path / "plots").iterdir()}
-    assert set(files) == {
-        "recall_over_tokens.png",
-        "recall_over_flops.png",
-        "recall_by_relation.png",
-        "slot_usage.png",
-    }
+    names = (
+        "recall_over_tokens",
+        "recall_over_flops",
+        "recall_against_flops",
+        "recall_against_parameters",
+        "recall_by_relation",
+        "slot_usage",
+    )
+    assert set(files) == {f"{name}.{ending}" for name in names for ending in ("png", "csv")}
     embedded = {base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)}
     assert embedded == set(files.values())
-    for content in files.values():
-        with Image.open(io.BytesIO(content)) as image:
+    for name in names:
+        assert files[f"{name}.csv"].startswith(b"variant,")
+        with Image.open(io.BytesIO(files[f"{name}.png"])) as image:
             image.load()
             assert image.format == "PNG"
             assert image.width >= 900
@@ -262,13 +291,13 @@ def test_plots_are_valid_and_the_same_in_the_page(results: dict[str, Any], tmp_p
             assert len(image.convert("RGB").getcolors(maxcolors=1 << 24)) > 10
 
 
-def test_no_memory_run_means_no_usage_plot(results: dict[str, Any], tmp_path: Path) -> None:
+def test_plots_of_an_earlier_report_do_not_stay(results: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    for name in ("slot_usage.png", "slot_usage.csv", "mine.png"):
+        (tmp_path / "plots" / name).write_text("old")
     write_report(results, tmp_path)
-    some = only(results, ("dense", 0), ("dense", 1))
-    text = read(write_report(some, tmp_path)).text
-    # The plot of the earlier report must not stay behind.
-    assert not (tmp_path / "plots" / "slot_usage.png").exists()
-    assert "How evenly the memory is used" not in text
+    kept = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert kept == {"mine.png", "recall_over_tokens.png", "recall_over_tokens.csv"}
 
 
 def test_nothing_temporary_stays_behind(results: dict[str, Any], tmp_path: Path) -> None:
@@ -286,7 +315,7 @@ def test_failed_write_leaves_the_old_page(
     def refuse(source: object, target: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr("memory_layers.study.report.os.replace", refuse)
+    monkeypatch.setattr("memory_layers.study.report_page.os.replace", refuse)
     results["name"] = "other"
     with pytest.raises(OSError, match="disk is full"):
         write_report(results, tmp_path)
@@ -336,9 +365,10 @@ def test_one_seed_is_said_to_show_no_spread(results: dict[str, Any], tmp_path: P
     assert re.search(r"<small>[\d.,]+\u2013", table) is None
 
 
-def test_two_seeds_show_their_range(results: dict[str, Any], tmp_path: Path) -> None:
+def test_two_seeds_show_their_interval_and_range(results: dict[str, Any], tmp_path: Path) -> None:
     text = write_report(results, tmp_path).read_text(encoding="utf-8")
-    assert "0.650<small>0.600\u20130.700</small>" in text
+    # Half of the interval is 12.706 times the standard error, which is half of 0.1.
+    assert "0.650 \u00b1 0.635<small>0.600\u20130.700</small>" in text
     assert "1.10M<small>1.10 \u00d7 dense</small>" in text
     assert "8.50M<small>1.70M active</small>" in text
     assert "The figures of dense_2x come from one seed" in text
@@ -394,6 +424,6 @@ def test_same_results_give_the_same_bytes(results: dict[str, Any], tmp_path: Pat
 def test_markdown_table_has_means_and_ranges(results: dict[str, Any]) -> None:
     lines = markdown_table(results).splitlines()
     assert lines[1].startswith("|:---|---:|")
-    assert "| `dense` | 2 | 0.650 (0.600\u20130.700) |" in lines[2]
+    assert "| `dense` | 2 | 0.650 \u00b1 0.635 (0.600\u20130.700) |" in lines[2]
     assert lines[4].startswith("| `dense_2x`, seed 1 | \u2013 | failed: ")
     assert len({line.count("|") for line in lines}) == 1

@@ -1,16 +1,20 @@
-"""The HTML of a comparison's report: one page, no scripts, nothing fetched.
+"""The HTML page of a report: no scripts, nothing fetched, every figure and its data inside.
 
-This module only turns ready texts into markup and escapes all of them. What they say is
-computed in :mod:`memory_layers.study.report`.
+This module only turns ready texts into markup and escapes all of them, for any report made of
+sections with tables and figures. Next: :mod:`memory_layers.study.report` fills the page of a
+comparison.
 """
 
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
+from itertools import groupby
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A table row. With ``failure`` set, the reason fills the row in place of its cells."""
+    """A table row. With ``failure`` set, ``status`` and the reason fill the row."""
 
     title: Cell
     cells: Sequence[Cell] = ()
     colour: str | None = None
     failure: str | None = None
+    status: str = "failed"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with one header row."""
+    """A table with one header row. Screen readers call it by its label."""
 
     head: Sequence[str]
     rows: Sequence[Row]
@@ -41,117 +46,90 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A plot with its caption and, to download, the numbers it shows."""
+
+    name: str
+    title: str
+    text: str
+    png: bytes
+    csv: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A table below a line that shows and hides it."""
+
+    title: str
+    table: Table
+    shown: bool = False
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Terms and what they mean."""
+
+    items: Sequence[tuple[str, str]]
+
+
+Part = str | Table | Figure | Folded | Definitions
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it. A string is a paragraph."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
 class Page:
-    """Everything the page shows, as plain text."""
+    """Everything the page shows, as plain text. Sections without parts are left out."""
 
     title: str
     lead: str
     notes: Sequence[str]
-    summary: Table
-    plots: Mapping[str, bytes]
-    relations: Mapping[str, Table]
-    runs: Table
-    provenance: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[Section]
+    footer: Mapping[str, str] = field(default_factory=dict)
 
-
-# (name of the plot, what it shows, how to read it)
-_CAPTIONS = (
-    (
-        "recall_over_tokens",
-        "Recall over training tokens.",
-        (
-            "At the same horizontal position every variant has read the same amount of text. "
-            "Higher is better; a line that is still rising had not finished learning."
-        ),
-    ),
-    (
-        "recall_over_flops",
-        "Recall over training FLOPs.",
-        (
-            "At the same horizontal position every variant has spent the same compute. A line "
-            "further left reaches the same recall more cheaply."
-        ),
-    ),
-    (
-        "recall_by_relation",
-        "Recall by relation.",
-        (
-            "One group of bars per kind of fact, one bar per variant, at the end of training. Thin "
-            "black lines run from the lowest to the highest seed where there are several."
-        ),
-    ),
-    (
-        "slot_usage",
-        "How evenly the memory is used.",
-        (
-            "Slots are grouped by how many reads they received in the measurement. A tall bar at 0 "
-            "means slots that nothing read: parameters without a use."
-        ),
-    ),
-)
-
-_METRICS = (
-    (
-        "Recall",
-        (
-            "The share of questions for which every token of the answer is produced exactly, by "
-            "greedy decoding. A partly right answer counts as wrong."
-        ),
-    ),
-    (
-        "Held-out questions",
-        (
-            "Facts the model has seen only as statements. The question form was never shown for "
-            "that subject, so the model has to find the fact from a wording it has not met it in."
-        ),
-    ),
-    (
-        "Shown questions",
-        "Facts whose question and answer were part of the training text, beside the statement.",
-    ),
-    ("Statements", "The answer is completed in the wording the fact was taught in."),
-    (
-        "Answer NLL",
-        (
-            "Negative log-likelihood of the right answer to held-out questions, in nats. Lower is "
-            "better. It still moves where recall is near 0 or 1."
-        ),
-    ),
-    (
-        "Bits stored",
-        (
-            "Sum of log2(number of distinct answers of the relation) over the held-out and shown "
-            "question facts the model recalled. A recalled fact counts for more when there were "
-            "more answers to choose from."
-        ),
-    ),
-    (
-        "FLOPs per token",
-        (
-            "Compute of one training token, and its ratio to the base variant's. Parameters that "
-            "are stored but not touched by a token cost none."
-        ),
-    ),
-    (
-        "Parameters",
-        (
-            "All that are stored and, in small print, those that are active for a token: of a "
-            "memory layer, only the slots it reads."
-        ),
-    ),
-    (
-        "Spread",
-        (
-            "Small figures such as 0.71\u20130.74 are the lowest and the highest seed; the figure "
-            "above them is the mean over the seeds."
-        ),
-    ),
-)
 
 _REASON_LENGTH = 160
 
-# The page may show its own images and style, and load or run nothing else.
+# The page may show its own images and style, and load or run nothing else. Links that save a
+# data: address load nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_page(page: Page, folder: Path, names: Iterable[str] = ()) -> Path:
+    """Write ``report.html`` and, for each figure, ``plots/NAME.png`` and ``plots/NAME.csv``.
+
+    Args:
+        page: Its figures need different names.
+        folder: Created if it is missing.
+        names: Figures this kind of report may have. Files of an earlier report for those that
+            this page does not have are removed.
+
+    Returns:
+        The path of the page, which needs no other file to be read.
+    """
+    figures = {
+        part.name: part
+        for section in page.sections
+        for part in section.parts
+        if isinstance(part, Figure)
+    }
+    plots = folder / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    for name in set(names) - set(figures):
+        for ending in ("png", "csv"):
+            (plots / f"{name}.{ending}").unlink(missing_ok=True)
+    for name, figure in figures.items():
+        _write(plots / f"{name}.png", figure.png)
+        _write(plots / f"{name}.csv", figure.csv.encode("utf-8", errors="replace"))
+    path = folder / "report.html"
+    _write(path, render_page(page).encode("utf-8", errors="replace"))
+    return path
 
 
 def render_page(page: Page) -> str:
@@ -174,22 +152,59 @@ def render_page(page: Page) -> str:
         f"<h1>{escape(page.title)}</h1>",
         f'<p class="lead">{escape(page.lead)}</p>',
         *(f'<p class="note">{escape(note)}</p>' for note in page.notes),
-        "<h2>Results</h2>",
-        _table(page.summary),
-        *_plots(page.plots),
-        *_relations(page.relations),
-        "<h2>What the figures mean</h2>",
-        _definitions(_METRICS, "metrics"),
-        "<h2>Every run</h2>",
-        _table(page.runs),
+        *(line for section in page.sections if section.parts for line in _section(section)),
         "<footer>",
-        _definitions(page.provenance.items(), "facts"),
+        _definitions(page.footer.items(), "facts"),
         "</footer>",
         "</main>",
         "</body>",
         "</html>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def short_reason(text: str) -> str:
+    """Return the last line that is not blank: of a traceback, the one with the reason."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = lines[-1] if lines else "no reason was recorded"
+    return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 1] + "…"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _section(section: Section) -> Iterable[str]:
+    yield "<section>"
+    yield f"<h2>{escape(section.title)}</h2>"
+    # Figures that follow one another stand side by side where there is room.
+    for figures, parts in groupby(section.parts, lambda part: isinstance(part, Figure)):
+        if figures:
+            yield '<div class="plots">'
+        yield from map(_part, parts)
+        if figures:
+            yield "</div>"
+    yield "</section>"
+
+
+def _part(part: Part) -> str:
+    if isinstance(part, Table):
+        return _table(part)
+    if isinstance(part, Figure):
+        return _figure(part)
+    if isinstance(part, Folded):
+        shown = " open" if part.shown else ""
+        title = f"<summary>{escape(part.title)}</summary>"
+        return f"<details{shown}>{title}{_table(part.table)}</details>"
+    if isinstance(part, Definitions):
+        return _definitions(part.items, "metrics")
+    return f"<p>{escape(part)}</p>"
 
 
 def _cell(cell: Cell) -> str:
@@ -204,20 +219,14 @@ def _row(row: Row, width: int) -> str:
     if row.failure is None:
         cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row.cells)
     else:
-        cells = f'<td class="failed" colspan="{width - 1}">{_failure(row.failure)}</td>'
+        failure = _failure(row.status, row.failure)
+        cells = f'<td class="failed" colspan="{width - 1}">{failure}</td>'
     return f"<tr>{title}{cells}</tr>"
 
 
-def short_reason(text: str) -> str:
-    """Return the last line that is not blank: of a traceback, the one with the reason."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = lines[-1] if lines else "no reason was recorded"
-    return line if len(line) <= _REASON_LENGTH else line[: _REASON_LENGTH - 1] + "…"
-
-
-def _failure(reason: str) -> str:
+def _failure(status: str, reason: str) -> str:
     short = short_reason(reason)
-    shown = f"failed: {escape(short)}"
+    shown = f"{escape(status)}: {escape(short)}"
     if reason.strip() in ("", short):
         return shown
     return f"<details><summary>{shown}</summary><pre>{escape(reason.strip())}</pre></details>"
@@ -233,31 +242,16 @@ def _table(table: Table) -> str:
     )
 
 
-def _plots(plots: Mapping[str, bytes]) -> Iterable[str]:
-    figures = [
-        f'<figure><img src="data:image/png;base64,{base64.b64encode(plots[name]).decode("ascii")}"'
-        f' alt="{escape(title)}"><figcaption><b>{escape(title)}</b> {escape(text)}</figcaption>'
-        "</figure>"
-        for name, title, text in _CAPTIONS
-        if name in plots
-    ]
-    if figures:
-        yield "<h2>Plots</h2>"
-        yield '<div class="plots">'
-        yield from figures
-        yield "</div>"
-
-
-def _relations(tables: Mapping[str, Table]) -> Iterable[str]:
-    if not tables:
-        return
-    yield "<h2>Recall by relation</h2>"
-    for i, (title, table) in enumerate(tables.items()):
-        if i == 0:
-            yield f"<h3>{escape(title)}</h3>"
-            yield _table(table)
-        else:
-            yield f"<details><summary>{escape(title)}</summary>{_table(table)}</details>"
+def _figure(figure: Figure) -> str:
+    image = base64.b64encode(figure.png).decode("ascii")
+    data = base64.b64encode(figure.csv.encode("utf-8", errors="replace")).decode("ascii")
+    title = escape(figure.title)
+    return (
+        f'<figure><img src="data:image/png;base64,{image}" alt="{title}">'
+        f"<figcaption><b>{title}</b> {escape(figure.text)} "
+        f'<a href="data:text/csv;charset=utf-8;base64,{data}" '
+        f'download="{escape(figure.name)}.csv">Data (CSV)</a></figcaption></figure>'
+    )
 
 
 def _definitions(items: Iterable[tuple[str, str]], kind: str) -> str:

@@ -1,19 +1,26 @@
-"""What the runs of a comparison add up to: one row of figures a variant."""
+"""What the runs of a comparison add up to: one row of figures a variant, and who is above whom.
+
+Next: :mod:`memory_layers.study.report_tables` writes these figures into tables.
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_layers.study.plots import finite
+from memory_layers.study.intervals import finite, spread
+
+Run = Mapping[str, Any]
 
 FORMS = (
     ("question_heldout", "Held-out questions"),
     ("question_shown", "Shown questions"),
     ("statement", "Statements"),
 )
+BITS = ("bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
 _COSTS = ("flops_per_token", "params_total", "params_active", "params_memory", "tokens", "seconds")
+# What two variants are compared by: its name in a run, and whether more of it is better.
+MEASURES = {"question_heldout": True, "text_nll": False}
 
 
 def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -24,9 +31,11 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         One row a variant, in the order of the runs. ``seeds`` counts the finished runs and
-        ``failed`` lists the others. ``question_heldout``, ``question_shown``, ``statement``,
-        ``answer_nll`` (of held-out questions) and ``bits_stored`` are dicts of ``mean``,
-        ``min``, ``max``, ``std`` (None for one seed) and ``n``, or None where nothing was
+        ``failed`` lists the others with their ``seed``, ``status`` and ``error``.
+        ``question_heldout``, ``question_shown``, ``statement``, ``answer_nll`` (of held-out
+        questions), ``text_nll`` (of held-out running text), ``bits_stored``,
+        ``bits_per_parameter``, ``bits_per_active_parameter`` and ``bits_per_train_flop`` are
+        what :func:`~memory_layers.study.intervals.spread` returns, or None where nothing was
         measured. The other columns are means: ``flops_per_token``, ``params_total``,
         ``params_active``, ``params_memory``, ``tokens``, ``seconds``. ``flops_ratio`` is the
         ratio to the variant named in ``flops_base``: "dense", or the first one measured.
@@ -34,24 +43,24 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for variant, runs in by_variant(results).items():
         done = [run for run in runs if finished(run)]
-        failed = [
-            {"seed": run.get("seed"), "error": failure(run)} for run in runs if not finished(run)
-        ]
-        recall = [run.get("recall") or {} for run in done]
-        row: dict[str, Any] = {"variant": variant, "seeds": len(done), "failed": failed}
-        for form, _ in FORMS:
-            row[form] = spread(entry.get(form) for entry in recall)
-        row["answer_nll"] = spread(
-            (run.get("answer_nll") or {}).get("question_heldout") for run in done
-        )
-        row["bits_stored"] = spread(run.get("bits_stored") for run in done)
+        row: dict[str, Any] = {
+            "variant": variant,
+            "seeds": len(done),
+            "failed": [
+                {"seed": run.get("seed"), "status": status(run), "error": failure(run)}
+                for run in runs
+                if not finished(run)
+            ],
+        }
+        for key in (*dict(FORMS), "answer_nll", "text_nll", "bits_stored", *BITS):
+            row[key] = spread(measured(run, key) for run in done)
         for key in _COSTS:
             found = spread(run.get(key) for run in done)
             row[key] = found["mean"] if found else None
         rows.append(row)
-    measured = [row for row in rows if row["flops_per_token"]]
-    dense = [row for row in measured if row["variant"] == "dense"]
-    base = next(iter(dense or measured), None)
+    costs = [row for row in rows if row["flops_per_token"]]
+    dense = [row for row in costs if row["variant"] == "dense"]
+    base = next(iter(dense or costs), None)
     for row in rows:
         flops = row["flops_per_token"]
         row["flops_base"] = base["variant"] if base else None
@@ -59,34 +68,120 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def by_variant(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+def comparisons(
+    results: Mapping[str, Any], subjects: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """Compare variants with memory against each other variant, paired over seeds.
+
+    Runs with the same seed saw the same tokens in the same order, so their difference has less
+    noise than the two means. Seeds that only one of the two finished are left out.
+
+    Args:
+        results: The content of ``results.json``.
+        subjects: Names of the variants to compare with all others. None: ``memory_plus``, or
+            without it every variant with memory parameters.
+
+    Returns:
+        One entry for each subject, other variant and measure ("question_heldout": recall of
+        held-out questions; "text_nll": loss on held-out running text) that both have:
+        ``variant``, ``reference``, ``measure``, ``seeds`` (the pairs), ``difference`` (mean of
+        variant - reference), ``low`` and ``high`` (its 95 % interval; None for one pair) and
+        ``verdict``: "above" or "below" where the interval excludes 0, "not distinguishable"
+        where it does not, and "one seed" for one pair.
+
+    Raises:
+        ValueError: A subject is no variant of the results.
+    """
+    groups = by_variant(results)
+    if subjects is None:
+        subjects = memory_variants(results)
+    unknown = sorted(set(subjects) - set(groups))
+    if unknown:
+        raise ValueError(
+            f"subjects must be variants of the results, got {unknown}. hint: {', '.join(groups)}"
+        )
+    return [
+        {"variant": subject, "reference": other, "measure": measure, **found}
+        for subject in subjects
+        for other in groups
+        if other != subject
+        for measure in MEASURES
+        if (found := _paired(groups[subject], groups[other], measure)) is not None
+    ]
+
+
+def memory_variants(results: Mapping[str, Any]) -> list[str]:
+    """Return the variants to compare with all others: ``memory_plus``, or all with memory."""
+    groups = by_variant(results)
+    kinds = results.get("kinds") or {}
+    best = [name for name in groups if kinds.get(name, name) == "memory_plus"]
+    return best or [
+        name
+        for name, runs in groups.items()
+        if any(finite(run.get("params_memory")) for run in runs if finished(run))
+    ]
+
+
+def _paired(runs: Sequence[Run], others: Sequence[Run], measure: str) -> dict[str, Any] | None:
+    first, second = (
+        {
+            run.get("seed"): value
+            for run in group
+            if finished(run) and (value := measured(run, measure)) is not None
+        }
+        for group in (runs, others)
+    )
+    found = spread(value - second[seed] for seed, value in first.items() if seed in second)
+    if found is None:
+        return None
+    mean, half = found["mean"], found["half"]
+    low, high = (None, None) if half is None else (mean - half, mean + half)
+    if low is None or high is None:
+        verdict = "one seed"
+    elif low > 0:
+        verdict = "above"
+    elif high < 0:
+        verdict = "below"
+    else:
+        verdict = "not distinguishable"
+    return {
+        "seeds": found["n"],
+        "difference": mean,
+        "low": low,
+        "high": high,
+        "verdict": verdict,
+    }
+
+
+def measured(run: Run, key: str) -> float | None:
+    """Return one measurement of a run by its name in :func:`summary_table`, if it has it."""
+    if key in dict(FORMS):
+        return finite((run.get("recall") or {}).get(key))
+    if key == "answer_nll":
+        return finite((run.get("answer_nll") or {}).get("question_heldout"))
+    if key == "text_nll":
+        return finite((run.get("text") or {}).get("nll"))
+    return finite(run.get(key))
+
+
+def by_variant(results: Mapping[str, Any]) -> dict[str, list[Run]]:
     """Group all runs, failed ones too, by variant in order of appearance."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in results.get("runs") or ():
         groups.setdefault(str(run.get("variant")), []).append(run)
     return groups
 
 
-def finished(run: Mapping[str, Any]) -> bool:
+def finished(run: Run) -> bool:
     """Tell whether a run reached its end and has measurements."""
     return run.get("status") in (None, "ok")
 
 
-def failure(run: Mapping[str, Any]) -> str:
-    """Return why a run is not finished, perhaps over several lines."""
-    status = run.get("status")
-    return str(run.get("error") or ("" if status == "failed" else f"status {status}"))
+def status(run: Run) -> str:
+    """Return how a run ended, in words: "ok", "failed", "diverged", "out of memory", "killed"."""
+    return str(run.get("status") or "ok").replace("_", " ")
 
 
-def spread(values: Iterable[object]) -> dict[str, Any] | None:
-    """Return mean, min, max, std and n of the finite numbers, or None without any."""
-    numbers = [number for value in values if (number := finite(value)) is not None]
-    if not numbers:
-        return None
-    return {
-        "mean": statistics.fmean(numbers),
-        "min": min(numbers),
-        "max": max(numbers),
-        "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
-        "n": len(numbers),
-    }
+def failure(run: Run) -> str:
+    """Return why a run is not finished, perhaps over several lines, or "" where it is not known."""
+    return str(run.get("error") or "")

@@ -1,0 +1,215 @@
+"""Bars: recall by relation, bits of knowledge for what they cost, reads of the memory's slots.
+
+Next: :mod:`memory_layers.study.plots` collects them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from memory_layers.study.intervals import finite, spread
+from memory_layers.study.plots_base import (
+    GRID,
+    INK,
+    RECALL_LABEL,
+    SPREAD_COLUMNS,
+    Groups,
+    Plot,
+    Style,
+    error_lengths,
+    finish,
+    legend,
+    new_figure,
+    plain_text,
+    short_number,
+    spread_columns,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# What dense models store at best (Allen-Zhu and Li, arXiv 2404.05405).
+LITERATURE_BITS = 2.0
+
+# For each measure of bits: what the axis says, and the unit in which it is drawn.
+_BITS = {
+    "bits_per_parameter": ("Bits per parameter", 1.0),
+    "bits_per_active_parameter": ("Bits per active parameter", 1.0),
+    "bits_per_train_flop": ("Bits per TFLOP of training", 1e12),
+}
+
+
+def relation_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
+    """Draw held-out recall by relation, one bar a variant."""
+    values: dict[str, dict[str, list[float]]] = {}
+    rows = []
+    for name, runs in groups.items():
+        for run in runs:
+            for relation, recall in ((run.get("recall") or {}).get("by_relation") or {}).items():
+                number = finite((recall or {}).get("question_heldout"))
+                if number is not None:
+                    values.setdefault(relation, {}).setdefault(name, []).append(number)
+                    rows.append((name, run.get("seed"), relation, number))
+    if not values:
+        return None
+    names = [name for name in groups if any(name in row for row in values.values())]
+    figure, axes = new_figure(min(14.0, 1.5 + len(values) * (0.3 + 0.17 * len(names))))
+    size = 0.8 / len(names)
+    for i, name in enumerate(names):
+        places = [y for y, row in enumerate(values.values()) if name in row]
+        found = [f for row in values.values() if (f := spread(row.get(name, ()))) is not None]
+        axes.barh(
+            [y - 0.4 + size * (i + 0.5) for y in places],
+            [row["mean"] for row in found],
+            height=size * 0.9,
+            color=styles[name].colour,
+            hatch=styles[name].hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=plain_text(name),
+            xerr=error_lengths(found, high=1.0),
+            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+        )
+    axes.set_yticks(range(len(values)), [plain_text(relation) for relation in values])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlim(0, 1.02)
+    axes.set_xlabel(RECALL_LABEL, fontsize=12)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    legend(figure, axes)
+    return finish(figure, ("variant", "seed", "relation", "question_heldout"), rows)
+
+
+def bits_plot(groups: Groups, styles: Mapping[str, Style], key: str) -> Plot | None:
+    """Draw how much knowledge each variant stores for what it costs, one bar a variant.
+
+    Args:
+        groups: The finished runs of each variant.
+        styles: The style of each variant.
+        key: "bits_per_parameter", "bits_per_active_parameter" or "bits_per_train_flop".
+    """
+    label, unit = _BITS[key]
+    found = {
+        name: row
+        for name, runs in groups.items()
+        if (row := spread(_scaled(run.get(key), unit) for run in runs)) is not None
+    }
+    if not found:
+        return None
+    figure, axes = new_figure(1.2 + 0.3 * len(found))
+    places = range(len(found))
+    axes.barh(
+        places,
+        [row["mean"] for row in found.values()],
+        height=0.7,
+        color=[styles[name].colour for name in found],
+        xerr=error_lengths(list(found.values())),
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+    )
+    axes.set_yticks(places, [plain_text(name) for name in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    top = max(row["max"] for row in found.values()) or 1.0
+    axes.set_xlim(0, top * 1.15)
+    for y, row in zip(places, found.values(), strict=True):
+        axes.annotate(
+            short_number(row["mean"]) if row["mean"] >= 999.5 else f"{row['mean']:#.3g}",
+            (min(max(row["mean"] + (row["half"] or 0), row["max"]), top * 1.15), y),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+            color=INK,
+            annotation_clip=False,
+        )
+    axes.set_xlabel(label, fontsize=12)
+    axes.locator_params(axis="x", nbins=6)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    if key == "bits_per_parameter":
+        _literature_line(axes, top)
+    rows = [(name, *spread_columns(row)) for name, row in found.items()]
+    return finish(figure, ("variant", *SPREAD_COLUMNS), rows)
+
+
+def _scaled(value: object, unit: float) -> float | None:
+    number = finite(value)
+    return None if number is None else number * unit
+
+
+def _literature_line(axes: Axes, top: float) -> None:
+    """Mark what the literature found for dense models, in words where it is far off."""
+    text = f"{LITERATURE_BITS:g} bits: dense models at best, in the literature"
+    if top * 3 < LITERATURE_BITS:
+        text += f"\n(off the scale: {LITERATURE_BITS / top:.3g} times the longest bar)"
+    else:
+        axes.axvline(LITERATURE_BITS, color=INK, linewidth=1.2, linestyle="--")
+        axes.set_xlim(0, 1.15 * max(top, LITERATURE_BITS))
+    axes.set_title(text, fontsize=10, color=INK, loc="left")
+
+
+def usage_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
+    """Draw how many reads the slots of each variant's memory received."""
+    shares: dict[str, dict[float, float]] = {}
+    upper: dict[float, float | None] = {}
+    for name, runs in groups.items():
+        usages = [u for run in runs if (u := run.get("slot_usage")) and u.get("histogram")]
+        for usage in usages:
+            counts, edges = usage["histogram"], usage.get("histogram_edges") or []
+            if len(edges) < len(counts):
+                edges = [0.0, *(2.0**i for i in range(len(counts)))]
+            total = math.fsum(counts) or 1.0
+            for i, count in enumerate(counts):
+                low = float(edges[i])
+                # Bins are matched by their edge: a busier seed has more of them.
+                row = shares.setdefault(name, {})
+                row[low] = row.get(low, 0.0) + 100 * count / total / len(usages)
+                if upper.get(low) is None:
+                    upper[low] = float(edges[i + 1]) if i + 1 < len(edges) else None
+    if not shares:
+        return None
+    bins = sorted(upper)
+    figure, axes = new_figure(4.2)
+    size = 0.86 / len(shares)
+    for i, (name, row) in enumerate(shares.items()):
+        axes.bar(
+            [x - 0.43 + size * (i + 0.5) for x in range(len(bins))],
+            [row.get(low, 0.0) for low in bins],
+            width=size * 0.94,
+            color=styles[name].colour,
+            hatch=styles[name].hatch,
+            edgecolor="white",
+            linewidth=0,
+            label=plain_text(name),
+        )
+    every = max(1, math.ceil(len(bins) / 12))
+    ticks = range(0, len(bins), every)
+    axes.set_xticks(ticks, [_bin_label(bins[i], upper[bins[i]]) for i in ticks])
+    if len(ticks) > 5:
+        axes.tick_params(axis="x", rotation=40)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+    axes.set_xlabel("Reads a slot received", fontsize=12)
+    axes.set_ylabel("Share of slots (%)", fontsize=12)
+    axes.locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10])
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    legend(figure, axes)
+    rows = [
+        (name, low, upper[low], share) for name, row in shares.items() for low, share in row.items()
+    ]
+    return finish(figure, ("variant", "reads_from", "reads_below", "percent_of_slots"), rows)
+
+
+def _bin_label(low: float, high: float | None) -> str:
+    def write(value: int) -> str:
+        # Short numbers would turn 512 to 1023 into "512 to 1.02k".
+        return str(value) if value < 10_000 else short_number(value)
+
+    first = math.ceil(low)
+    if high is None or not math.isfinite(high):
+        return f"≥ {write(first)}"
+    # Reads are whole numbers, so the bin [2, 4) holds 2 and 3.
+    last = math.ceil(high) - 1
+    return write(first) if last <= first else f"{write(first)}\u2013{write(last)}"

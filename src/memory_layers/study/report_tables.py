@@ -1,0 +1,357 @@
+"""The tables of a comparison: results, what was matched, differences, relations, bits, runs.
+
+A run without a result stays in them, with its status and reason. Next:
+:mod:`memory_layers.study.report` puts them on a page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from memory_layers.study.intervals import finite, spread
+from memory_layers.study.plots_base import Style, short_number
+from memory_layers.study.report_page import Cell, Row, Table, short_reason
+from memory_layers.study.report_summary import (
+    FORMS,
+    MEASURES,
+    by_variant,
+    comparisons,
+    failure,
+    finished,
+    memory_variants,
+    status,
+    summary_table,
+)
+
+DASH = "\u2013"
+TIMES = "\u00d7"
+UP, DOWN = "\u00a0↑", "\u00a0↓"
+# Bits for a FLOP of training are drawn and written for 10^12 of them.
+TERA = 1e12
+
+_THREE_DIGITS = ".3g"
+
+# What a table of results can show: its heading and, of a mean over seeds, the number format.
+_COLUMNS: dict[str, tuple[str, str]] = {
+    "seeds": ("Seeds", ""),
+    "question_heldout": (f"Held-out questions{UP}", ".3f"),
+    "question_shown": (f"Shown questions{UP}", ".3f"),
+    "statement": (f"Statements{UP}", ".3f"),
+    "answer_nll": (f"Answer NLL{DOWN}", ".3f"),
+    "text_nll": (f"Text loss{DOWN}", ".3f"),
+    "bits_stored": (f"Bits stored{UP}", ",.0f"),
+    "bits_per_parameter": (f"Bits per parameter{UP}", _THREE_DIGITS),
+    "bits_per_active_parameter": (f"Bits per active parameter{UP}", _THREE_DIGITS),
+    "bits_per_train_flop": (f"Bits per training TFLOP{UP}", _THREE_DIGITS),
+    "flops_per_token": ("FLOPs per token", ""),
+    "params_total": ("Parameters", ""),
+    "tokens": ("Tokens", ""),
+    "seconds": ("Seconds", ",.0f"),
+}
+_STANDARD = (
+    "seeds",
+    "question_heldout",
+    "question_shown",
+    "statement",
+    "answer_nll",
+    "text_nll",
+    "bits_stored",
+    "flops_per_token",
+    "params_total",
+    "tokens",
+    "seconds",
+)
+_BITS = ("bits_stored", "bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
+_RUN_HEAD = (
+    "Variant, seed",
+    "Held-out questions",
+    "Answer NLL",
+    "Text loss",
+    "Bits stored",
+    "Last loss",
+    "Learning rate",
+    "Value learning rate",
+    "Slots read",
+    "KL to uniform",
+    "Tokens",
+    "Seconds",
+)
+
+
+def number(value: object, form: str = "") -> str:
+    """Write a number, without a format as a short count, and what is no number as a dash."""
+    found = finite(value)
+    if found is None:
+        return DASH
+    return format(found, form) if form else short_number(found)
+
+
+def spread_cell(
+    found: Mapping[str, Any] | None, form: str, seeds: int, *, ranges: bool = True
+) -> Cell:
+    """Return the cell of a mean over seeds.
+
+    Args:
+        found: What :func:`~memory_layers.study.intervals.spread` returned.
+        form: Of the numbers.
+        seeds: Finished runs. The cell says where fewer were measured.
+        ranges: Whether the lowest and the highest seed are in the small print.
+    """
+    if found is None:
+        return Cell(DASH)
+    if form == _THREE_DIGITS:
+        # All of a cell's numbers with the decimals of its mean, as 4.96e-05 is hard to compare.
+        size = math.floor(math.log10(abs(found["mean"]))) if found["mean"] else 0
+        form = f",.{max(0, 2 - size)}f"
+    text = format(found["mean"], form)
+    if found["half"] is not None:
+        text += f" ± {found['half']:{form}}"
+    small = ""
+    if ranges and found["n"] > 1:
+        small = f"{found['min']:{form}}{DASH}{found['max']:{form}}"
+    if found["n"] < seeds:
+        small = f"{small} {found['n']} of {seeds} seeds".strip()
+    return Cell(text, small)
+
+
+def results_table(
+    results: Mapping[str, Any],
+    styles: Mapping[str, Style],
+    columns: Sequence[str] | None = None,
+    *,
+    ranges: bool = True,
+) -> Table:
+    """Return the results, one row a variant and one a run without a result.
+
+    Args:
+        results: The content of ``results.json``.
+        styles: The style of each variant, for its dot.
+        columns: Keys of what :func:`summary_table` returns. None: the usual ones.
+        ranges: Whether the lowest and the highest seed are in the small print.
+
+    Raises:
+        ValueError: A column is not known.
+    """
+    rows = summary_table(results)
+    if columns is None:
+        unmeasured = all(row["text_nll"] is None for row in rows)
+        columns = [key for key in _STANDARD if key != "text_nll" or not unmeasured]
+    unknown = [key for key in columns if key not in _COLUMNS]
+    if unknown:
+        raise ValueError(f"columns: unknown {unknown}. hint: {', '.join(_COLUMNS)}")
+    lines = []
+    for row in rows:
+        name = row["variant"]
+        colour = styles[name].colour if name in styles else None
+        if row["seeds"]:
+            cells = [_result_cell(row, key, ranges) for key in columns]
+            lines.append(Row(Cell(name), cells, colour))
+        lines += [
+            Row(Cell(name, f"seed {run['seed']}"), (), colour, run["error"], run["status"])
+            for run in row["failed"]
+        ]
+    head = ("Variant", *(_COLUMNS[key][0] for key in columns))
+    return Table(head, lines, "Results by variant")
+
+
+def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
+    form = _COLUMNS[key][1]
+    if key == "seeds":
+        return Cell(str(row["seeds"]))
+    if key == "flops_per_token":
+        ratio = row["flops_ratio"]
+        return Cell(
+            number(row[key]), "" if ratio is None else f"{ratio:.2f} {TIMES} {row['flops_base']}"
+        )
+    if key == "params_total":
+        return Cell(number(row[key]), f"{number(row['params_active'])} active")
+    if key in ("tokens", "seconds"):
+        return Cell(number(row[key], form))
+    found = row[key]
+    if key == "bits_per_train_flop" and found is not None:
+        scaled = ("mean", "min", "max", "half")
+        found = {k: v * TERA if k in scaled and v is not None else v for k, v in found.items()}
+    return spread_cell(found, form, row["seeds"], ranges=ranges)
+
+
+def markdown_table(
+    results: Mapping[str, Any], columns: Sequence[str] | None = None, *, ranges: bool = True
+) -> str:
+    """Return the results as a GitHub table, ending in a line break.
+
+    Args:
+        results: The content of ``results.json``.
+        columns: Keys of what :func:`summary_table` returns, such as "question_heldout",
+            "text_nll" and "flops_per_token". None: all the usual ones.
+        ranges: Whether the lowest and the highest seed stand in brackets.
+
+    Raises:
+        ValueError: A column is not known.
+    """
+    table = results_table(results, {}, columns, ranges=ranges)
+    width = len(table.head) - 1
+    lines = ["| " + " | ".join(table.head) + " |", "|:---|" + "---:|" * width]
+    for row in table.rows:
+        # In a code span only the bar and the backtick have a meaning.
+        plain = " ".join(row.title.text.split())
+        name = "`" + plain.replace("`", "'").replace("|", "\\|") + "`"
+        if row.title.small:
+            name += f", {_markdown(row.title.small)}"
+        if row.failure is None:
+            cells = [f"{c.text} ({c.small})" if c.small else c.text for c in row.cells]
+        else:
+            reason = f"{row.status}: {short_reason(row.failure)}"
+            cells = [*[DASH] * min(1, width - 1), reason, *[DASH] * (width - 2)]
+        lines.append("| " + " | ".join([name, *map(_markdown, cells)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Escape what would end a cell or start markup of GitHub's."""
+    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def match_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table | None:
+    """Return the kind and cost of each variant, and how far it is off what was matched."""
+    kinds, match = results.get("kinds") or {}, results.get("match") or {}
+    if not kinds and not match:
+        return None
+    costs = (
+        ("flops", "FLOPs per token", "flops_per_token"),
+        ("parameters", "Parameters", "params_total"),
+    )
+    matched = [key for key, _, _ in costs if match.get(key)]
+    rows = []
+    for row in summary_table(results):
+        name = row["variant"]
+        cells = [Cell(str(kinds.get(name) or DASH))]
+        for key, _, cost in costs:
+            cells.append(Cell(number(row[cost])))
+            if key in matched:
+                off = (match[key].get("off") or {}).get(name)
+                cells.append(Cell(percent(off)))
+        cells.append(Cell(number(row["params_active"])))
+        rows.append(Row(Cell(name), cells, styles[name].colour))
+    head = ["Variant", "Kind"]
+    for key, title, _ in costs:
+        head += [title, *(["Off the target"] if key in matched else [])]
+    return Table([*head, "Active parameters"], rows, "What was matched")
+
+
+def percent(value: object) -> str:
+    """Write a signed share in percent, and what is no number as a dash."""
+    found = finite(value)
+    return DASH if found is None else f"{100 * found:+.1f} %".replace("-", "\u2212")
+
+
+def difference_tables(results: Mapping[str, Any], styles: Mapping[str, Style]) -> dict[str, Table]:
+    """Return, for each variant with memory, how it differs from every other, paired by seed."""
+    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for entry in comparisons(results):
+        by_other = found.setdefault(entry["variant"], {})
+        by_other.setdefault(entry["reference"], {})[entry["measure"]] = entry
+    texts = any("text_nll" in entry for others in found.values() for entry in others.values())
+    head = ["Against", "Pairs", f"Held-out recall{UP}", "Verdict"]
+    head += [f"Text loss{DOWN}", "Verdict"] if texts else []
+    rows_of = {row["variant"]: row for row in summary_table(results)}
+    tables = {}
+    for subject in memory_variants(results) if len(rows_of) > 1 else ():
+        rows = []
+        for other in rows_of:
+            if other == subject:
+                continue
+            entry = found.get(subject, {}).get(other) or {}
+            pairs = max((e["seeds"] for e in entry.values()), default=0)
+            cells = [Cell(str(pairs))]
+            for measure in MEASURES if texts else ("question_heldout",):
+                cells += _difference_cells(entry.get(measure), MEASURES[measure])
+            for cost in ("flops_per_token", "params_total"):
+                own, theirs = rows_of[subject][cost], rows_of[other][cost]
+                cells.append(Cell(f"{own / theirs:.2f} {TIMES}" if own and theirs else DASH))
+            rows.append(Row(Cell(other), cells, styles[other].colour))
+        title = f"{subject} against each other variant"
+        tables[subject] = Table([*head, "FLOPs", "Parameters"], rows, title)
+    return tables
+
+
+def _difference_cells(entry: Mapping[str, Any] | None, more_is_better: bool) -> list[Cell]:
+    if entry is None:
+        return [Cell(DASH), Cell("no pair")]
+    small = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
+    verdict = entry["verdict"]
+    better = {"above": more_is_better, "below": not more_is_better}.get(verdict)
+    judged = "" if better is None else "better" if better else "worse"
+    return [Cell(_signed(entry["difference"]), small), Cell(verdict, judged)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def bits_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table | None:
+    """Return the knowledge of each variant in bits for what it costs, if that was measured."""
+    measured = any(row[key] for row in summary_table(results) for key in _BITS[1:])
+    return results_table(results, styles, _BITS) if measured else None
+
+
+def relation_tables(
+    results: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Table]:
+    """Return a table of recall by relation for each form of question that was asked."""
+    found = {
+        name: [(run.get("recall") or {}).get("by_relation") or {} for run in runs]
+        for name, runs in groups.items()
+    }
+    counts = (results.get("facts") or {}).get("relations") or {}
+    named = dict.fromkeys(counts) | dict.fromkeys(
+        relation for runs in found.values() for run in runs for relation in run
+    )
+    tables = {}
+    for form, title in FORMS:
+        rows = []
+        measured = False
+        for relation in named:
+            cells = [Cell(number(counts.get(relation), ",.0f"))]
+            for runs in found.values():
+                recall = spread((run.get(relation) or {}).get(form) for run in runs)
+                measured = measured or recall is not None
+                cells.append(spread_cell(recall, ".3f", len(runs)))
+            rows.append(Row(Cell(relation), cells))
+        if measured:
+            tables[title] = Table(("Relation", "Facts", *found), rows, f"{title} by relation")
+    return tables
+
+
+def run_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table:
+    """Return every run with its own figures, or why it has none."""
+    rows = []
+    for variant, runs in by_variant(results).items():
+        for run in runs:
+            title, colour = Cell(variant, f"seed {run.get('seed')}"), styles[variant].colour
+            if finished(run):
+                rows.append(Row(title, [Cell(text) for text in _run_cells(run)], colour))
+            else:
+                rows.append(Row(title, (), colour, failure(run), status(run)))
+    return Table(_RUN_HEAD, rows, "Every run")
+
+
+def _run_cells(run: Mapping[str, Any]) -> Iterable[str]:
+    usage = run.get("slot_usage") or {}
+    history = run.get("history") or [{}]
+    used = finite(usage.get("used_share"))
+    return (
+        number((run.get("recall") or {}).get("question_heldout"), ".3f"),
+        number((run.get("answer_nll") or {}).get("question_heldout"), ".3f"),
+        number((run.get("text") or {}).get("nll"), ".3f"),
+        number(run.get("bits_stored"), ",.0f"),
+        number(history[-1].get("loss"), ".3f"),
+        number(run.get("learning_rate"), ".3g"),
+        number(run.get("value_learning_rate"), ".3g"),
+        DASH if used is None else f"{used:.0%} of {number(usage.get('slots'))}",
+        number(usage.get("kl_to_uniform"), ".2f"),
+        number(run.get("tokens")),
+        number(run.get("seconds"), ",.0f"),
+    )
