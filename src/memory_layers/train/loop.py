@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.data.prepare import PreparedData, prepare_data
-from memory_layers.data.tokens import IGNORE, Batch, TokenStream, read_pieces
+from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
@@ -33,6 +32,7 @@ from memory_layers.train.checkpoint import Checkpoints, claim_folder, list_check
 from memory_layers.train.config import ConfigError, RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
+from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
 from memory_layers.train.progress import TrainProgress
 from memory_layers.train.schedule import rate
@@ -257,9 +257,10 @@ class _Run:
         ready = time.monotonic()
         targets = int(world.sum(own * world.leads)[0])
         self.waited += time.monotonic() - ready
+        bf16 = settings.precision == "bf16"
         loss = 0.0
         for batch in batches:
-            part = self._loss(batch) / targets
+            part = summed_loss(self.model, batch, world.device, bf16=bf16) / targets
             part.backward()
             loss += part.item()
         world.beat(step + 1, 1)
@@ -277,20 +278,6 @@ class _Run:
         self.tokens += targets
         self.losses.append(loss)
         return stopping > 0
-
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        """Sum of the loss over the targets of a batch."""
-        device = self.world.device
-        bf16 = self.config.train.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = self.model(
-                input_ids=batch.input_ids.to(device),
-                position_ids=batch.position_ids.to(device),
-                use_cache=False,
-            ).logits
-        logits = logits[:, :-1].flatten(0, 1).float()
-        labels = batch.labels[:, 1:].flatten().to(device)
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
     def _log(self, step: int, tokens_per_second: float) -> None:
         parts = self.config.train.accumulate
