@@ -14,6 +14,7 @@ usage: memory-layers COMMAND ...
 commands:
   train CONFIG.yaml        train one model
   compare CONFIG.yaml      train variants on the same tokens and write a report
+  scale CONFIG.yaml        train base models at many memory sizes and fit what memory is worth
   plan CONFIG.yaml         whether a run fits, on how many devices, and how fast: see plan --help
   export RUN DIR           write the model of a checkpoint as a Hugging Face folder
   eval MODEL_DIR           ask a trained model facts
@@ -24,6 +25,7 @@ commands:
 examples:
   memory-layers compare configs/demo.yaml
   memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
+  memory-layers scale configs/scale.yaml --workers 2
   memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
   torchrun --nproc-per-node 2 -m memory_layers train configs/tiny.yaml
   memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h100
@@ -60,6 +62,26 @@ class CompareArgs:
     """Folder of the comparison. Default: runs/NAME."""
     workers: int | None = None
     """Runs at a time. Default: one a core."""
+
+
+@dataclass(frozen=True)
+class ScaleArgs:
+    """Fields of the base run can be set as flags.
+
+    Example: memory-layers scale configs/scale.yaml --slots 0 4096 65536 --seeds 0 1 2
+    """
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    slots: tuple[int, ...]
+    """Memory sizes, square numbers. 0 is the dense model."""
+    seeds: tuple[int, ...]
+    """Each base model at each memory size is trained once with each."""
+    out: Path | None = None
+    """Folder of the sweep. Default: runs/NAME."""
+    workers: int | None = None
+    """Runs at a time. Default: one a core, or one for each --threads cores."""
+    threads: int = 1
+    """Threads of a run. Another number can change the last digits of its results."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command `memory-layers`: train, compare, plan, export, eval, generate, show, bench."""
+"""The command `memory-layers`: train, compare, scale, plan, export, eval, generate, show, bench."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from memory_layers.arguments import (
     EvalArgs,
     ExportArgs,
     GenerateArgs,
+    ScaleArgs,
     TrainArgs,
 )
 from memory_layers.bench.errors import BenchError, WrongResultError
@@ -23,7 +24,7 @@ from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.lines import DataError
 from memory_layers.parallel.health import LostRankError
-from memory_layers.study.config import CompareConfig, check_seeds, load_compare
+from memory_layers.study.config import check_seeds, load_compare
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
 from memory_layers.train.loop import DivergedError, Interrupted
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "compare": _compare,
+        "scale": _scale,
         "plan": _plan,
         "export": _export,
         "eval": _eval,
@@ -76,8 +78,9 @@ def _train(arguments: list[str]) -> int:
     from memory_layers.train.loop import train
 
     path, flags = _config_path("train", arguments)
-    if "variants" in read_yaml(path):
-        raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
+    for field, command in (("variants", "compare"), ("bases", "scale")):
+        if field in read_yaml(path):
+            raise ConfigError(f"{path} lists {field}. hint: memory-layers {command} {path}")
     args = _parse("train", TrainArgs, flags, TrainArgs(load_run(path)))
     _check_selection(args.run.data, flags)
     out = args.out or Path("runs") / args.run.name
@@ -108,8 +111,7 @@ def _compare(arguments: list[str]) -> int:
     _check_selection(args.run.data, flags)
     if args.workers is not None and args.workers < 1:
         raise ConfigError(f"--workers must be >= 1, got {args.workers}")
-    config = config.with_base(args.run)
-    config = CompareConfig(base=config.base, overrides=config.overrides, seeds=tuple(args.seeds))
+    config = replace(config.with_base(args.run), seeds=tuple(args.seeds))
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
     command = shlex.join(["memory-layers", "compare", *arguments])
@@ -118,6 +120,33 @@ def _compare(arguments: list[str]) -> int:
     print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
     failed = [run for run in results["runs"] if run["status"] != "ok"]
     return 1 if failed else 0
+
+
+def _scale(arguments: list[str]) -> int:
+    import shlex
+
+    from rich.console import Console
+
+    from memory_layers.study.scale import load_scale, scale
+    from memory_layers.study.scale_report import render_scale_table
+
+    path, flags = _config_path("scale", arguments)
+    config = load_scale(path)
+    default = ScaleArgs(config.base, config.slots, config.seeds)
+    args = _parse("scale", ScaleArgs, flags, default)
+    _check_selection(args.run.data, flags)
+    for name in ("workers", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be >= 1, got {value}")
+    config = config.changed(args.run, args.slots, args.seeds)
+    out = args.out or Path("runs") / args.run.name
+    _quiet_transformers()
+    command = shlex.join(["memory-layers", "scale", *arguments])
+    results = scale(config, out, workers=args.workers, threads=args.threads, command=command)
+    Console().print(render_scale_table(results))
+    print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
+    return 1 if any(run["status"] != "ok" for run in results["runs"]) else 0
 
 
 def _plan(arguments: list[str]) -> int:
@@ -213,6 +242,13 @@ def _show(arguments: list[str]) -> int:
         config = load_compare(path)
         args = _parse("show", CompareArgs, flags, CompareArgs(config.base, config.seeds))
         runs = config.with_base(args.run).variants()
+    elif "bases" in read_yaml(path):
+        from memory_layers.study.scale import load_scale
+
+        sweep = load_scale(path)
+        args = _parse("show", ScaleArgs, flags, ScaleArgs(sweep.base, sweep.slots, sweep.seeds))
+        cells = sweep.changed(args.run, args.slots, args.seeds).cells()
+        runs = {name: run for name, (_, _, run) in cells.items()}
     else:
         args = _parse("show", TrainArgs, flags, TrainArgs(load_run(path)))
         runs = {args.run.name: args.run}
@@ -277,11 +313,12 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         # The flags are the fields of any run: show them with the defaults of a plain one.
         layers = MemoryConfig(layers=(1,))
         run = RunConfig(name="NAME", memory=layers)
-        args = CompareArgs(run, (0,)) if command == "compare" else TrainArgs(run)
+        sweeps = {"compare": CompareArgs(run, (0,)), "scale": ScaleArgs(run, (0, 65_536), (0,))}
+        args = sweeps.get(command, TrainArgs(run))
         _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
+    example = "configs/scale.yaml" if command == "scale" else "configs/demo.yaml"
     raise ConfigError(
-        f"`{command}` needs a configuration file first. hint: memory-layers {command} "
-        "configs/demo.yaml"
+        f"`{command}` needs a configuration file first. hint: memory-layers {command} {example}"
     )
 
 

@@ -1,7 +1,6 @@
 """A comparison from configuration to results: fields, failures, reuse, refusals."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers import MemoryConfig
-from memory_layers.data.facts import Probe
 from memory_layers.models import PRESETS, build_model
 from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
 from memory_layers.study.flops import count_flops
-from memory_layers.study.measure import bits_stored, count_parameters
+from memory_layers.study.measure import count_parameters
 from memory_layers.train.config import ConfigError
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
@@ -55,11 +53,16 @@ def test_results_and_report(tmp_path: Path) -> None:
     assert json.loads((out / "results.json").read_text()) == results
     assert (out / "report.html").read_text().count("data:image/png;base64,") >= 3
     runs = {run["variant"]: run for run in results["runs"]}
-    assert runs["broken"]["status"] == "failed"
+    assert runs["broken"]["status"] == "diverged"
     assert "loss became" in runs["broken"]["error"]
+    assert runs["broken"]["steps"] == 0
+    assert results["complete"]
+    assert results["kinds"] == {"dense": "dense", "memory": "memory_plus", "broken": "dense"}
+    assert results["match"] == {"tokens": 6 * 2 * 32, "flops": None, "parameters": None}
     fields = (
         "seed flops_per_token params_total params_active tokens seconds recall answer_nll "
-        "bits_stored slot_usage history"
+        "bits_stored bits_per_parameter bits_per_active_parameter bits_per_train_flop text "
+        "recall_by_exposures recall_by_entropy slot_usage history"
     )
     for name in ("dense", "memory"):
         assert set(fields.split()) <= set(runs[name])
@@ -67,6 +70,11 @@ def test_results_and_report(tmp_path: Path) -> None:
             runs[name]["recall"]
         )
         assert [point["step"] for point in runs[name]["history"]] == [3, 6]
+        # One statement of each fact, and fifteen held-out subjects.
+        (exposures,) = runs[name]["recall_by_exposures"]
+        assert (exposures["exposures"], exposures["facts"]) == (1, 15)
+        assert sum(part["facts"] for part in runs[name]["recall_by_entropy"]) == 15
+        assert runs[name]["text"] is None
     assert runs["dense"]["tokens"] == runs["memory"]["tokens"] > 0
     assert runs["dense"]["slot_usage"] is None
     assert runs["memory"]["slot_usage"]["slots"] == 64
@@ -100,21 +108,6 @@ def test_flag_that_a_variant_overrides_is_refused(tmp_path: Path) -> None:
 def test_bad_comparisons(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_compare(write_comparison(tmp_path, **changes))
-
-
-def test_bits_of_recalled_questions() -> None:
-    def probe(kind: str, relation: str, answer: str) -> Probe:
-        return Probe(kind, relation, "s", f"s {answer}", 2, 2 + len(answer))
-
-    probes = [
-        probe("question_heldout", "a", "1"),
-        probe("question_shown", "a", "2"),
-        probe("statement", "a", "2"),
-        probe("question_shown", "b", "x"),
-        *(probe("question_shown", "c", str(n)) for n in range(8)),
-    ]
-    correct = [True, False, True, True, *[True] * 8]
-    assert math.isclose(bits_stored(probes, correct), 1 + 0 + 8 * 3)
 
 
 def test_parameters_and_flops_of_a_memory_model() -> None:

@@ -40,7 +40,7 @@ def test_variants_change_the_base(tmp_path: Path) -> None:
     assert (memory.optim.lr, memory.optim.value_lr) == (0.01, 0.1)
     assert memory.memory == MemoryConfig(layers=(1,), sub_keys=8, top_k=4)
     jobs = config.jobs()
-    assert list(jobs) == ["dense-seed3", "dense-seed1", "memory-seed3", "memory-seed1"]
+    assert list(jobs) == ["dense-seed3", "memory-seed3", "dense-seed1", "memory-seed1"]
     variant, seed, run = jobs["memory-seed1"]
     assert (variant, seed, run.train.seed) == ("memory", 1, 1)
     assert replace(run, train=replace(run.train, seed=0)) == memory
@@ -70,7 +70,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
     [
         (BASE, "needs `variants:`, names and what each changes"),
         (BASE + "variants: []", "needs `variants:`"),
-        (BASE + "variants: {a: 3}", "variants.a must be a mapping, got 3"),
+        (BASE + "variants: {a: 3}", "variants.a must be a mapping or the name of a kind, got 3"),
         (BASE + "variants: {a b: {}}", "'a b' must be letters, digits, - and _"),
         (BASE + "variants: {1: {}}", "1 must be letters"),
         (BASE + "variants: {../x: {}}", "'../x' must be letters"),
@@ -80,6 +80,66 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
         (BASE + "train: {seed: 3}" + VARIANTS, "train.seed has no effect. hint: use `seeds:`"),
         (BASE + VARIANTS + "seeds: 3", "seeds must be different whole numbers >= 0, got 3"),
         ("model: {}" + VARIANTS, "needs `name:`"),
+        (
+            BASE + "variants: {a: {}, b: {train: {steps: 7}}}",
+            "variants must be trained on the same",
+        ),
+        (
+            BASE + "variants: {a: dens}",
+            "variants.a: unknown kind 'dens'. hint: did you mean 'dense'",
+        ),
+        (BASE + "variants: {a: {kind: rnn}}", "unknown kind 'rnn'. hint: kinds: dense, memory, "),
+        (BASE + "variants: {a: {kind: [dense]}}", "unknown kind ['dense']"),
+        (BASE + "variants: {a: {kind: dense, memory: {top_k: 2}}}", "memory has no effect on kind"),
+        (BASE + "variants: {a: {kind: memory, moe: {experts: 2}}}", "moe has no effect on kind"),
+        (BASE + "variants: {a: {kind: memory, memory: null}}", "for a model without, use kind"),
+        (BASE + "variants: {a: {kind: dense, optim: {value_lr: 1}}}", "has no value table"),
+        (
+            BASE + "variants: {a: {kind: one_slot, memory: {sub_keys: 2}}}",
+            "is what kind 'one_slot'",
+        ),
+        (
+            BASE + "variants: {a: {kind: memory_plus, model: {layers: 2}}}",
+            "memory.layers must be below model.layers",
+        ),
+        (BASE + "moe: {routing: expert_choice, experts: 2}\nvariants: {a: dense}", "moe has no ef"),
+        (BASE + "match: params" + VARIANTS, "unknown measure 'params'. hint: did you mean 'param"),
+        (BASE + "match: {flops: 1}" + VARIANTS, "match must be a list of flops, parameters, got"),
+        (
+            BASE + "match: flops\nvariants: {a: memory}",
+            "match: flops needs a dense variant to equal",
+        ),
+        (BASE + "match: parameters\nvariants: {a: dense}", "needs a variant with memory to equal"),
+        (BASE + "reference: {flops: dense}" + VARIANTS, "reference.flops has no effect: match is"),
+        (BASE + "match: flops\nreference: {flops: dens}" + VARIANTS, "did you mean 'dense'?"),
+        (BASE + "match: flops\nreference: dense" + VARIANTS, "must name a variant for a measure"),
+        (
+            BASE + "variants: {a: {kind: dense, times: 2}}",
+            "times has no effect. hint: match: [flops]",
+        ),
+        (BASE + "variants: {a: {kind: dense, times: 0.5}}", "times must be a number >= 1, got 0.5"),
+        (BASE + "variants: {a: {kind: dense, times: '2'}}", "times must be a number >= 1, got '2'"),
+        (BASE + "variants: {a: {times: 2}}", "times needs a kind. hint: kind: dense"),
+        (BASE + "variants: {a: {kind: moe_fine, times: 2}}", "times is for dense models, got kind"),
+        (
+            BASE + "match: flops\nvariants: {a: dense, b: {kind: dense, model: {mlp_size: 9}}}",
+            "variants.b.model.mlp_size has no effect: match: flops sets it",
+        ),
+        (
+            BASE + "match: flops\n"
+            "variants: {a: dense, b: {kind: dense, times: 2, model: {hidden_size: 64}}}",
+            "variants.b.model.hidden_size has no effect: `times:` sets it",
+        ),
+        (
+            BASE + "match: parameters\nmemory: {layers: [1], sub_keys: 8, top_k: 4}\n"
+            "variants: {a: memory_plus, b: {kind: peer, memory: {sub_keys: 9}}}",
+            "variants.b.memory.sub_keys has no effect: match: parameters sets it",
+        ),
+        (
+            BASE + "match: flops\nreference: {flops: b}\n"
+            "variants: {a: dense, b: {kind: dense, times: 2}}",
+            "reference.flops: 'b' has `times:` itself",
+        ),
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, message: str) -> None:

@@ -1,19 +1,28 @@
 """Worker processes of a comparison: what they compute, how they fail and how they stop."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import torch
 import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
 from memory_layers.study import compare as study_compare
+from memory_layers.study import runs as study_runs
+from memory_layers.study.outcome import recorded_failures
+from memory_layers.train.loop import DivergedError, Interrupted
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
@@ -66,26 +75,116 @@ def test_number_of_workers_changes_no_result(
     assert {"torch", "numba", "transformers", "python"} <= set(results["versions"])
 
 
+class FakeProcess:
+    """A worker that has ended as soon as it is started, in the way that its seed stands for."""
+
+    ends: ClassVar[list[Callable[[Path], int]]] = []
+
+    def __init__(self, target: object, args: tuple, name: str) -> None:
+        del target
+        self._job, self._out, _ = args
+        self.name = name
+        self.exitcode: int | None = None
+
+    def start(self) -> None:
+        self.exitcode = self.ends[self._job[1]](self._out)
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def raising(error: BaseException) -> Callable[[Path], int]:
+    def end(out: Path) -> int:
+        with suppress(type(error)), recorded_failures(out):
+            raise error
+        return 1
+
+    return end
+
+
+def log(text: str) -> Callable[[Path], int]:
+    def end(out: Path) -> int:
+        (out / "log.txt").write_text(text)
+        return 1
+
+    return end
+
+
+def killed(number: int) -> Callable[[Path], int]:
+    def end(out: Path) -> int:
+        lines = '{"step": 3, "loss": 2.5}\n{"step": 4, "tokens": 9}\n{"step": 5, "lo'
+        (out / "metrics.jsonl").write_text(lines)
+        return -number
+
+    return end
+
+
+ENDS = [
+    (
+        raising(DivergedError("the loss became nan at step 3")),
+        "diverged",
+        "DivergedError: the loss",
+    ),
+    (raising(MemoryError()), "out_of_memory", "MemoryError"),
+    (raising(torch.OutOfMemoryError("CUDA out of memory")), "out_of_memory", "CUDA out of memory"),
+    (
+        raising(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")),
+        "out_of_memory",
+        "can't allocate memory",
+    ),
+    (raising(OSError(errno.ENOMEM, "Cannot allocate memory")), "out_of_memory", "OSError"),
+    (raising(Interrupted("stopped after step 3")), "killed", "stopped after step 3"),
+    (killed(signal.SIGKILL), "killed", "killed by SIGKILL. hint: out of memory?"),
+    (killed(signal.SIGSEGV), "killed", "killed by SIGSEGV"),
+    (raising(RuntimeError("shapes differ")), "failed", "RuntimeError: shapes differ"),
+    (log("Traceback:\n  File ...\nKeyError: 3\n"), "failed", "KeyError: 3"),
+    (lambda _: 5, "failed", "exit code 5 and said nothing"),
+]
+
+
 def test_runs_that_did_not_finish_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def run_all(jobs: dict, folder: Path, *_: object) -> None:
-        """One worker printed a traceback, the other was killed before it could."""
-        log = "Traceback:\n  File ...\nDivergedError: the loss became nan at step 3"
-        (folder / next(iter(jobs)) / "log.txt").write_text(log)
+    monkeypatch.setattr(study_runs, "SECONDS_BETWEEN_LOOKS", 0)
+    context = SimpleNamespace(Process=FakeProcess)
+    monkeypatch.setattr(study_runs.multiprocessing, "get_context", lambda _: context)
+    monkeypatch.setattr(FakeProcess, "ends", [end for end, _, _ in ENDS])
+    written = []
 
-    monkeypatch.setattr(study_compare, "_run_all", run_all)
-    config = write_comparison(tmp_path, seeds=[0, 1])
+    def write(results: dict, out: Path) -> None:
+        written.append((results, json.loads((out / "results.json").read_text())))
+
+    monkeypatch.setattr(study_compare, "write_report", write)
+    config = write_comparison(tmp_path, seeds=list(range(len(ENDS))))
     out = tmp_path / "out"
-    assert main(["compare", str(config), "--out", str(out)]) == 1
-    captured = capsys.readouterr()
-    assert "failed" in captured.out
-    assert "Traceback" not in captured.err
+    assert main(["compare", str(config), "--out", str(out), "--workers", "1"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    results = json.loads((out / "results.json").read_text())
+    assert written == [(results, results)]
+    assert results["complete"]
+    assert [run["seed"] for run in results["runs"]] == list(range(len(ENDS)))
+    for run, (_, status, error) in zip(results["runs"], ENDS, strict=True):
+        assert run["status"] == status
+        assert error in run["error"]
+        reached = (4, 2.5) if "killed by" in error else (0, None)
+        assert (run["steps"], run["last_loss"]) == reached
+
+    # What did not finish runs again, and an earlier end is forgotten.
+    def finish(out: Path) -> int:
+        seen.append(json.loads((out.parent.parent / "results.json").read_text()))
+        result = {"variant": "memory", "seed": len(seen) - 1, "status": "ok"}
+        (out / "result.json").write_text(json.dumps(result))
+        return 0
+
+    seen: list[dict] = []
+    monkeypatch.setattr(FakeProcess, "ends", [finish] * len(ENDS))
+    assert main(["compare", str(config), "--out", str(out), "--workers", "1"]) == 0
+    second, third = seen[1], seen[2]
+    assert not second["complete"]
+    assert [run["status"] for run in second["runs"]] == ["ok", *["unfinished"] * (len(ENDS) - 1)]
+    assert [run["status"] for run in third["runs"]][:3] == ["ok", "ok", "unfinished"]
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert [run["status"] for run in runs] == ["failed", "failed"]
-    assert runs[0]["error"] == "DivergedError: the loss became nan at step 3"
-    assert runs[1]["error"] == "the process was killed"
-    assert "the loss became nan" in (out / "report.html").read_text()
+    assert {run["status"] for run in runs} == {"ok"}
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals to a process group are POSIX")

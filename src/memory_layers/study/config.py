@@ -1,11 +1,35 @@
-"""CompareConfig: one base run, and what each variant changes in it."""
+"""CompareConfig: one base run, and what each variant changes in it.
+
+Next: kinds.py, the variants that have a name, and match.py, which makes variants cost the same.
+"""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
 from memory_layers.train.config import ConfigError, RunConfig, from_dict, read_yaml
+
+Measure = Literal["flops", "parameters"]
+MEASURES: tuple[Measure, ...] = ("flops", "parameters")
+TOKEN_FIELDS = ("steps", "batch_size", "accumulate", "seq_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What one variant changes.
+
+    Attributes:
+        kind: Name of a kind. None: the changes say it all.
+        times: FLOPs of a token, as a multiple of the reference's.
+        changes: Fields that differ from the base, or from what the kind sets, nested.
+    """
+
+    kind: str | None = None
+    times: float = 1.0
+    changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,36 +38,91 @@ class CompareConfig:
 
     Attributes:
         base: What the variants share.
-        overrides: For each variant, the fields that differ from the base, nested.
+        overrides: What each variant changes, by name.
         seeds: Each variant is trained once with each.
+        match: What all variants are made to have in common: see match.match_variants.
+        reference: For a measure, the variant that the others are made to equal. Without it:
+            for "flops" the first dense variant, for "parameters" `memory_plus`, or else the first
+            with memory.
     """
 
     base: RunConfig
-    overrides: Mapping[str, Mapping[str, Any]]
+    overrides: Mapping[str, Variant]
     seeds: tuple[int, ...]
+    match: tuple[Measure, ...] = ()
+    reference: Mapping[str, str] = field(default_factory=dict)
 
     def variants(self) -> dict[str, RunConfig]:
-        """Return the full configuration of each variant, with the first seed.
+        """Return the full configuration of each variant as it stands, with the first seed.
 
         Raises:
-            ConfigError: A variant names an unknown field, or its fields do not fit together.
+            ConfigError: A variant names an unknown field, its fields do not fit together, or it
+                is trained on another number of tokens.
         """
-        base = asdict(self.base)
-        return {
-            name: from_dict(RunConfig, {**_merge(base, changes), "name": name}, f"variants.{name}")
-            for name, changes in self.overrides.items()
-        }
+        runs = {name: self._run(name, variant) for name, variant in self.overrides.items()}
+        counts = {name: tokens_of(run) for name, run in runs.items()}
+        if len(set(counts.values())) > 1:
+            raise ConfigError(
+                f"variants must be trained on the same number of tokens, got {counts}. "
+                f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `variants:`"
+            )
+        return runs
 
-    def jobs(self) -> dict[str, tuple[str, int, RunConfig]]:
-        """Return each run by the name of its folder: variant, seed and configuration."""
+    def kinds(self) -> dict[str, str]:
+        """Return the kind of each variant: the one it names, or the one it comes closest to."""
+        runs = self.variants()
+        return {name: v.kind or kind_of(runs[name]) for name, v in self.overrides.items()}
+
+    def references(self) -> dict[str, str]:
+        """Return for each measure of `match` the variant that the others are made to equal.
+
+        Raises:
+            ConfigError: No variant can be it, or one that is to be changed is named.
+        """
+        kinds = self.kinds()
+        plain = [name for name, variant in self.overrides.items() if variant.times == 1]
+        candidates = {
+            "flops": [name for name in plain if kinds[name] == "dense"],
+            "parameters": sorted(
+                (n for n, kind in kinds.items() if kind != "dense" and not is_moe(kind)),
+                key=lambda name: kinds[name] != "memory_plus",
+            ),
+        }
+        found = {}
+        for measure in self.match:
+            if measure in self.reference:
+                found[measure] = self.reference[measure]
+            elif candidates[measure]:
+                found[measure] = candidates[measure][0]
+            else:
+                missing = {"flops": "a dense variant", "parameters": "a variant with memory"}
+                raise ConfigError(
+                    f"match: {measure} needs {missing[measure]} to equal. "
+                    f"hint: add one, or name another under `reference: {{{measure}: NAME}}`"
+                )
+        if found.get("flops") not in (None, *plain):
+            raise ConfigError(f"reference.flops: {found['flops']!r} has `times:` itself")
+        return found
+
+    def jobs(
+        self, variants: Mapping[str, RunConfig] | None = None
+    ) -> dict[str, tuple[str, int, RunConfig]]:
+        """Return each run by the name of its folder: variant, seed and configuration.
+
+        All variants of the first seed come first: what a stopped comparison has can be compared.
+
+        Args:
+            variants: Configurations to use. None: as they stand.
+        """
+        runs = self.variants() if variants is None else variants
         return {
             f"{variant}-seed{seed}": (
                 variant,
                 seed,
                 replace(config, train=replace(config.train, seed=seed)),
             )
-            for variant, config in self.variants().items()
             for seed in self.seeds
+            for variant, config in runs.items()
         }
 
     def with_base(self, base: RunConfig) -> "CompareConfig":
@@ -52,50 +131,153 @@ class CompareConfig:
         Raises:
             ConfigError: A field was changed that every run takes from its variant or seed.
         """
-        before, after = _flat(asdict(self.base)), _flat(asdict(base))
+        before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
         changed = {name for name in before | after if before.get(name) != after.get(name)}
-        for variant, changes in self.overrides.items():
-            clash = sorted(changed & set(_flat(changes)))
+        for name, variant in self.overrides.items():
+            clash = sorted(changed & set(flat_fields(variant.changes)))
             if clash:
                 raise ConfigError(
-                    f"--{clash[0]} has no effect: variant {variant!r} sets its own. "
+                    f"--{clash[0]} has no effect: variant {name!r} sets its own. "
                     "hint: change it in the file, under `variants:`"
                 )
         if "train.seed" in changed:
             raise ConfigError("--train.seed has no effect on a comparison. hint: use --seeds")
         return replace(self, base=base)
 
+    def _run(self, name: str, variant: Variant) -> RunConfig:
+        where = f"variants.{name}"
+        values = asdict(self.base)
+        if variant.kind is not None:
+            # What a kind sets follows from the model, which the variant may change.
+            model = {"model": variant.changes.get("model") or {}}
+            shaped = from_dict(RunConfig, merge_fields(values, model), where)
+            try:
+                values |= KINDS[variant.kind](shaped)
+            except ValueError as error:
+                raise ConfigError(f"{where}: kind {variant.kind!r}: {error}") from error
+        return from_dict(RunConfig, {**merge_fields(values, variant.changes), "name": name}, where)
+
+
+def tokens_of(run: RunConfig) -> int:
+    """Return how many tokens a run reads, those of all steps."""
+    train = run.train
+    return train.steps * train.batch_size * train.accumulate * train.seq_len
+
 
 def load_compare(path: Path) -> CompareConfig:
-    """Read a comparison: the fields of a run, and `variants:` and `seeds:`.
+    """Read a comparison: the fields of a run, and `variants:`, `seeds:`, `match:`, `reference:`.
 
     Raises:
         ConfigError: The file cannot be used. The field at fault is named.
     """
     values = read_yaml(path)
-    overrides = values.pop("variants", None)
+    entries = values.pop("variants", None)
     seeds = values.pop("seeds", [0])
-    if not isinstance(overrides, dict) or not overrides:
+    match = _read_match(values.pop("match", []), f"{path}: match")
+    references = values.pop("reference", {})
+    if not isinstance(entries, dict) or not entries:
         raise ConfigError(
             f"{path}: needs `variants:`, names and what each changes. hint: to train one model, "
             "use `memory-layers train`"
         )
-    for name, changes in overrides.items():
+    overrides = {}
+    for name, entry in entries.items():
         if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
             raise ConfigError(f"{path}: variants: {name!r} must be letters, digits, - and _")
-        if changes is None:
-            overrides[name] = {}
-        elif not isinstance(changes, dict):
-            raise ConfigError(f"{path}: variants.{name} must be a mapping, got {changes!r}")
-    for where, part in {"": values, **{f"variants.{n}.": c for n, c in overrides.items()}}.items():
+        overrides[name] = _read_variant(entry, f"{path}: variants.{name}")
+    parts = {"": values, **{f"variants.{n}.": v.changes for n, v in overrides.items()}}
+    for where, part in parts.items():
         if isinstance(part.get("train"), dict) and "seed" in part["train"]:
             raise ConfigError(f"{path}: {where}train.seed has no effect. hint: use `seeds:`")
+    if values.get("moe") is not None and any(v.kind for v in overrides.values()):
+        raise ConfigError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
     check_seeds(seeds, f"{path}: seeds")
+    _check_reference(references, match, overrides, f"{path}: reference")
     config = CompareConfig(
-        base=from_dict(RunConfig, values, str(path)), overrides=overrides, seeds=tuple(seeds)
+        base=from_dict(RunConfig, values, str(path)),
+        overrides=overrides,
+        seeds=tuple(seeds),
+        match=match,
+        reference=references,
     )
     config.variants()
+    _check_free(config, path)
     return config
+
+
+def _read_match(match: Any, where: str) -> tuple[Measure, ...]:  # noqa: ANN401
+    names = [match] if isinstance(match, str) else match
+    if not isinstance(names, list):
+        raise ConfigError(f"{where} must be a list of {', '.join(MEASURES)}, got {match!r}")
+    for name in names:
+        if name not in MEASURES:
+            close = get_close_matches(str(name), MEASURES, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(MEASURES)}"
+            raise ConfigError(f"{where}: unknown measure {name!r}. hint: {hint}")
+    return tuple(name for name in MEASURES if name in names)
+
+
+def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
+    if isinstance(entry, str):
+        return Variant(kind=check_kind(entry, where), changes={})
+    if not isinstance(entry, dict | None):
+        raise ConfigError(
+            f"{where} must be a mapping or the name of a kind, got {entry!r}. "
+            f"hint: kinds: {', '.join(KINDS)}"
+        )
+    changes = dict(entry or {})
+    times = changes.pop("times", 1.0)
+    if "kind" not in changes:
+        if times != 1.0:
+            raise ConfigError(f"{where}.times needs a kind. hint: kind: dense")
+        return Variant(changes=changes)
+    kind = check_kind(changes.pop("kind"), where)
+    check_options(kind, changes, where)
+    number = isinstance(times, int | float) and not isinstance(times, bool)
+    if not number or not 1 <= times < float("inf"):
+        raise ConfigError(f"{where}.times must be a number >= 1, got {times!r}")
+    if times != 1 and kind != "dense":
+        raise ConfigError(f"{where}.times is for dense models, got kind {kind!r}. hint: remove it")
+    return Variant(kind=kind, times=float(times), changes=changes)
+
+
+def _check_reference(
+    references: Any,  # noqa: ANN401
+    match: tuple[Measure, ...],
+    overrides: Mapping[str, Variant],
+    where: str,
+) -> None:
+    if not isinstance(references, dict):
+        raise ConfigError(f"{where} must name a variant for a measure, got {references!r}")
+    for measure, name in references.items():
+        if measure not in match:
+            raise ConfigError(f"{where}.{measure} has no effect: match is {list(match)}")
+        if name not in overrides:
+            close = get_close_matches(str(name), overrides, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"variants: {', '.join(overrides)}"
+            raise ConfigError(f"{where}.{measure}: unknown variant {name!r}. hint: {hint}")
+
+
+def _check_free(config: CompareConfig, path: Path) -> None:
+    """Refuse a size that a variant sets and that matching would set to another."""
+    references = config.references()
+    for name, variant in config.overrides.items():
+        where = f"{path}: variants.{name}"
+        if variant.times != 1 and "flops" not in config.match:
+            raise ConfigError(f"{where}.times has no effect. hint: match: [flops]")
+        for measure, reference in references.items():
+            fields = {
+                "flops": ("model.mlp_size", "moe.expert_size"),
+                "parameters": ("memory.sub_keys", "moe.experts"),
+            }
+            own = sorted(set(fields[measure]) & set(flat_fields(variant.changes)))
+            if own and name != reference:
+                raise ConfigError(
+                    f"{where}.{own[0]} has no effect: match: {measure} sets it. hint: remove it, "
+                    f"or make {name} the `reference:` of {measure}"
+                )
+        if variant.times != 1 and "hidden_size" in (variant.changes.get("model") or {}):
+            raise ConfigError(f"{where}.model.hidden_size has no effect: `times:` sets it")
 
 
 def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
@@ -109,20 +291,25 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
         raise ConfigError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_fields(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested fields with some of them changed, to any depth."""
     merged = dict(base)
     for name, value in changes.items():
         old = merged.get(name)
         nested = isinstance(value, Mapping) and isinstance(old, Mapping)
-        merged[name] = _merge(old, value) if nested else value
+        merged[name] = merge_fields(old, value) if nested else value
     return merged
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields under names with dots."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= flat_fields(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
+
+
+_merge, _flat = merge_fields, flat_fields

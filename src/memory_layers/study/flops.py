@@ -1,31 +1,97 @@
-"""FLOPs of a token, counted by torch on the real model."""
+"""FLOPs of a token, counted by torch on a model of the same shape that holds no numbers."""
+
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from memory_layers.models import memory_layers_of
+from memory_layers.layers.experts import ExpertChoice, RoutedExperts
+from memory_layers.models import build_model
 from memory_layers.ops import flops as _formulas  # noqa: F401  (registers ours)
+from memory_layers.train.config import RunConfig
 
 
-def count_flops(model: PreTrainedModel, length: int) -> tuple[float, float]:
-    """Count the floating-point operations of a token, forward and in training.
+def shape_of(run: RunConfig, vocab_size: int) -> PreTrainedModel:
+    """Build the model of a run on the meta device: it has shapes and takes no memory.
 
     Args:
-        model: With or without memory. Its gradients are used and dropped.
-        length: L, tokens of the sequence that is run.
+        run: The run.
+        vocab_size: Length of its tokenizer.
+    """
+    with torch.device("meta"):
+        return build_model(run.model.to_preset(), run.memory, run.moe, vocab_size=vocab_size)
+
+
+def forward_flops(model: PreTrainedModel, length: int, rows: int = 1) -> float:
+    """Count the floating-point operations of a token in a forward pass: see count_flops."""
+    twin, inputs = _twin(model, length, rows)
+    _set_mode(twin, training=False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(**inputs, use_cache=False)
+    return counter.get_total_flops() / (rows * length)
+
+
+def count_flops(model: PreTrainedModel, length: int, rows: int = 1) -> tuple[float, float]:
+    """Count the floating-point operations of a token, forward and in training.
+
+    A model of the same config is run on the meta device: counts are the same on all devices and
+    for all versions of torch, whichever kernel attention would use there. Attention is counted
+    whole, the half that the causal mask takes away included.
+
+    Args:
+        model: With or without memory or experts. It is not run.
+        length: L, tokens of a sequence.
+        rows: Sequences of a batch. Experts that choose tokens share those of a batch: what is
+            rounded up is less in a larger one.
 
     Returns:
-        FLOPs per token of a forward pass, and of a forward and backward pass. The optimizer is
-        not counted.
+        FLOPs per token of a forward pass, and of a forward and backward pass. The optimizer and
+        what gradient checkpointing computes again are not counted.
     """
-    ids = torch.zeros(1, length, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-    forward = counter.get_total_flops() / length
+    twin, inputs = _twin(model, length, rows)
+    _set_mode(twin, training=True)
     with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, use_cache=False).logits.sum().backward()
-    model.zero_grad()
-    for layer in memory_layers_of(model):
-        layer.values.pending.clear()
-    return forward, counter.get_total_flops() / length
+        twin(**inputs, use_cache=False).logits.sum().backward()
+    return forward_flops(model, length, rows), counter.get_total_flops() / (rows * length)
+
+
+def _twin(
+    model: PreTrainedModel, length: int, rows: int
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Return a model of the same config on the meta device, and inputs for it."""
+    with torch.device("meta"):
+        twin = type(model)(model.config)
+        ids = torch.zeros(rows, length, dtype=torch.int64)
+        # A mask that is given is not looked into, which a tensor without numbers could not bear.
+        mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
+    return twin, {"input_ids": ids, "attention_mask": mask}
+
+
+def _set_mode(twin: PreTrainedModel, *, training: bool) -> None:
+    """Set a model on the meta device to training or evaluation, as far as that costs anything."""
+    twin.train(training)
+    for module in twin.modules():
+        if isinstance(module, RoutedExperts):
+            # As it is trained, which its capacity decides.
+            module.train(isinstance(module, ExpertChoice))
+            module.send = _Send(module)
+
+
+class _Send:
+    """RoutedExperts.send where no numbers say which expert a token goes to: all to the first.
+
+    Whoever gets them, each token costs the same.
+    """
+
+    def __init__(self, layer: RoutedExperts) -> None:
+        self._experts = layer.experts
+
+    def __call__(self, x: Tensor, scale: Tensor, chosen: Tensor) -> Tensor:
+        """As RoutedExperts.send."""
+        pairs = chosen.numel()
+        sizes: Sequence[int] = [pairs] + [0] * (len(self._experts.gate) - 1)
+        tokens = torch.zeros(pairs, dtype=torch.int64, device=x.device)
+        out = self._experts(x[tokens], scale.flatten()[:, None], list(sizes))
+        return out.new_zeros(x.shape).index_add(0, tokens, out)

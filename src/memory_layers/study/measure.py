@@ -1,18 +1,17 @@
 """One run of a comparison: train it, then put down everything the report needs."""
 
 import json
-import math
 import os
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from memory_layers.data.facts import Probe
+from memory_layers.layers import PeerLayer
+from memory_layers.layers.experts import ExpertChoice, RoutedExperts, TokenChoice
 from memory_layers.models import memory_layers_of
+from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
 from memory_layers.study.flops import count_flops
 from memory_layers.train.config import RunConfig
 from memory_layers.train.loop import TrainedModel, train
@@ -29,21 +28,30 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
     """
     trained = train(config, out, show=False)
     final = trained.history[-1]
-    forward, training = count_flops(trained.model, config.train.seq_len)
+    forward, training = count_flops(trained.model, config.train.seq_len, config.train.batch_size)
+    parameters = count_parameters(trained.model)
+    answered = (trained.data.probes, final["correct"], final.get("asked"))
+    bits = bits_stored(*answered)
     result = {
         "variant": variant,
         "seed": seed,
         "status": "ok",
         "flops_per_token": forward,
         "train_flops_per_token": training,
-        **count_parameters(trained.model),
+        **parameters,
         "tokens": trained.tokens,
         "seconds": round(trained.seconds, 1),
         "learning_rate": config.optim.lr,
         "value_learning_rate": config.optim.value_lr if config.memory else None,
         "recall": final["recall"],
         "answer_nll": final["answer_nll"],
-        "bits_stored": bits_stored(trained.data.probes, final["correct"]),
+        "bits_stored": bits,
+        "bits_per_parameter": bits / parameters["params_total"],
+        "bits_per_active_parameter": bits / parameters["params_active"],
+        "bits_per_train_flop": bits / (training * trained.tokens),
+        "recall_by_exposures": recall_by_exposures(*answered),
+        "recall_by_entropy": recall_by_entropy(*answered),
+        "text": final.get("text"),
         "slot_usage": final.get("slot_usage"),
         "history": _history(trained, training),
         "config": asdict(config),
@@ -55,40 +63,40 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """Count parameters: all, those that a token uses, and those of value tables.
+    """Count parameters: all, those that a token uses, and those of tables.
 
-    A token uses every dense parameter and J rows of V numbers in each memory layer.
+    A token uses every dense parameter, J rows of V numbers in each memory layer, where slots are
+    experts also J rows of D numbers, and of a mixture of experts as many as it is sent to, in the
+    mean. Parameters that are not trained count like others.
     """
     layers = memory_layers_of(model)
-    tables = {id(layer.values): layer.values.weight for layer in layers}
-    memory = sum(weight.numel() for weight in tables.values())
+    tables, active = {}, 0
+    for layer in layers:
+        reads = layer.query.heads * layer.keys.top_k
+        own = [layer.values, layer.experts] if isinstance(layer, PeerLayer) else [layer.values]
+        # Layers may share a table, and each reads it.
+        for table in own:
+            tables[id(table)] = table.weight.numel()
+            active += reads * table.weight.shape[1]
+    memory = sum(tables.values())
     total = sum(parameter.numel() for parameter in model.parameters())
-    read = sum(
-        layer.query.heads * layer.keys.top_k * layer.values.weight.shape[1] for layer in layers
-    )
+    idle = 0
+    for module in model.modules():
+        if isinstance(module, RoutedExperts):
+            count = sum(parameter.numel() for parameter in module.experts.parameters())
+            idle += count - round(count * _share_used(module))
     return {
         "params_total": total,
-        "params_active": total - memory + read,
+        "params_active": total - memory - idle + active,
         "params_memory": memory,
     }
 
 
-def bits_stored(probes: Sequence[Probe], correct: Sequence[bool]) -> float:
-    """Add up log2 of the number of distinct answers over all facts recalled by question.
-
-    Args:
-        probes: All recall items.
-        correct: Whether each was answered.
-    """
-    answers = defaultdict(set)
-    for probe in probes:
-        answers[probe.relation].add(probe.text[probe.answer_start : probe.answer_end])
-    bits = {relation: math.log2(len(found)) for relation, found in answers.items()}
-    return sum(
-        bits[probe.relation]
-        for probe, right in zip(probes, correct, strict=True)
-        if right and probe.kind != "statement"
-    )
+def _share_used(module: RoutedExperts) -> float:
+    if isinstance(module, TokenChoice):
+        return module.top_k / module.router.out_features
+    assert isinstance(module, ExpertChoice)
+    return module.share
 
 
 def _history(trained: TrainedModel, flops_per_token: float) -> list[dict[str, Any]]:

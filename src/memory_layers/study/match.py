@@ -1,0 +1,234 @@
+"""match_variants(): set widths, experts and sub-keys so that variants cost the same.
+
+Tokens are equal anyway. FLOPs of a token grow evenly with the width of the feed-forward blocks, or
+of the experts, so two counts on models of the real shape give the width. Parameters are counted on
+such models too. Next: runs.py, which trains what comes out.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memory_layers.study.config import CompareConfig, tokens_of
+from memory_layers.study.flops import forward_flops, shape_of
+from memory_layers.train.config import RunConfig
+
+# Sub-keys change the FLOPs of FIND, the width changes the parameters: a few rounds settle both.
+ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Variants that cost the same.
+
+    Attributes:
+        variants: The full configuration of each, with the first seed.
+        record: For results.json. `tokens` that each is trained on. For "flops" and "parameters",
+            None where they were not asked for, else `target` and for each variant `off`: how far
+            it is from its target, as a share of that, below 0 if it has less.
+    """
+
+    variants: Mapping[str, RunConfig]
+    record: Mapping[str, Any]
+
+
+def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Matched:
+    """Make the variants of a comparison equal in what its `match` names.
+
+    FLOPs: the feed-forward width of each variant, or that of its experts, is set so that a forward
+    pass takes as many FLOPs a token as the reference does, or `times` as many: such a dense model
+    is made wider in all, in proportion, before its feed-forward width is set.
+
+    Parameters: the experts of a mixture and the sub-keys of a memory are set so that the total is
+    nearest to the reference's. Of experts that choose tokens there are the fewest that reach it,
+    as in arXiv 2412.09764. Dense models and `one_slot`, a memory of one slot by its nature, have
+    nothing to set. The total of the dense ones is not reported as off.
+
+    A size that cannot reach the target stays at its nearest.
+
+    Args:
+        config: The comparison.
+        vocab_sizes: Length of the tokenizer of each variant.
+
+    Raises:
+        ConfigError: There is nothing to equal.
+    """
+    variants, kinds, references = config.variants(), config.kinds(), config.references()
+    matcher = _Matcher(config, kinds, references, vocab_sizes)
+    for _ in range(ROUNDS):
+        before = dict(variants)
+        for name in variants:
+            if name != references.get("parameters", name):
+                variants[name] = matcher.with_parameters(name, variants)
+            if name != references.get("flops", name):
+                variants[name] = matcher.with_flops(name, variants)
+        if variants == before:
+            break
+    record: dict[str, Any] = {"tokens": tokens_of(config.base), "flops": None, "parameters": None}
+    for measure, reference in references.items():
+        counts = {name: matcher.count(measure, name, run) for name, run in variants.items()}
+        target = counts[reference]
+        record[measure] = {
+            "target": target,
+            "off": {
+                name: counts[name] / (target * matcher.times(measure, name)) - 1
+                for name in variants
+                if measure == "flops" or kinds[name] != "dense"
+            },
+        }
+    return Matched(variants, record)
+
+
+class _Matcher:
+    """Sets one size of one variant at a time.
+
+    Args:
+        config: The comparison.
+        kinds: Kind of each variant.
+        references: The variant to equal, for each measure.
+        vocab_sizes: Of each variant.
+    """
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        kinds: Mapping[str, str],
+        references: Mapping[str, str],
+        vocab_sizes: Mapping[str, int],
+    ) -> None:
+        self._overrides, self._plain = config.overrides, config.variants()
+        self._kinds, self._references, self._vocab_sizes = kinds, references, vocab_sizes
+        self._counts: dict[tuple[str, int, RunConfig], float] = {}
+        self._slopes: dict[tuple[str, int], float] = {}
+
+    def times(self, measure: str, name: str) -> float:
+        """Return what a variant is to have, as a multiple of the reference's."""
+        return self._overrides[name].times if measure == "flops" else 1.0
+
+    def count(self, measure: str, name: str, run: RunConfig) -> float:
+        """Count FLOPs of a token, or parameters, of a configuration of a variant."""
+        vocab_size = self._vocab_sizes[name]
+        key = (measure, vocab_size, replace(run, name=""))
+        if key not in self._counts:
+            model = shape_of(run, vocab_size)
+            if measure == "flops":
+                train = run.train
+                self._counts[key] = forward_flops(model, train.seq_len, train.batch_size)
+            else:
+                self._counts[key] = sum(parameter.numel() for parameter in model.parameters())
+        return self._counts[key]
+
+    def with_flops(self, name: str, variants: Mapping[str, RunConfig]) -> RunConfig:
+        """Return a variant with the feed-forward width that gives it its FLOPs."""
+        reference = self._references["flops"]
+        target = self.count("flops", reference, variants[reference]) * self.times("flops", name)
+        run = variants[name]
+        if self.times("flops", name) != 1:
+            run = self._widened(name, target)
+
+        def count(width: int) -> float:
+            return self.count("flops", name, _with_width(run, width))
+
+        width = _width_of(run)
+        key = (name, run.model.to_preset().hidden_size)
+        # Neither experts nor sub-keys change it.
+        if key not in self._slopes:
+            self._slopes[key] = (count(2 * width) - count(width)) / width
+        slope = self._slopes[key]
+        if slope <= 0:
+            # Memory stands in place of every feed-forward block.
+            return run
+        return _with_width(run, max(1, round(width + (target - count(width)) / slope)))
+
+    def with_parameters(self, name: str, variants: Mapping[str, RunConfig]) -> RunConfig:
+        """Return a variant with the experts or sub-keys that give it its parameters."""
+        run, reference = variants[name], self._references["parameters"]
+        target = self.count("parameters", reference, variants[reference])
+        if run.moe is not None:
+            moe = run.moe
+            # The total grows evenly with experts, and like a square with sub-keys.
+            fewest = self._kinds[name] == "moe_expert_choice"
+            least = moe.top_k if moe.routing == "token_choice" else math.ceil(moe.capacity_factor)
+
+            def with_experts(experts: int) -> RunConfig:
+                return replace(run, moe=replace(moe, experts=experts))
+
+            return with_experts(
+                self._size(name, with_experts, target, max(2, least), reaching=fewest)
+            )
+        memory = run.memory
+        if memory is None or self._kinds[name] == "one_slot":
+            return run
+
+        def with_sub_keys(sub_keys: int) -> RunConfig:
+            return replace(run, memory=replace(memory, sub_keys=sub_keys))
+
+        return with_sub_keys(self._size(name, with_sub_keys, target, memory.top_k))
+
+    def _size(
+        self,
+        name: str,
+        change: Callable[[int], RunConfig],
+        target: float,
+        least: int,
+        *,
+        reaching: bool = False,
+    ) -> int:
+        """Return the size whose parameters are nearest to the target, or the least to reach it."""
+
+        def count(size: int) -> float:
+            return self.count("parameters", name, change(size))
+
+        # Three counts give the polynomial of degree two that the total is.
+        first, second, third = (count(least + n) for n in range(3))
+        bend, step = third - 2 * second + first, second - first
+
+        def predicted(size: int) -> float:
+            n = size - least
+            return first + n * step + n * (n - 1) / 2 * bend
+
+        low, high = least, least + 1
+        while predicted(high) < target:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if predicted(middle) < target else (low, middle)
+        if predicted(low) >= target:
+            return low
+        return high if reaching or predicted(high) - target < target - predicted(low) else low
+
+    def _widened(self, name: str, target: float) -> RunConfig:
+        """Return a dense variant with the model width whose FLOPs are nearest to the target."""
+        run = self._plain[name]
+        shape = run.model.to_preset()
+        mlp_size, unit = shape.to_config().intermediate_size, 2 * shape.heads
+
+        def wide(units: int) -> RunConfig:
+            width = units * unit
+            proportional = max(1, round(mlp_size * width / shape.hidden_size))
+            model = replace(run.model, hidden_size=width, mlp_size=proportional)
+            return replace(run, model=model)
+
+        low = shape.hidden_size // unit
+        high = 2 * low
+        while self.count("flops", name, wide(high)) < target:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            short = self.count("flops", name, wide(middle)) < target
+            low, high = (middle, high) if short else (low, middle)
+        return min(
+            (wide(low), wide(high)), key=lambda run: abs(self.count("flops", name, run) - target)
+        )
+
+
+def _width_of(run: RunConfig) -> int:
+    mlp_size = run.model.to_preset().to_config().intermediate_size
+    return mlp_size if run.moe is None else run.moe.hidden_size(mlp_size)
+
+
+def _with_width(run: RunConfig, width: int) -> RunConfig:
+    if run.moe is None:
+        return replace(run, model=replace(run.model, mlp_size=width))
+    return replace(run, moe=replace(run.moe, expert_size=width))

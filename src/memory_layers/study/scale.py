@@ -1,0 +1,300 @@
+"""scale(): train every base at every memory size with every seed, and fit what comes out.
+
+Runs are started as those of a comparison are. Each is a process of its own with a fixed number of
+threads, so that neither the order nor the number of workers changes a result. Next: fits.py.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from memory_layers.data.prepare import prepare_data
+from memory_layers.provenance import commit, device_name, versions
+from memory_layers.study.config import (
+    TOKEN_FIELDS,
+    check_seeds,
+    flat_fields,
+    merge_fields,
+    tokens_of,
+)
+from memory_layers.study.fits import fit_sweep
+from memory_layers.study.outcome import read_outcome
+from memory_layers.study.runs import Job, run_all
+from memory_layers.study.scale_report import write_scale_report
+from memory_layers.train.checkpoint import claim_folder
+from memory_layers.train.config import ConfigError, RunConfig, from_dict, read_yaml
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """A sweep over base models and memory sizes.
+
+    Attributes:
+        base: What all runs share. Its memory is that of every size but for `sub_keys`.
+        bases: For each base model, by name, the fields in which it differs, nested.
+        slots: Memory sizes, square numbers. 0: the dense model.
+        own_slots: Memory sizes of bases that have others, by name.
+        seeds: Each base at each size is trained once with each.
+    """
+
+    base: RunConfig
+    bases: Mapping[str, Mapping[str, Any]]
+    slots: tuple[int, ...]
+    own_slots: Mapping[str, tuple[int, ...]]
+    seeds: tuple[int, ...]
+
+    def cells(self) -> dict[str, tuple[str, int, RunConfig]]:
+        """Return base, slots and configuration, with the first seed, of each cell of the grid.
+
+        Raises:
+            ConfigError: A base names an unknown field, its fields do not fit together, or bases
+                read different numbers of tokens.
+        """
+        cells = {}
+        for name, changes in self.bases.items():
+            values = merge_fields(asdict(self.base), changes)
+            for slots in self.own_slots.get(name, self.slots):
+                title = f"{name}-slots{slots}"
+                where = f"bases.{name} with slots {slots}"
+                if slots and not isinstance(values["memory"], Mapping):
+                    raise ConfigError(f"{where}: needs `memory:`. hint: memory: {{layers: [1]}}")
+                memory = {**values["memory"], "sub_keys": math.isqrt(slots)} if slots else None
+                changed = {**values, "memory": memory, "name": title}
+                cells[title] = (name, slots, from_dict(RunConfig, changed, where))
+        counts = {name: tokens_of(run) for name, _, run in cells.values()}
+        if len(set(counts.values())) > 1:
+            raise ConfigError(
+                f"bases must be trained on the same number of tokens, got {counts}. "
+                f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `bases:`"
+            )
+        return cells
+
+    def jobs(self) -> dict[str, Job]:
+        """Return each run by the name of its folder: cell, seed and configuration."""
+        return {
+            f"{cell}-seed{seed}": (
+                cell,
+                seed,
+                replace(run, train=replace(run.train, seed=seed)),
+            )
+            for cell, (_, _, run) in self.cells().items()
+            for seed in self.seeds
+        }
+
+    def changed(
+        self, base: RunConfig, slots: tuple[int, ...], seeds: tuple[int, ...]
+    ) -> "ScaleConfig":
+        """Return this sweep with what the flags of the command line say.
+
+        Raises:
+            ConfigError: A field was changed that every run takes from the grid or from its base.
+        """
+        before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        for field, flag in (("train.seed", "--seeds"), ("memory.sub_keys", "--slots")):
+            if field in changed:
+                raise ConfigError(f"--{field} has no effect on a sweep. hint: use {flag}")
+        for name, changes in self.bases.items():
+            clash = sorted(changed & set(flat_fields(changes)))
+            if clash:
+                raise ConfigError(
+                    f"--{clash[0]} has no effect: base {name!r} sets its own. "
+                    "hint: change it in the file, under `bases:`"
+                )
+        check_slots(slots, "--slots")
+        check_seeds(seeds, "--seeds")
+        return replace(self, base=base, slots=tuple(slots), seeds=tuple(seeds))
+
+
+def load_scale(path: Path) -> ScaleConfig:
+    """Read a sweep: the fields of a run, and `bases:`, `slots:` and `seeds:`.
+
+    Raises:
+        ConfigError: The file cannot be used. The field at fault is named.
+    """
+    values = read_yaml(path)
+    if "variants" in values:
+        raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
+    bases = values.pop("bases", None)
+    slots, seeds = values.pop("slots", None), values.pop("seeds", [0])
+    if not isinstance(bases, dict) or not bases:
+        raise ConfigError(
+            f"{path}: needs `bases:`, names and what each changes. "
+            "hint: bases: {small: {}, large: {model: {hidden_size: 128}}}"
+        )
+    for name, changes in bases.items():
+        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"{path}: bases: {name!r} must be letters, digits, - and _")
+        if changes is not None and not isinstance(changes, dict):
+            raise ConfigError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
+        bases[name] = changes or {}
+        if "data" in bases[name]:
+            raise ConfigError(f"{path}: bases.{name}.data: all runs of a sweep learn the same data")
+    own_slots = {name: part.pop("slots") for name, part in bases.items() if "slots" in part}
+    for name, sizes in own_slots.items():
+        check_slots(sizes, f"{path}: bases.{name}.slots")
+    for where, part in {"": values, **{f"bases.{n}.": c for n, c in bases.items()}}.items():
+        for field, instead in (("train.seed", "seeds:"), ("memory.sub_keys", "slots:")):
+            if field in flat_fields(part):
+                raise ConfigError(f"{path}: {where}{field} has no effect. hint: use `{instead}`")
+        if part.get("moe") is not None:
+            raise ConfigError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
+    check_slots(slots, f"{path}: slots")
+    if set(own_slots) == set(bases):
+        raise ConfigError(
+            f"{path}: slots has no effect, every base sets its own. hint: leave one without"
+        )
+    check_seeds(seeds, f"{path}: seeds")
+    config = ScaleConfig(
+        base=from_dict(RunConfig, values, str(path)),
+        bases=bases,
+        slots=tuple(slots),
+        own_slots={name: tuple(sizes) for name, sizes in own_slots.items()},
+        seeds=tuple(seeds),
+    )
+    config.cells()
+    return config
+
+
+def check_slots(slots: Any, where: str) -> None:  # noqa: ANN401
+    """Refuse memory sizes that are not different square numbers.
+
+    Raises:
+        ConfigError: They are not. The nearest squares are named.
+    """
+    whole = isinstance(slots, list | tuple) and all(type(n) is int and n >= 0 for n in slots)
+    if not whole or not slots or len(set(slots)) < len(slots):
+        raise ConfigError(
+            f"{where} must be different whole numbers, squares of `sub_keys` or 0 for the dense "
+            f"model, got {slots!r}. hint: [0, 4096, 65536, 1048576]"
+        )
+    for n in slots:
+        root = math.isqrt(n)
+        if root**2 != n:
+            raise ConfigError(
+                f"{where}: {n} is no square number: a memory has sub_keys * sub_keys slots. "
+                f"hint: {root**2} = {root} * {root} or {(root + 1) ** 2} = {root + 1} * {root + 1}"
+            )
+
+
+def scale(
+    config: ScaleConfig,
+    out: Path,
+    *,
+    workers: int | None = None,
+    threads: int = 1,
+    command: str = "",
+) -> dict[str, Any]:
+    """Run a sweep and write OUT/results.json, OUT/report.html and OUT/plots/.
+
+    results.json is there as soon as the first run has ended, with the fits of what there is and
+    `complete` false until all have. A sweep that was stopped goes on where it was, and one can
+    grow: runs that are in OUT are read back, whatever sizes, bases and seeds are asked for beside
+    them.
+
+    Args:
+        config: Bases, memory sizes and seeds.
+        out: Folder of the sweep. Each run has a folder in OUT/runs.
+        workers: Runs at a time. None: as many as the cores have threads for.
+        threads: Threads of a run. Another number can change the last digits of sums, so one
+            folder holds one number.
+        command: For the report.
+
+    Returns:
+        The content of results.json. A run that failed is in it, with its error, and in no fit.
+
+    Raises:
+        ConfigError: `out` holds another sweep, or there are no facts to ask for.
+        DataError: The data is malformed.
+        Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+    """
+    if config.base.data.facts is None:
+        raise ConfigError("a sweep measures recall and needs data.facts. hint: facts: builtin")
+    jobs = config.jobs()
+    _claim_threads(out, threads)
+    for name, (_, _, run) in jobs.items():
+        claim_folder(out / "runs" / name, run)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(len(jobs), workers or max(1, (cores or 1) // threads))
+    about = {
+        "format_version": 1,
+        "name": config.base.name,
+        "command": command,
+        "device": device_name(),
+        "workers": workers,
+        "threads": threads,
+        "versions": versions("torch", "numba", "transformers", "tokenizers"),
+        "commit": commit(),
+        "facts": prepare_data(config.base.data).summary,
+        "bases": list(config.bases),
+        "slots": sorted({slots for _, slots, _ in config.cells().values()}),
+        "seeds": list(config.seeds),
+    }
+    run_all(
+        _longest_first(config, jobs),
+        out / "runs",
+        workers,
+        threads,
+        lambda _name: _write_results(about, config, out, complete=False),
+    )
+    results = _write_results(about, config, out, complete=True)
+    write_scale_report(results, out)
+    return results
+
+
+def _write_results(
+    about: Mapping[str, Any], config: ScaleConfig, out: Path, *, complete: bool
+) -> dict[str, Any]:
+    """Write OUT/results.json with all runs, as far as they are, and what they fit."""
+    cells = config.cells()
+    runs = []
+    for name, (cell, seed, _) in config.jobs().items():
+        base, slots, _ = cells[cell]
+        entry = read_outcome(cell, seed, out / "runs" / name)
+        runs.append({**entry, "base": base, "slots": slots})
+    results = {
+        **about,
+        "complete": complete,
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "runs": runs,
+        **fit_sweep(runs),
+    }
+    part = out / "results.json.part"
+    part.write_text(json.dumps(results, indent=1), "utf-8")
+    os.replace(part, out / "results.json")
+    return results
+
+
+def _longest_first(config: ScaleConfig, jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Order runs so that a sweep that is stopped has whole seeds, and no worker ends far last."""
+    bases = list(config.bases)
+    cells = config.cells()
+
+    def key(name: str) -> tuple[int, int, int]:
+        cell, seed, _ = jobs[name]
+        base, slots, _ = cells[cell]
+        return config.seeds.index(seed), -slots, -bases.index(base)
+
+    return {name: jobs[name] for name in sorted(jobs, key=key)}
+
+
+def _claim_threads(out: Path, threads: int) -> None:
+    """Hold a folder to the number of threads its first runs had."""
+    path = out / "sweep.json"
+    if path.is_file():
+        before = json.loads(path.read_text("utf-8"))["threads"]
+        if before != threads:
+            raise ConfigError(
+                f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
+                f"hint: --threads {before}, or choose another --out"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"threads": threads}) + "\n", "utf-8")
+    os.replace(part, path)

@@ -1,0 +1,244 @@
+"""The plots of a sweep and the numbers they draw: over slots, over FLOPs, exchange rates.
+
+Each figure is drawn from a table of its own, which is written beside it as CSV. Next:
+scale_report.py, which puts them on a page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memory_layers.study.fits import METRICS, measured
+from memory_layers.study.plots_base import (
+    GRID,
+    INK,
+    RECALL_LABEL,
+    Plot,
+    Style,
+    finish,
+    legend,
+    log_axis,
+    new_figure,
+    plain_text,
+    short_number,
+    variant_styles,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLOT_NAMES = tuple(
+    f"{metric}_{kind}" for metric in METRICS for kind in ("over_slots", "over_flops", "exchange")
+)
+_LABELS = {
+    "recall": RECALL_LABEL,
+    "answer_nll": "Answer NLL, held-out (nats)",
+}
+_DENSE = Style("#444444", "o", "--", "")
+# The dense model has no place on a logarithmic axis of slots: it stands this far left of it.
+_GAP = 2.0
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row of a plot's table. `kind`: "run", "mean", "fit" or "exchange"."""
+
+    kind: str
+    base: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    slots: int | None = None
+    seed: int | None = None
+    extrapolated: bool | None = None
+
+
+def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
+    """Draw every plot the sweep has data for, by name, in the order of the report."""
+    styles = variant_styles(results["bases"])
+    plots = {}
+    for metric in METRICS:
+        plots[f"{metric}_over_slots"] = _over_slots(results, metric, styles)
+        plots[f"{metric}_over_flops"] = _over_flops(results, metric, styles)
+        plots[f"{metric}_exchange"] = _exchange(results, metric, styles)
+    return {name: plot for name, plot in plots.items() if plot is not None}
+
+
+def slots_label(slots: float) -> str:
+    """Write a number of slots: powers of two as 4k, 64k and 1M, others with three digits."""
+    for size, suffix in ((2**20, "M"), (2**10, "k")):
+        if slots >= size and slots % size == 0:
+            return f"{slots / size:.0f}{suffix}"
+    return short_number(slots)
+
+
+def _over_slots(
+    results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]
+) -> Plot | None:
+    points = _points(results, metric, "slots")
+    if not points:
+        return None
+    for base, fits in results["fits"]["slots"].items():
+        points += _curve(fits[metric], base)
+    figure, axes = new_figure(4.2)
+    sizes = sorted({point.x for point in points if point.kind == "run"})
+    above = [size for size in sizes if size]
+    zero = math.log2(above[0]) - _GAP if above else 0.0
+
+    def place(x: float) -> float:
+        return math.log2(x) if x else zero
+
+    for base, style in styles.items():
+        own = [point for point in points if point.base == base]
+        _draw(axes, own, style, place, plain_text(base), joined=False)
+    axes.set_xticks([place(size) for size in sizes], [_size_name(size) for size in sizes])
+    axes.set_xlabel("Slots (log scale)", fontsize=12)
+    return _finish(figure, axes, metric, points)
+
+
+def _over_flops(
+    results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]
+) -> Plot | None:
+    points = _points(results, metric, "flops_per_token")
+    if not points:
+        return None
+    curve = _curve(results["fits"]["flops"][metric], "dense")
+    figure, axes = new_figure(4.2)
+    dense = [point for point in points if not point.slots]
+    _draw(axes, [*dense, *curve], _DENSE, float, "dense", joined=False)
+    for base, style in styles.items():
+        own = [point for point in points if point.base == base and point.slots]
+        _draw(axes, own, style, float, f"{plain_text(base)} with memory", joined=True)
+    log_axis(axes, [point.x for point in points])
+    axes.set_xlabel("FLOPs per token (log scale)", fontsize=12)
+    return _finish(figure, axes, metric, [*points, *curve])
+
+
+def _exchange(results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]) -> Plot | None:
+    points = [
+        _Point(
+            "exchange",
+            entry["base"],
+            entry["slots"],
+            entry["times"],
+            entry["low"],
+            entry["high"],
+            entry["slots"],
+            extrapolated=entry["extrapolated"],
+        )
+        for entry in results["exchange"]
+        if entry["metric"] == metric and entry["times"] is not None
+    ]
+    if not points:
+        return None
+    figure, axes = new_figure(4.2)
+    heights = [point.y for point in points]
+    bottom, top = min(1.0, *heights) / 2, max(1.0, *heights) * 2
+    axes.axhline(1, color=INK, linewidth=1, linestyle=":")
+    shift = 0.0
+    for base, style in styles.items():
+        own = [point for point in points if point.base == base]
+        if not own:
+            continue
+        places = [math.log2(point.x) + shift for point in own]
+        shift += 0.12
+        tall = [point.y for point in own]
+        axes.plot(places, tall, color=style.colour, linestyle=style.dash, linewidth=1.6)
+        axes.plot([], [], style.marker + style.dash, color=style.colour, label=plain_text(base))
+        for x, point, y in zip(places, own, tall, strict=True):
+            low = max(point.low or bottom, bottom)
+            high = top if point.high is None else min(point.high, top)
+            axes.plot([x, x], [low, high], color=style.colour, linewidth=1, alpha=0.7)
+            face = "white" if point.extrapolated else style.colour
+            axes.plot(x, y, style.marker, color=style.colour, markerfacecolor=face, markersize=6)
+    sizes = sorted({point.x for point in points})
+    axes.set_xticks([math.log2(size) for size in sizes], [_size_name(size) for size in sizes])
+    axes.set_xlabel("Slots (log scale)", fontsize=12)
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(bottom, top)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    axes.set_ylabel("Dense compute for the same result", fontsize=12)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    legend(figure, axes)
+    return _plot(figure, points)
+
+
+def _points(results: Mapping[str, Any], metric: str, key: str) -> list[_Point]:
+    """Return a point for each run that measured the metric, and one for each cell's mean."""
+    cells: dict[tuple[str, int], list[_Point]] = {}
+    for run in results["runs"]:
+        y = measured(run, metric)
+        if y is not None:
+            base, slots = run["base"], run["slots"]
+            point = _Point("run", base, run[key], y, slots=slots, seed=run["seed"])
+            cells.setdefault((base, slots), []).append(point)
+    points = [point for group in cells.values() for point in group]
+    for (base, slots), group in cells.items():
+        values = [point.y for point in group]
+        mean = math.fsum(values) / len(values)
+        points.append(_Point("mean", base, group[0].x, mean, min(values), max(values), slots=slots))
+    return points
+
+
+def _curve(fit: Mapping[str, Any], base: str) -> list[_Point]:
+    if "curve" not in fit:
+        return []
+    curve = fit["curve"]
+    rows = zip(curve["x"], curve["y"], curve["low"], curve["high"], strict=True)
+    return [_Point("fit", base, *row) for row in rows]
+
+
+def _draw(
+    axes: Axes,
+    points: Sequence[_Point],
+    style: Style,
+    place: Callable[[float], float],
+    label: str,
+    *,
+    joined: bool,
+) -> None:
+    """Draw one base: its runs small, their means large, its fit as a line with a band."""
+    kinds: dict[str, list[_Point]] = {}
+    for point in sorted(points, key=lambda point: point.slots or 0):
+        kinds.setdefault(point.kind, []).append(point)
+    for kind, own in kinds.items():
+        x, y = [place(point.x) for point in own], [point.y for point in own]
+        colour = style.colour
+        if kind == "run":
+            axes.plot(x, y, style.marker, color=colour, markersize=3, alpha=0.45, linewidth=0)
+        elif kind == "mean":
+            line = style.dash if joined else ""
+            axes.plot(x, y, style.marker + line, color=colour, markersize=6, lw=1.2, label=label)
+        else:
+            band = np.array([(point.low, point.high) for point in own], dtype=np.float64).T
+            axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(x, y, color=colour, linestyle=style.dash, linewidth=1.6)
+
+
+def _finish(figure: Figure, axes: Axes, metric: str, points: Sequence[_Point]) -> Plot:
+    highest = max(point.y for point in points)
+    limit = 1.02 if metric == "recall" and highest > 0.5 else max(1.15 * highest, 0.02)
+    axes.set_ylim(0, limit)
+    axes.set_ylabel(_LABELS[metric], fontsize=12)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    legend(figure, axes)
+    return _plot(figure, points)
+
+
+def _plot(figure: Figure, points: Sequence[_Point]) -> Plot:
+    """Return the figure with its points as data. Columns that no point fills are left out."""
+    rows = [astuple(point) for point in points]
+    filled = [i for i in range(len(rows[0])) if any(row[i] is not None for row in rows)]
+    names = [field.name for field in fields(_Point)]
+    return finish(figure, [names[i] for i in filled], [[row[i] for i in filled] for row in rows])
+
+
+def _size_name(slots: float) -> str:
+    return slots_label(slots) if slots else "0\n(dense)"

@@ -1,0 +1,224 @@
+"""A sweep from configuration to results: the grid, what is refused, reuse, order, failures."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests_support import SHAPE, write_facts
+
+from memory_layers.cli import main
+from memory_layers.study import scale as study_scale
+from memory_layers.study.measure import measure_run
+from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
+from memory_layers.train.config import ConfigError
+from memory_layers.train.loop import Interrupted
+
+ROOT = Path(__file__).parents[2]
+MEMORY = {"layers": [1], "top_k": 4, "heads": 2}
+
+
+def write_sweep(folder: Path, **changes: object) -> Path:
+    if not (folder / "facts").is_dir():
+        write_facts(folder / "facts")
+    values = {
+        "name": "x",
+        "model": SHAPE,
+        "memory": MEMORY,
+        "data": {
+            "facts": str(folder / "facts"),
+            "vocab_size": 300,
+            "cache_dir": str(folder / "cache"),
+        },
+        "optim": {"warmup_steps": 2, "value_lr": 0.02},
+        "train": {"steps": 4, "batch_size": 2, "seq_len": 32, "eval_every": 2},
+        "bases": {"a": {}, "b": {"model": {"hidden_size": 24}}},
+        "slots": [0, 64],
+        **changes,
+    }
+    path = folder / "scale.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 99) -> Callable:
+    """Return a stand-in for run_all that trains at most `most` runs here, in some order."""
+
+    def run_all(
+        jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
+    ) -> None:
+        waiting = [name for name in jobs if not (folder / name / "result.json").is_file()]
+        for name in order(waiting)[:most]:
+            measure_run(*jobs[name], folder / name)
+            ended(name)
+        if len(waiting) > most:
+            raise Interrupted("stopped")
+
+    return run_all
+
+
+def entries(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in run.items() if k != "seconds"} for run in results["runs"]]
+
+
+def test_the_grid(tmp_path: Path) -> None:
+    path = write_sweep(
+        tmp_path,
+        bases={"a": None, "b": {"memory": {"top_k": 2}}, "c": {"model": SHAPE, "slots": [0]}},
+        slots=[0, 64, 256],
+        seeds=[3, 1],
+    )
+    config = load_scale(path)
+    cells = config.cells()
+    assert [cell[:2] for cell in cells.values()] == [
+        ("a", 0), ("a", 64), ("a", 256), ("b", 0), ("b", 64), ("b", 256), ("c", 0),
+    ]  # fmt: skip
+    assert list(cells)[1] == "a-slots64"
+    for base, slots, run in cells.values():
+        assert (run.memory.slots if run.memory else 0) == slots
+        if run.memory:
+            assert run.memory.top_k == {"a": 4, "b": 2}[base]
+    jobs = config.jobs()
+    assert len(jobs) == 7 * 2
+    cell, seed, run = jobs["b-slots64-seed1"]
+    assert (cell, seed, run.train.seed, run.name) == ("b-slots64", 1, 1, "b-slots64")
+    # A sweep that is stopped has whole seeds; the largest runs of a seed come first.
+    order = list(study_scale._longest_first(config, jobs))
+    assert {name.split("-seed")[1] for name in order[:7]} == {"3"}
+    assert order[0] == "b-slots256-seed3"
+    assert sorted(order) == sorted(jobs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bases": {}}, "needs `bases:`, names and what each changes"),
+        ({"bases": {"a b": {}}}, "'a b' must be letters, digits, - and _"),
+        ({"bases": {"a": 3}}, "bases.a must be a mapping, got 3"),
+        ({"bases": {"a": {"modle": {}}}}, "did you mean 'model'"),
+        ({"bases": {"a": {"data": {}}}}, "bases.a.data: all runs of a sweep learn the same"),
+        ({"bases": {"a": {"slots": [0]}}}, "slots has no effect, every base sets its own"),
+        ({"bases": {"a": {"slots": [5]}, "b": {}}}, "bases.a.slots: 5 is no square number"),
+        ({"bases": {"a": {"train": {"seed": 3}}}}, "bases.a.train.seed has no effect"),
+        ({"bases": {"a": {"memory": {"sub_keys": 3}}}}, "bases.a.memory.sub_keys has no effect"),
+        ({"bases": {"a": {}, "b": {"train": {"steps": 9}}}}, "the same number of tokens"),
+        (
+            {"memory": {**MEMORY, "sub_keys": 8}},
+            "memory.sub_keys has no effect. hint: use `slots:`",
+        ),
+        ({"memory": None}, "bases.a with slots 64: needs `memory:`"),
+        (
+            {"memory": {**MEMORY, "top_k": 9}},
+            "bases.a with slots 64: memory: top_k must be at most",
+        ),
+        ({"moe": {"experts": 4}}, "moe: the models of a sweep are dense or have memory"),
+        ({"slots": None}, "slots must be different whole numbers"),
+        ({"slots": [0, 4, 4]}, "slots must be different whole numbers"),
+        ({"slots": [0, 16000]}, "hint: 15876 = 126 * 126 or 16129 = 127 * 127"),
+        ({"seeds": [0, 0]}, "seeds must be different whole numbers"),
+        ({"variants": {"a": {}}}, "hint: memory-layers compare"),
+    ],
+)
+def test_mistakes(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_scale(write_sweep(tmp_path, **changes))
+    assert message in str(error.value)
+
+
+def test_slots_that_are_squares() -> None:
+    check_slots((0, 1, 2**20, 3**20), "slots")
+    with pytest.raises(ConfigError, match=r"slots must be different whole numbers"):
+        check_slots([True], "--slots")
+
+
+def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
+    config = load_scale(write_sweep(tmp_path))
+    base = config.base
+
+    def change(**parts: Any) -> ScaleConfig:
+        changed = {k: replace(getattr(base, k), **v) for k, v in parts.items()}
+        return config.changed(replace(base, **changed), (0, 16), (5,))
+
+    with pytest.raises(ConfigError, match=r"--model.hidden_size has no effect: base 'b' sets"):
+        change(model={"hidden_size": 32})
+    with pytest.raises(ConfigError, match=r"--train.seed has no effect.* use --seeds"):
+        change(train={"seed": 1})
+    with pytest.raises(ConfigError, match=r"--memory.sub_keys has no effect.* use --slots"):
+        change(memory={"sub_keys": 16})
+    longer = change(train={"steps": 7})
+    assert list(longer.jobs()) == [f"{b}-slots{n}-seed5" for b in "ab" for n in (0, 16)]
+    assert {run.train.steps for _, _, run in longer.cells().values()} == {7}
+
+
+def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_scale(write_sweep(tmp_path))
+    monkeypatch.setattr(study_scale, "run_all", in_this_process(most=2))
+    with pytest.raises(Interrupted):
+        scale(config, tmp_path / "out")
+    partial = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not partial["complete"]
+    assert [run["status"] for run in partial["runs"]] == ["unfinished", "ok", "unfinished", "ok"]
+    assert partial["fits"]["flops"]["recall"]["left_out"] == [
+        "a-slots0, seed 0: unfinished", "b-slots0, seed 0: unfinished",
+    ]  # fmt: skip
+    monkeypatch.setattr(study_scale, "run_all", in_this_process())
+    whole = scale(config, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == whole
+    assert whole["complete"]
+    assert whole["runs"][1] == partial["runs"][1]
+    assert (tmp_path / "out" / "report.html").is_file()
+
+    monkeypatch.setattr(study_scale, "run_all", in_this_process(lambda names: names[::-1]))
+    other = scale(config, tmp_path / "other", workers=2)
+    assert entries(other) == entries(whole)
+    assert (other["fits"], other["exchange"]) == (whole["fits"], whole["exchange"])
+
+    # A larger sweep takes over what is there; other threads would not give the same numbers.
+    monkeypatch.setattr(study_scale, "run_all", in_this_process(most=0))
+    with pytest.raises(Interrupted):
+        scale(replace(config, slots=(64, 256)), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"runs with 1 threads each, got 2. hint: --threads 1"):
+        scale(config, tmp_path / "out", threads=2)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = write_sweep(tmp_path, bases={"a": {}})
+    out = tmp_path / "out"
+    # The second run fails: the first step overflows all weights.
+    flags = ("--out", str(out), "--workers", "2", "--slots", "0", "16", "--optim.value-lr", "1e38")
+    assert main(["scale", str(path), *flags]) == 1
+    printed = capsys.readouterr().out
+    assert str(out / "results.json") in printed
+    results = json.loads((out / "results.json").read_text())
+    dense, memory = results["runs"]
+    assert (dense["status"], dense["base"], dense["slots"]) == ("ok", "a", 0)
+    assert (memory["variant"], memory["status"]) == ("a-slots16", "diverged")
+    assert results["command"].startswith("memory-layers scale ")
+    assert (results["threads"], results["slots"], results["bases"]) == (1, [0, 16], ["a"])
+    assert results["exchange"][0]["reason"] == "no run finished"
+
+
+def test_help_and_hints(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["scale", "--help"])
+    assert "memory-layers scale configs/scale.yaml" in capsys.readouterr().out
+    path = write_sweep(tmp_path)
+    assert main(["train", str(path)]) == 2
+    assert f"lists bases. hint: memory-layers scale {path}" in capsys.readouterr().err
+    assert main(["scale", str(path), "--threads", "0"]) == 2
+    assert "--threads must be >= 1, got 0" in capsys.readouterr().err
+    assert main(["scale"]) == 2
+    assert "hint: memory-layers scale configs/scale.yaml" in capsys.readouterr().err
+
+
+def test_config_of_the_repository_has_enough_to_fit() -> None:
+    config = load_scale(ROOT / "configs" / "scale.yaml")
+    sizes = [(base, slots) for base, slots, _ in config.cells().values()]
+    assert len([base for base, slots in sizes if not slots]) >= 3
+    assert len(config.seeds) >= 3
+    assert 2**20 in config.slots
