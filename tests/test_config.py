@@ -68,11 +68,26 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
         ({"value_init_std": -1.0}, "value_init_std must be a finite number >= 0, got -1.0"),
         ({"value_init_std": float("nan")}, "value_init_std must be a finite number"),
         ({"value_init_std": float("inf")}, "value_init_std must be a finite number"),
+        ({"query_norm": "rms"}, "query_norm must be one of .*, got 'rms'"),
+        ({"weighing": "gelu"}, "weighing must be one of .*, got 'gelu'"),
+        ({"readout": "peer"}, "readout must be one of .*, got 'peer'"),
+        ({"random_slots": -1}, "random_slots must be a whole number >= 0, got -1"),
+        ({"random_slots": True}, "random_slots must be a whole number >= 0, got True"),
+        ({"random_slots": 1.5}, "random_slots must be a whole number >= 0, got 1.5"),
+        ({"sink_slot": 1}, "sink_slot must be true or false, got 1"),
+        ({"train_keys": "no"}, "train_keys must be true or false, got 'no'"),
+        ({"sink_slot": True, "readout": "experts"}, "sink_slot needs readout .*, got 'experts'"),
     ],
 )
 def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MemoryConfig(**{"layers": (0,), **changes})
+
+
+def test_layer_norm_of_a_single_feature_is_refused() -> None:
+    config = MemoryConfig(layers=(0,), key_dim=2, query_norm="layer")
+    with pytest.raises(ValueError, match='query_norm "layer" needs key_dim >= 4, got 2'):
+        config.resolved(16)
 
 
 def test_changes_are_checked_too() -> None:
@@ -86,7 +101,8 @@ def test_round_trip_through_json() -> None:
     config = MemoryConfig(
         layers=[3, 1], sub_keys=9, top_k=5, heads=2, key_dim=6, value_dim=7, share_values=False,
         gate="sigmoid", qk_norm=False, placement="beside", value_init_std=0.5,
-        value_dtype="bfloat16", grad_mode="sparse",
+        value_dtype="bfloat16", grad_mode="sparse", query_norm="layer", weighing="relu",
+        readout="linear_experts", random_slots=2, train_keys=False,
     )  # fmt: skip
     assert config.layers == (3, 1)
     plain = json.loads(json.dumps(config.to_dict()))

@@ -11,6 +11,9 @@ Gate = Literal["silu", "sigmoid", "none"]
 Placement = Literal["replace", "beside"]
 GradMode = Literal["factored", "sparse", "dense"]
 ValueDtype = Literal["model", "float32", "bfloat16"]
+QueryNorm = Literal["none", "batch", "layer"]
+Weighing = Literal["softmax", "relu", "sigmoid"]
+Readout = Literal["values", "experts", "linear_experts"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ _CHOICES = {
     "placement": ("replace", "beside"),
     "grad_mode": ("factored", "sparse", "dense"),
     "value_dtype": ("model", "float32", "bfloat16"),
+    "query_norm": ("none", "batch", "layer"),
+    "weighing": ("softmax", "relu", "sigmoid"),
+    "readout": ("values", "experts", "linear_experts"),
 }
 
 
@@ -50,9 +56,25 @@ class MemoryConfig:
         share_values: One table for all memory layers of the model. False: one table a layer.
         gate: "silu" (Memory+), "sigmoid" (one scalar a token) or "none" (PKM).
         qk_norm: RMS-normalise query halves and sub-keys, with a learned scale.
+        query_norm: What the query projection is followed by, before qk_norm: "batch" norm of each
+            feature over the tokens (arXiv 1907.05242; on one process alone, and in training of
+            more than one token), "layer" norm of each half-query of a head, or "none".
+        weighing: What makes weights of the scores of a head: "softmax", or "relu" or "sigmoid" of
+            each score (arXiv 2310.10837).
+        readout: "values" adds up rows of the table. "experts" takes each slot for a feed-forward
+            block of one neuron, gelu(u . x) v (PEER, arXiv 2407.04153), "linear_experts" for
+            (u . x) v (the values of UltraMemV2, arXiv 2508.18756). Their u are a second table,
+            [N, model width].
+        random_slots: Slots drawn uniformly for each token and head, in training alone, that join
+            the K selected ones with their true scores. One that is selected too counts twice.
+        sink_slot: Let one more key and value, learned for the layer, join the selected slots of
+            every token and head.
+        train_keys: False leaves query projection, sub-keys and what belongs to them at their
+            initial values: a control, in which no slot is learned to be found.
         placement: "replace" the feed-forward block, or stand "beside" it with a zero-initialised
             output, so that the model's function is unchanged at first.
-        value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5.
+        value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5. The u of
+            experts start with D ** -0.5: u . x is then about as large as the entries of x.
         value_dtype: Storage type of the table, "model" for that of the other parameters.
         grad_mode: How the gradient of the table is kept: "factored" for MemoryAdamW, "sparse" for
             torch.optim.SparseAdam, "dense" for any optimizer.
@@ -67,6 +89,12 @@ class MemoryConfig:
     share_values: bool = True
     gate: Gate = "silu"
     qk_norm: bool = True
+    query_norm: QueryNorm = "none"
+    weighing: Weighing = "softmax"
+    readout: Readout = "values"
+    random_slots: int = 0
+    sink_slot: bool = False
+    train_keys: bool = True
     placement: Placement = "replace"
     value_init_std: float | None = None
     value_dtype: ValueDtype = "model"
@@ -83,7 +111,7 @@ class MemoryConfig:
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
-        for name in ("share_values", "qk_norm"):
+        for name in ("share_values", "qk_norm", "sink_slot", "train_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, allowed in _CHOICES.items():
@@ -98,6 +126,14 @@ class MemoryConfig:
             raise ValueError(
                 f"key_dim must be even, it is split into two halves, got {self.key_dim}. "
                 f"hint: use {self.key_dim + 1}"
+            )
+        drawn = self.random_slots
+        if isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 0:
+            raise ValueError(f"random_slots must be a whole number >= 0, got {drawn!r}")
+        if self.sink_slot and self.readout != "values":
+            raise ValueError(
+                f'sink_slot needs readout "values", got {self.readout!r}: the sink has a value and '
+                "no expert. hint: leave sink_slot out"
             )
         std = self.value_init_std
         if std is not None and not (isinstance(std, (int, float)) and 0 <= std < float("inf")):
@@ -129,7 +165,8 @@ class MemoryConfig:
             model_dim: D.
 
         Raises:
-            ValueError: The default key width, V / 2, would be odd or no whole number.
+            ValueError: The default key width, V / 2, would be odd or no whole number, or half a
+                query has a width of 1 and is to be normalised over it.
         """
         value_dim = self.value_dim or model_dim
         if self.key_dim is None and value_dim % 4:
@@ -138,7 +175,13 @@ class MemoryConfig:
                 f"value_dim is {value_dim}. hint: set key_dim, such as {value_dim // 4 * 2 or 2}"
             )
         std = 0.02 * value_dim**-0.5 if self.value_init_std is None else self.value_init_std
-        return MemorySizes(value_dim, self.key_dim or value_dim // 2, float(std))
+        key_dim = self.key_dim or value_dim // 2
+        if self.query_norm == "layer" and key_dim == 2:
+            raise ValueError(
+                'query_norm "layer" needs key_dim >= 4, got 2: a single feature less its mean is 0.'
+                " hint: raise key_dim"
+            )
+        return MemorySizes(value_dim, key_dim, float(std))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and YAML."""

@@ -126,6 +126,30 @@ def test_no_tokens(mode: str) -> None:
     assert not dense_gradient(table).any()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_dot_products_and_their_gradients(mode: str) -> None:
+    """A table that is read both ways, as one list of pending reads."""
+    table = ValueTable(N, V, init_std=0.5, grad_mode=mode)
+    exact = table.weight.detach().double()
+    total = torch.zeros(N, V, dtype=torch.float64)
+    for _ in range(2):
+        slots, d_dots, x = random_read()
+        x.requires_grad_()
+        dots = table.dot(slots, x)
+        assert dots.dtype == torch.float32
+        expected = torch.einsum("tjv,tv->tj", exact[slots], x.detach().double())
+        torch.testing.assert_close(dots.double(), expected, rtol=1e-5, atol=1e-5)
+        dots.backward(d_dots)
+        d_x = torch.einsum("tjv,tj->tv", exact[slots], d_dots.double())
+        torch.testing.assert_close(x.grad.double(), d_x, rtol=1e-5, atol=1e-5)
+        total += one_hot_sum(slots, d_dots, N).T @ x.detach().double()
+        slots, weights, d_out = random_read()
+        table(slots, weights).backward(d_out)
+        total += one_hot_sum(slots, weights, N).T @ d_out.double()
+    assert len(table.pending) == (4 if mode == "factored" else 0)
+    torch.testing.assert_close(dense_gradient(table).double(), total, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["factored", "sparse"])
 def test_second_gradient_is_refused_where_it_would_be_wrong(mode: str) -> None:
     table = ValueTable(N, V, init_std=0.5, grad_mode=mode)

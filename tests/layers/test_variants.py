@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer
+from memory_layers.layers import MemoryBeside, MemoryLayer, PeerLayer, ValueTable, build_layer
 from memory_layers.ops.write import row_sums
 
 DIM = 12
@@ -41,13 +41,49 @@ CASES = {
     "sparse": {"grad_mode": "sparse"},
     "dense": {"grad_mode": "dense"},
     "dense-bf16-values": {"grad_mode": "dense", "value_dtype": "bfloat16"},
-}
+    "batch-norm": {"query_norm": "batch"},
+    "batch-norm-no-qk-norm": {"query_norm": "batch", "qk_norm": False},
+    "layer-norm": {"query_norm": "layer"},
+    "layer-norm-no-qk-norm": {"query_norm": "layer", "qk_norm": False},
+    "relu": {"weighing": "relu"},
+    "sigmoid": {"weighing": "sigmoid"},
+    "sigmoid-one-slot": {"weighing": "sigmoid", "top_k": 1, "gate": "none"},
+    "experts": {"readout": "experts", "gate": "none"},
+    "experts-silu-other-width": {"readout": "experts", "value_dim": 20},
+    "experts-beside-relu": {"readout": "experts", "placement": "beside", "weighing": "relu"},
+    "experts-sparse": {"readout": "experts", "gate": "sigmoid", "grad_mode": "sparse"},
+    "experts-dense": {"readout": "experts", "gate": "none", "grad_mode": "dense"},
+    "experts-bf16-values": {"readout": "experts", "value_dtype": "bfloat16"},
+    "linear-experts": {"readout": "linear_experts", "gate": "none"},
+    "random-slots": {"random_slots": 2},
+    "random-slots-no-qk-norm": {"random_slots": 5, "qk_norm": False, "weighing": "sigmoid"},
+    "random-experts": {"random_slots": 2, "readout": "experts"},
+    "sink": {"sink_slot": True},
+    "sink-no-qk-norm": {"sink_slot": True, "qk_norm": False, "gate": "none"},
+    "sink-random-slots": {"sink_slot": True, "random_slots": 2, "value_dim": 5, "key_dim": 4},
+    "fixed-keys": {"train_keys": False},
+    "fixed-keys-all": {
+        "train_keys": False, "readout": "experts", "query_norm": "batch", "random_slots": 1,
+    },
+}  # fmt: skip
 every_case = pytest.mark.parametrize("name", CASES)
+RESET = "reset_parameters"
 
 
 def build(name: str, **changes: object) -> MemoryLayer:
     sizes = {"layers": (0,), "sub_keys": 7, "heads": 2, "top_k": 3, "value_init_std": 0.5}
-    return MemoryLayer(MemoryConfig(**{**sizes, **CASES[name], **changes}), DIM)
+    return build_layer(MemoryConfig(**{**sizes, **CASES[name], **changes}), DIM)
+
+
+def run(layer: MemoryLayer, x: Tensor) -> Tensor:
+    """Call a layer, with the same draws each time."""
+    torch.manual_seed(3)
+    return layer(x)
+
+
+def is_stable(layer: MemoryLayer) -> bool:
+    """Whether training computes what evaluation does."""
+    return not layer.keys.random_slots and layer.query.batch_norm is None
 
 
 def open_output(layer: MemoryLayer) -> MemoryLayer:
@@ -58,9 +94,18 @@ def open_output(layer: MemoryLayer) -> MemoryLayer:
     return layer
 
 
-def table_gradient(layer: MemoryLayer) -> Tensor:
-    """The gradient of the table as a dense tensor, whatever mode keeps it."""
-    table = layer.values
+def tables_of(layer: MemoryLayer) -> list[ValueTable]:
+    return [module for module in layer.modules() if isinstance(module, ValueTable)]
+
+
+def forget(layer: MemoryLayer) -> None:
+    layer.zero_grad()
+    for table in tables_of(layer):
+        table.pending.clear()
+
+
+def table_gradient(table: ValueTable) -> Tensor:
+    """The gradient of a table as a dense tensor, whatever mode keeps it."""
     if table.weight.grad is not None:
         grad = table.weight.grad
         return (grad.to_dense() if grad.is_sparse else grad).float()
@@ -75,9 +120,10 @@ def table_gradient(layer: MemoryLayer) -> Tensor:
 def all_gradients(layer: nn.Module) -> dict[str, Tensor]:
     """Gradients by parameter name, the table's included."""
     grads = {}
+    tables = {id(table.weight): table for table in tables_of(layer)}
     for name, parameter in layer.named_parameters():
-        if parameter is layer.values.weight:
-            grads[name] = table_gradient(layer)
+        if id(parameter) in tables:
+            grads[name] = table_gradient(tables[id(parameter)])
         elif parameter.grad is not None:
             grads[name] = parameter.grad.clone()
     return grads
@@ -100,9 +146,10 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     x = torch.randn(2, 15, DIM, requires_grad=True)
     layer(x).square().sum().backward()
     gradients = all_gradients(layer)
-    assert gradients.keys() == dict(layer.named_parameters()).keys()
+    trained = {name for name, p in layer.named_parameters() if p.requires_grad}
+    assert gradients.keys() == trained
     # With one slot the softmax is 1 whatever the score: nothing can reach the query and the keys.
-    constant = layer.keys.top_k == 1
+    constant = layer.keys.top_k == 1 and layer.weighing == "softmax"
     for parameter, grad in {**gradients, "x": x.grad}.items():
         assert grad.isfinite().all(), parameter
         through_scores = parameter.startswith(("query.", "keys.")) or parameter == "x"
@@ -118,18 +165,54 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 def test_output_is_the_formula(name: str) -> None:
     """Equations 1 and 2 of arXiv 2412.09764, written out over all slots in fp64."""
     layer = open_output(build(name))
+    if layer.query.proj.bias is not None:
+        nn.init.normal_(layer.query.proj.bias)
     x = torch.randn(9, DIM)
     exact = copy.deepcopy(layer).double()
     x64 = x.double()
     query = nn.functional.linear(x64, exact.query.proj.weight, exact.query.proj.bias)
+    if exact.query.batch_norm is not None:
+        open_norm(exact.query.batch_norm, layer.query.batch_norm)
+        centred = query - query.mean(0)
+        query = centred / (centred.square().mean(0) + 1e-5).sqrt()
+        query = query * exact.query.batch_norm.weight + exact.query.batch_norm.bias
     query = query.view(9, layer.query.heads, 2, layer.query.half_dim)
-    sub_keys = exact.keys.sub_keys
+    if exact.query.layer_norm is not None:
+        open_norm(exact.query.layer_norm, layer.query.layer_norm)
+        centred = query - query.mean(-1, keepdim=True)
+        query = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        query = query * exact.query.layer_norm.weight + exact.query.layer_norm.bias
+    sub_keys, sink_key = exact.keys.sub_keys, exact.keys.sink_key
     if exact.keys.gain is not None:
-        query = query / (query.square().mean(-1, keepdim=True) + 1e-6).sqrt() * exact.keys.gain
-        sub_keys = sub_keys / (sub_keys.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    scores, slots = exact_pair_scores(query, sub_keys).topk(layer.keys.top_k, dim=-1)
-    weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
-    read = torch.einsum("thk,thkv->tv", weights, exact.values.weight[slots])
+        query = rms(query) * exact.keys.gain
+        sub_keys = rms(sub_keys)
+        sink_key = None if sink_key is None else rms(sink_key)
+    every_score = exact_pair_scores(query, sub_keys)
+    scores, slots = every_score.topk(layer.keys.top_k, dim=-1)
+    if layer.keys.random_slots:
+        torch.manual_seed(3)
+        drawn = torch.randint(
+            layer.values.weight.shape[0], (*slots.shape[:2], layer.keys.random_slots)
+        )
+        scores = torch.cat([scores, every_score.gather(-1, drawn)], -1)
+        slots = torch.cat([slots, drawn], -1)
+    if sink_key is not None:
+        scores = torch.cat([scores, (query * sink_key).sum((2, 3))[..., None]], -1)
+    if layer.weighing == "softmax":
+        weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    elif layer.weighing == "relu":
+        weights = scores.clamp(min=0)
+    else:
+        weights = 1 / (1 + (-scores).exp())
+    on_slots = weights[..., : slots.shape[-1]]
+    if "experts" in CASES[name].get("readout", ""):
+        hidden = torch.einsum("thkd,td->thk", exact.experts.weight[slots], x64)
+        if CASES[name]["readout"] == "experts":
+            hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        on_slots = on_slots * hidden
+    read = torch.einsum("thk,thkv->tv", on_slots, exact.values.weight[slots])
+    if sink_key is not None:
+        read = read + weights[..., -1].sum(1)[:, None] * exact.sink.weight
     gate = exact.gate
     if hasattr(gate, "hidden"):
         hidden = nn.functional.linear(x64, gate.hidden.weight, gate.hidden.bias)
@@ -139,7 +222,18 @@ def test_output_is_the_formula(name: str) -> None:
         expected = torch.sigmoid(x64 @ gate.scalar.weight.T + gate.scalar.bias) * inner
     else:
         expected = read if gate.out is None else gate.out(read)
-    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(layer, x).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def open_norm(exact: nn.Module, norm: nn.Module) -> None:
+    """Move scale and shift of a norm away from one and zero, and of its exact copy alike."""
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    exact.load_state_dict(norm.state_dict())
+
+
+def rms(tensor: Tensor) -> Tensor:
+    return tensor / (tensor.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
 @every_case
@@ -147,6 +241,9 @@ def test_eval_equals_train(name: str) -> None:
     layer = open_output(build(name))
     x = torch.randn(5, DIM)
     trained = layer.train()(x)
+    if not is_stable(layer):
+        assert not torch.equal(layer.eval()(x), trained)
+        trained = layer(x)
     with torch.no_grad():
         assert torch.equal(layer.eval()(x), trained)
     with torch.inference_mode():
@@ -155,7 +252,7 @@ def test_eval_equals_train(name: str) -> None:
 
 @every_case
 def test_tokens_do_not_meet_and_shapes_are_kept(name: str) -> None:
-    layer = open_output(build(name))
+    layer = open_output(build(name)).eval()
     x = torch.randn(2, 3, 4, DIM)
     out = layer(x)
     assert out.shape == x.shape
@@ -170,11 +267,12 @@ def test_bf16_is_close_to_fp32(name: str) -> None:
     layer = open_output(build(name)).bfloat16()
     x = torch.randn(40, DIM).bfloat16()
     wide = copy.deepcopy(layer).float()
-    out = layer(x)
+    out = run(layer, x)
     assert out.dtype == torch.bfloat16
-    error = (out.float() - wide(x.float())).norm(dim=-1)
+    exact = run(wide, x.float())
+    error = (out.float() - exact).norm(dim=-1)
     # A query that bf16 moves across a border reads another slot: half of the tokens may not.
-    assert error.median() <= 0.05 * wide(x.float()).norm(dim=-1).median() + 1e-6
+    assert error.median() <= 0.05 * exact.norm(dim=-1).median() + 1e-6
     out.float().square().sum().backward()
     for parameter, grad in all_gradients(layer).items():
         assert grad.isfinite().all(), parameter
@@ -189,37 +287,39 @@ def test_state_dict_round_trip_changes_nothing(name: str, tmp_path: Path) -> Non
     torch.manual_seed(1)
     other = build(name)
     other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True), strict=True)
-    assert torch.equal(other(x), layer(x))
-    assert other.values.weight.dtype == layer.values.weight.dtype
+    assert torch.equal(run(other, x), run(layer, x))
+    # What batch norm keeps for evaluation is among it.
+    assert torch.equal(other.eval()(x), layer.eval()(x))
+    assert [t.weight.dtype for t in tables_of(other)] == [t.weight.dtype for t in tables_of(layer)]
 
 
 @every_case
 def test_copies_are_whole_and_separate(name: str) -> None:
     layer = open_output(build(name))
     x = torch.randn(5, DIM)
-    expected = layer(x)
+    expected = run(layer, x)
     layer(x).sum().backward()
-    before = table_gradient(layer)
+    before = [table_gradient(table) for table in tables_of(layer)]
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x), expected)
+        assert torch.equal(run(twin, x), expected)
         twin(x).sum().backward()
         with torch.no_grad():
             for parameter in twin.parameters():
                 parameter.zero_()
-    assert torch.equal(layer(x), expected)
-    torch.testing.assert_close(table_gradient(layer), before)
+    assert torch.equal(run(layer, x), expected)
+    torch.testing.assert_close([table_gradient(table) for table in tables_of(layer)], before)
 
 
 @every_case
 def test_gradient_checkpointing_gives_the_same_gradients(name: str) -> None:
     layer = open_output(build(name))
     x = torch.randn(5, DIM, requires_grad=True)
-    layer(x).square().sum().backward()
+    run(layer, x).square().sum().backward()
     plain = {**all_gradients(layer), "x": x.grad.clone()}
     for reentrant in (False, True):
-        layer.zero_grad()
-        layer.values.pending.clear()
+        forget(layer)
         x.grad = None
+        torch.manual_seed(3)
         checkpoint(layer, x, use_reentrant=reentrant).square().sum().backward()
         assert_gradients_equal({**all_gradients(layer), "x": x.grad}, plain)
 
@@ -232,8 +332,11 @@ def test_reset_draws_every_parameter_anew(name: str) -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(float("nan"))
-    for module in (layer.query, layer.keys, layer.gate, layer.values):
-        module.reset_parameters()
+        for buffer in layer.buffers():
+            buffer.fill_(7)
+    for module in layer.modules():
+        if type(module).__module__.startswith("memory_layers.") and hasattr(module, RESET):
+            module.reset_parameters()
     for key, fresh in layer.state_dict().items():
         assert fresh.isfinite().all(), key
         was = initial[key].float()
@@ -287,16 +390,21 @@ def test_autocast_selects_the_slots_of_fp32() -> None:
     assert torch.equal(cast_scores, scores)
 
 
-@pytest.mark.parametrize("grad_mode", ["factored", "sparse", "dense"])
-def test_autocast_trains(grad_mode: str) -> None:
-    layer = build("default", grad_mode=grad_mode)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "default", "sparse", "dense", "experts", "experts-sparse", "experts-dense", "batch-norm",
+        "layer-norm", "random-slots", "random-slots-no-qk-norm", "sink", "sink-no-qk-norm",
+    ],
+)  # fmt: skip
+def test_autocast_trains(name: str) -> None:
+    layer = build(name)
     x = torch.randn(60, DIM)
-    layer(x).square().sum().backward()
+    run(layer, x).square().sum().backward()
     plain = all_gradients(layer)
-    layer.zero_grad()
-    layer.values.pending.clear()
+    forget(layer)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = layer(x).square().sum()
+        loss = run(layer, x).square().sum()
     loss.backward()
     for name, grad in all_gradients(layer).items():
         assert grad.dtype == torch.float32
@@ -304,21 +412,51 @@ def test_autocast_trains(grad_mode: str) -> None:
         assert cosine > 0.95, f"{name}: {cosine}"
 
 
+@pytest.mark.parametrize("readout", ["values", "experts"])
 @pytest.mark.parametrize("grad_mode", ["factored", "sparse", "dense"])
-def test_frozen_table(grad_mode: str) -> None:
-    layer = build("default", grad_mode=grad_mode)
+def test_frozen_table(grad_mode: str, readout: str) -> None:
+    layer = build("default", grad_mode=grad_mode, readout=readout)
     x = torch.randn(8, DIM)
     layer(x).square().sum().backward()
     free = all_gradients(layer)
-    layer.zero_grad()
-    layer.values.pending.clear()
-    layer.values.weight.requires_grad_(False)
+    forget(layer)
+    frozen = tables_of(layer)
+    for table in frozen:
+        table.weight.requires_grad_(False)
     layer(x).square().sum().backward()
-    assert layer.values.weight.grad is None
-    assert len(layer.values.pending) == 0
+    for table in frozen:
+        assert table.weight.grad is None
+        assert len(table.pending) == 0
     for name, parameter in layer.named_parameters():
-        if parameter is not layer.values.weight:
+        if parameter.requires_grad:
             assert torch.equal(parameter.grad, free[name])
+
+
+def test_initial_experts_have_products_of_the_size_of_the_input() -> None:
+    layer = build("experts", sub_keys=40)
+    x = torch.randn(200, DIM)
+    products = x @ layer.experts.weight.detach().T
+    assert float(products.std()) == pytest.approx(1.0, rel=0.05)
+
+
+def test_random_slots_are_uniform_and_differ_by_head_and_token() -> None:
+    layer = build("default", random_slots=3)
+    _, slots = layer.keys(layer.query(torch.randn(3000, DIM)))
+    drawn = slots[..., 3:]
+    assert drawn.shape == (3000, 2, 3)
+    counts = drawn.flatten().bincount(minlength=49)
+    assert counts.min() > 260, "18000 draws from 49 slots are 367 each"
+    assert counts.max() < 480
+    assert (drawn[:, 0] == drawn[:, 1]).float().mean() < 0.1
+    assert (drawn[1:] == drawn[:-1]).float().mean() < 0.1
+
+
+def test_a_layer_of_another_class_is_refused() -> None:
+    sizes = {"layers": (0,), "sub_keys": 7, "top_k": 3}
+    with pytest.raises(ValueError, match=r"MemoryLayer has readout values, got 'experts'\. hint: "):
+        MemoryLayer(MemoryConfig(**sizes, readout="experts"), DIM)
+    with pytest.raises(ValueError, match="PeerLayer has readout experts or linear_experts, got"):
+        PeerLayer(MemoryConfig(**sizes), DIM)
 
 
 def test_nan_in_a_token_is_not_hidden() -> None:

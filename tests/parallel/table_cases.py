@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from memory_layers.layers import ValueTable
+from memory_layers.config import MemoryConfig
+from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 from memory_layers.optim import MemoryAdamW
 from memory_layers.parallel.apply import shard_memory
@@ -57,6 +58,15 @@ def read(table: ValueTable, value_dim: int, reader: int) -> tuple[Tensor, Tensor
     return out.detach(), weights.grad
 
 
+def dot(table: ValueTable, value_dim: int, reader: int) -> tuple[Tensor, Tensor]:
+    """Take dot products and go back once: the products and the gradient of the tokens."""
+    slots, d_out, x = batch(value_dim, reader)
+    x.requires_grad_()
+    out = table.dot(slots, x)
+    out.backward(d_out)
+    return out.detach(), x.grad
+
+
 def dense(gradient: RowGradient, slots: int = SLOTS) -> Tensor:
     """[N, width] gradient."""
     rows, sums = row_sums(gradient)
@@ -74,9 +84,13 @@ def sharded_reads(value_dims: list[int]) -> list[dict[str, Any]]:
         gradient = table.pending.row_gradient()
         # Rank 1 has no text left, and rank 0 more than the others.
         few = [5, 0, 2, 3][rank]
-        slots, weights, _ = batch(value_dim, rank, few)
+        slots, weights, x = batch(value_dim, rank, few)
         with torch.no_grad():
             uneven = table(slots, weights)
+            uneven_dots = table.dot(slots, x)
+        table.pending.clear()
+        dots, d_x = dot(table, value_dim, rank)
+        of_dots = table.pending.row_gradient()
         results.append(
             {
                 "shape": tuple(table.weight.shape),
@@ -87,8 +101,14 @@ def sharded_reads(value_dims: list[int]) -> list[dict[str, Any]]:
                 "reads": [tuple(part.shape) for part in gradient.weights],
                 "gradient": dense(gradient),
                 "uneven": uneven,
+                "uneven_dots": uneven_dots,
+                "dots": dots,
+                "d_x": d_x,
+                "dot_vectors": [tuple(part.shape) for part in of_dots.vectors],
+                "dot_gradient": dense(of_dots),
                 "dense_grad": table.weight.grad,
                 "refused": refusal(mesh),
+                "batch_norm_refused": batch_norm_refusal(),
             }
         )
     return results
@@ -180,6 +200,16 @@ def mesh_of_one_axis() -> tuple[str, Tensor, Tensor]:
     out, _ = read(table, 4, dist.get_rank())
     table.reduce_gradient()
     return repr(table), out, table.global_view(table.weight.detach()).full_tensor()
+
+
+def batch_norm_refusal() -> str:
+    """Return what is said about a layer that normalises over a batch."""
+    config = MemoryConfig(layers=(0,), sub_keys=4, top_k=2, query_norm="batch")
+    try:
+        shard_memory(MemoryLayer(config, 8), table_mesh(1, dist.get_world_size()))
+    except ValueError as error:
+        return str(error)
+    return "nothing"
 
 
 def unequal_tokens() -> None:

@@ -13,6 +13,7 @@ from table_cases import (
     Holder,
     batch,
     dense,
+    dot,
     mesh_of_one_axis,
     read,
     sharded_reads,
@@ -84,6 +85,40 @@ def test_without_gradients_each_rank_may_bring_its_own_number_of_tokens(value_di
     for rank, (result, tokens) in enumerate(zip(results(value_dim), [5, 0, 2, 3], strict=True)):
         slots, weights, _ = batch(value_dim, rank, tokens)
         close(result["uneven"], Holder(value_dim).table(slots, weights))
+
+
+@EVERY
+def test_dot_products_and_the_gradient_of_tokens_are_those_of_the_whole_table(value_dim):
+    for rank, result in enumerate(results(value_dim)):
+        dots, d_x = dot(Holder(value_dim).table, value_dim, rank)
+        assert result["dots"].shape == (TOKENS, READS)
+        close(result["dots"], dots)
+        close(result["d_x"], d_x)
+
+
+@EVERY
+def test_pending_dot_products_are_the_columns_of_the_gradient_of_all_tokens(value_dim):
+    table = Holder(value_dim).table
+    for rank in range(RANKS):
+        dot(table, value_dim, rank)
+    parts = results(value_dim)
+    whole = dense(table.pending.row_gradient())
+    close(torch.cat([part["dot_gradient"] for part in parts], 1), whole)
+    for part, width in zip(parts, WIDTHS[value_dim], strict=True):
+        assert part["dot_vectors"] == [(RANKS * TOKENS // 2, width)] * 2
+
+
+@EVERY
+def test_dot_products_without_gradients_take_any_number_of_tokens(value_dim):
+    for rank, (result, tokens) in enumerate(zip(results(value_dim), [5, 0, 2, 3], strict=True)):
+        slots, _, x = batch(value_dim, rank, tokens)
+        close(result["uneven_dots"], Holder(value_dim).table.dot(slots, x))
+
+
+def test_norm_over_a_batch_is_refused():
+    said = sharded()[0][0]["batch_norm_refused"]
+    assert said.startswith('query_norm "batch" works on one process')
+    assert "hint: " in said
 
 
 def test_a_table_with_another_grad_mode_is_refused():

@@ -19,7 +19,7 @@ from memory_layers.data.builtin_templates import TEMPLATES
 from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import load_facts, load_templates
-from memory_layers.data.facts import FactSet, Probe, build_corpus
+from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.lines import DataError
 from memory_layers.data.text import load_text
 from memory_layers.data.tokenizer import answer_tokens, load_tokenizer, train_tokenizer
@@ -97,6 +97,21 @@ def read_facts(config: DataConfig) -> FactSet:
     return load_facts(Path(config.facts))
 
 
+def corpus_of(config: DataConfig) -> FactCorpus:
+    """Turn the facts a config names into documents and recall probes.
+
+    Raises:
+        ValueError: The config names none.
+        DataError: A file is malformed, or has no templates for a relation.
+    """
+    return build_corpus(
+        read_facts(config),
+        shown_fraction=config.shown_fraction,
+        exposures=config.exposures,
+        seed=config.seed,
+    )
+
+
 def read_texts(config: DataConfig) -> list[str]:
     """Load the running text a config names.
 
@@ -116,16 +131,10 @@ def _build(config: DataConfig, folder: Path) -> None:
     probes: tuple[Probe, ...] = ()
     relations: dict[str, int] = {}
     if config.facts is not None:
-        facts = read_facts(config)
-        corpus = build_corpus(
-            facts,
-            shown_fraction=config.shown_fraction,
-            exposures=config.exposures,
-            seed=config.seed,
-        )
+        corpus = corpus_of(config)
         statements, answers = corpus.documents, corpus.answers
         probes = corpus.probes
-        relations = dict(Counter(fact.relation for fact in facts.facts))
+        relations = dict(Counter(p.relation for p in probes if p.kind != "statement"))
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))

@@ -14,6 +14,7 @@ from memory_layers.layers import MemoryLayer
 class SlotUsage:
     """Counts the reads of every slot while it is attached to a model.
 
+    Slots drawn at random in training are not counted: they are not what the model has found.
     Layers that share a table share the counts. Tables of their own are counted apart and listed
     one after the other.
 
@@ -39,8 +40,8 @@ class SlotUsage:
                 handle.remove()
 
     def _hook(self, key: int) -> Any:  # noqa: ANN401
-        def count(_module: nn.Module, _inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-            slots = output[1].detach().flatten().cpu()
+        def count(keys: Any, _inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
+            slots = output[1][..., : keys.top_k].detach().flatten().cpu()
             self._counts[key].index_add_(0, slots, torch.ones(len(slots)))
 
         return count

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from memory_layers.ops.find import product_key_topk
+from memory_layers.ops.read import gather_dot
 
 
 class ProductKeys(nn.Module):
@@ -19,19 +20,31 @@ class ProductKeys(nn.Module):
         half_dim: C.
         top_k: K.
         qk_norm: Normalise queries and sub-keys.
+        random_slots: r, slots drawn in training beside the selected ones.
+        sink: Have a key for each head that every token selects, beside the others.
     """
 
     def __init__(
-        self, heads: int, sub_keys: int, half_dim: int, top_k: int, *, qk_norm: bool
+        self,
+        heads: int,
+        sub_keys: int,
+        half_dim: int,
+        top_k: int,
+        *,
+        qk_norm: bool,
+        random_slots: int = 0,
+        sink: bool = False,
     ) -> None:
         super().__init__()
         self.top_k = top_k
+        self.random_slots = random_slots
         self.sub_keys = nn.Parameter(torch.empty(heads, 2, sub_keys, half_dim))
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
+        self.sink_key = nn.Parameter(torch.empty(heads, 2, half_dim)) if sink else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the sub-keys from U(-b, b), b = 1 / sqrt(2 C), and set the gain to 1 / sqrt(C).
+        """Draw all keys from U(-b, b), b = 1 / sqrt(2 C), and set the gain to 1 / sqrt(C).
 
         With this gain the score of a half has unit variance at the start.
         """
@@ -40,12 +53,48 @@ class ProductKeys(nn.Module):
         nn.init.uniform_(self.sub_keys, -bound, bound)
         if self.gain is not None:
             nn.init.constant_(self.gain, half_dim**-0.5)
+        if self.sink_key is not None:
+            nn.init.uniform_(self.sink_key, -bound, bound)
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, H, 2, C] → scores and slots, both [T, H, K]."""
-        sub_keys = self.sub_keys
+        """[T, H, 2, C] → scores and slots, both [T, H, K].
+
+        In training r drawn slots follow the K selected ones. The score of the sink, which is no
+        slot, comes last.
+        """
+        sub_keys, sink_key = self.sub_keys, self.sink_key
         if self.gain is not None:
             width = query.shape[-1:]
             query = F.rms_norm(query, width, eps=1e-6) * self.gain
             sub_keys = F.rms_norm(sub_keys, width, eps=1e-6)
-        return product_key_topk(query, sub_keys, self.top_k)
+            sink_key = None if sink_key is None else F.rms_norm(sink_key, width, eps=1e-6)
+        scores, slots = product_key_topk(query, sub_keys, self.top_k)
+        if self.random_slots and self.training:
+            shape = (*slots.shape[:2], self.random_slots)
+            drawn = torch.randint(sub_keys.shape[2] ** 2, shape, device=slots.device)
+            scores = torch.cat([scores, score_slots(query, sub_keys, drawn)], -1)
+            slots = torch.cat([slots, drawn], -1)
+        if sink_key is not None:
+            on_sink = (query.to(scores.dtype) * sink_key.to(scores.dtype)).sum((-2, -1))
+            scores = torch.cat([scores, on_sink[..., None]], -1)
+        return scores, slots
+
+
+def score_slots(query: Tensor, sub_keys: Tensor, slots: Tensor) -> Tensor:
+    """Score given slots as product_key_topk scores those that it selects, with gradients.
+
+    Args:
+        query: [T, H, 2, C].
+        sub_keys: [H, 2, M, C].
+        slots: [T, H, r] in [0, M * M).
+
+    Returns:
+        [T, H, r], fp32 (fp64 if an input is).
+    """
+    heads, _, count, _ = sub_keys.shape
+    halves = torch.stack([slots // count, slots % count], 2)  # [T, H, 2, r]
+    first = torch.arange(2 * heads, device=slots.device).view(heads, 2, 1) * count
+    # All sub-keys as one table, each half of a head with rows of its own: no copy for each token.
+    rows = (halves + first).flatten(0, 2)  # [T * H * 2, r]
+    dots = gather_dot(sub_keys.flatten(0, 2), rows, query.flatten(0, 2))
+    return dots.view_as(halves).sum(2)

@@ -1,6 +1,9 @@
-"""MemoryLayer: the whole data flow in five lines. Next: query.py, keys.py, values.py, gate.py."""
+"""MemoryLayer: the whole data flow in five lines. Next: query.py, keys.py, values.py, gate.py.
 
-from typing import Any
+peer.py has the other kind of layer, whose slots are experts.
+"""
+
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from memory_layers.config import MemoryConfig
 from memory_layers.layers.gate import build_gate
 from memory_layers.layers.keys import ProductKeys
 from memory_layers.layers.query import QueryProjection
-from memory_layers.layers.values import ValueTable
+from memory_layers.layers.values import SinkValue, ValueTable
 
 
 class MemoryLayer(nn.Module):
@@ -22,26 +25,48 @@ class MemoryLayer(nn.Module):
         model_dim: D.
         owner: Module that holds the table of several layers as `memory_table`. None: the layer
             owns its table.
+
+    Raises:
+        ValueError: `config.readout` is that of another class.
     """
+
+    readouts: ClassVar[tuple[str, ...]] = ("values",)
 
     def __init__(
         self, config: MemoryConfig, model_dim: int, *, owner: nn.Module | None = None
     ) -> None:
         super().__init__()
+        if config.readout not in self.readouts:
+            raise ValueError(
+                f"{type(self).__name__} has readout {' or '.join(self.readouts)}, got "
+                f"{config.readout!r}. hint: memory_layers.layers.build_layer picks the class"
+            )
         sizes = config.resolved(model_dim)
         half_dim = sizes.key_dim // 2
-        self.query = QueryProjection(model_dim, config.heads, half_dim)
+        self.weighing = config.weighing
+        self.query = QueryProjection(model_dim, config.heads, half_dim, norm=config.query_norm)
         self.keys = ProductKeys(
-            config.heads, config.sub_keys, half_dim, config.top_k, qk_norm=config.qk_norm
-        )
+            config.heads, config.sub_keys, half_dim, config.top_k, qk_norm=config.qk_norm,
+            random_slots=config.random_slots, sink=config.sink_slot,
+        )  # fmt: skip
+        self.sink = SinkValue(sizes.value_dim, sizes.value_init_std) if config.sink_slot else None
         self.gate = build_gate(
             config.gate, model_dim, sizes.value_dim, zero_init=config.placement == "beside"
         )
+        self.train_keys = config.train_keys
+        self.freeze_keys()
         if owner is None:
-            self.memory_table = build_table(config, model_dim)
+            for name, table in build_tables(config, model_dim).items():
+                self.add_module(name, table)
         # The owner is looked up at every call and not registered: the shared table is then one
         # parameter with one name, also after LoRA or a copy has exchanged the module.
         object.__setattr__(self, "_owner", owner)
+
+    def freeze_keys(self) -> None:
+        """Keep query and keys from training, unless they are to be trained."""
+        if not self.train_keys:
+            self.query.requires_grad_(False)
+            self.keys.requires_grad_(False)
 
     @property
     def values(self) -> ValueTable:
@@ -55,12 +80,22 @@ class MemoryLayer(nn.Module):
         query = self.query(x)  # [T, H, 2, C]
         scores, slots = self.keys(query)  # [T, H, K]
         weights = self.weigh(scores)  # [T, H, K]
-        read = self.values(slots.flatten(1), weights.flatten(1))  # [T, V]
+        read = self.read(slots, weights, x)  # [T, V]
         return self.gate(read, x).view(shape)
 
     def weigh(self, scores: Tensor) -> Tensor:
-        """Softmax over the K scores of a head, which arrive in fp32. Heads are added up."""
-        return scores.softmax(dim=-1)
+        """Weights of the scores of a head, which arrive in fp32. Heads are added up."""
+        if self.weighing == "softmax":
+            return scores.softmax(dim=-1)
+        return scores.relu() if self.weighing == "relu" else scores.sigmoid()
+
+    def read(self, slots: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        """[T, H, K] slots and weights → [T, V]. The sink has one weight more, the last."""
+        del x
+        if self.sink is None:
+            return self.values(slots.flatten(1), weights.flatten(1))
+        weights, on_sink = weights.split([slots.shape[-1], 1], -1)
+        return self.sink(self.values(slots.flatten(1), weights.flatten(1)), on_sink[..., 0])
 
 
 class MemoryBeside(nn.Module):
@@ -81,14 +116,25 @@ class MemoryBeside(nn.Module):
         return self.mlp(x) + self.memory(x)
 
 
-def build_table(config: MemoryConfig, model_dim: int) -> ValueTable:
-    """Build the value table that a config asks for, for a model of width D."""
+def build_tables(config: MemoryConfig, model_dim: int) -> dict[str, ValueTable]:
+    """Build the tables that a config asks for, by the names that their owner gives them.
+
+    Args:
+        config: Sizes and choices.
+        model_dim: D.
+
+    Returns:
+        `memory_table`, the values [N, V], and for experts `expert_table`, their u [N, D].
+    """
     sizes = config.resolved(model_dim)
     dtypes = {"model": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    return ValueTable(
-        config.slots,
-        sizes.value_dim,
-        init_std=sizes.value_init_std,
-        grad_mode=config.grad_mode,
-        dtype=dtypes[config.value_dtype],
-    )
+    shapes = {"memory_table": (sizes.value_dim, sizes.value_init_std)}
+    if config.readout != "values":
+        shapes["expert_table"] = (model_dim, model_dim**-0.5)
+    return {
+        name: ValueTable(
+            config.slots, width, init_std=std, grad_mode=config.grad_mode,
+            dtype=dtypes[config.value_dtype],
+        )
+        for name, (width, std) in shapes.items()
+    }  # fmt: skip

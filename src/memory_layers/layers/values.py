@@ -1,5 +1,7 @@
 """Step 3: slots and weights → read. ValueTable owns the rows, calls ops.read. Next: gate.py."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,11 +9,11 @@ from memory_layers.config import GradMode
 from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.pending import PendingReads
 from memory_layers.ops.huge_pages import advise_huge_pages
-from memory_layers.ops.read import gather_sum
+from memory_layers.ops.read import gather_dot, gather_sum
 
 
 class ValueTable(nn.Module):
-    """N rows of width V, read as weighted sums. Layers may share one table.
+    """N rows of width V, read as weighted sums or as dot products. Layers may share one table.
 
     The gradient of the table is the product of two small factors. `grad_mode` says what a
     backward pass does with them:
@@ -83,15 +85,28 @@ class ValueTable(nn.Module):
 
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights → [T, V], in the wider type of the table and the weights."""
+        return self._read(gather_sum, _FactoredRead, slots, weights)
+
+    def dot(self, slots: Tensor, x: Tensor) -> Tensor:
+        """[T, J] slots and [T, V] → [T, J], the product of each token with its rows, in fp32."""
+        return self._read(gather_dot, _FactoredDot, slots, x)
+
+    def _read(
+        self,
+        plain: Callable[..., Tensor],
+        factored: type[torch.autograd.Function],
+        slots: Tensor,
+        token_side: Tensor,
+    ) -> Tensor:
         if self.grad_mode == "dense" or not torch.is_grad_enabled():
-            return gather_sum(self.weight, slots, weights)
+            return plain(self.weight, slots, token_side)
         pending = self.pending if self.grad_mode == "factored" else None
-        read = _FactoredRead.apply
+        read = factored.apply
         if torch.compiler.is_compiling():
             # Neither a list that a backward pass appends to nor a sparse gradient can be compiled.
             # Not a decorator: that would load the compiler whenever this package is imported.
             read = torch.compiler.disable(read)
-        return read(self.weight, slots, weights, pending)
+        return read(self.weight, slots, token_side, pending)
 
     def extra_repr(self) -> str:
         """Show the sizes in print(model)."""
@@ -114,13 +129,64 @@ class _FactoredRead(torch.autograd.Function):
         table, slots, weights = ctx.saved_tensors
         d_table = d_weights = None
         if ctx.needs_input_grad[0]:
-            if ctx.pending is not None:
-                ctx.pending.append(slots, weights, d_out)
-            else:
-                reads = PendingReads()
-                reads.append(slots, weights, d_out)
-                d_table = reads.to_sparse(table)
+            d_table = _table_gradient(table, ctx.pending, slots, weights, d_out)
         if ctx.needs_input_grad[2]:
             dots = torch.ops.memory_layers.gather_dot(table, slots, d_out, "auto")
             d_weights = dots.to(weights.dtype)
         return d_table, None, d_weights, None
+
+
+class _FactoredDot(torch.autograd.Function):
+    """gather_dot whose table gradient, dTable = sum of d_out[t, j] x[t], stays factored."""
+
+    @staticmethod
+    def forward(ctx, table, slots, x, pending):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(table, slots, x)
+        ctx.pending = pending
+        return gather_dot(table, slots, x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out):  # noqa: ANN001, ANN205
+        table, slots, x = ctx.saved_tensors
+        d_table = d_x = None
+        if ctx.needs_input_grad[0]:
+            d_table = _table_gradient(table, ctx.pending, slots, d_out, x)
+        if ctx.needs_input_grad[2]:
+            d_x = torch.ops.memory_layers.gather_sum(table, slots, d_out, "auto").to(x.dtype)
+        return d_table, None, d_x, None
+
+
+def _table_gradient(
+    table: Tensor, pending: PendingReads | None, slots: Tensor, weights: Tensor, vectors: Tensor
+) -> Tensor | None:
+    """Leave the factors of a table gradient in a list, or return it as a sparse tensor."""
+    if pending is not None:
+        pending.append(slots, weights, vectors)
+        return None
+    reads = PendingReads()
+    reads.append(slots, weights, vectors)
+    return reads.to_sparse(table)
+
+
+class SinkValue(nn.Module):
+    """The value that every token reads beside those of its slots. It is in no table.
+
+    Args:
+        value_dim: V.
+        init_std: Standard deviation of the initial value.
+    """
+
+    def __init__(self, value_dim: int, init_std: float) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.weight = nn.Parameter(torch.empty(value_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the value as those of a table."""
+        nn.init.normal_(self.weight, std=self.init_std)
+
+    def forward(self, read: Tensor, weights: Tensor) -> Tensor:
+        """Add the value to [T, V] with [T, H] weights, of all heads."""
+        return read + weights.sum(1, keepdim=True) * self.weight

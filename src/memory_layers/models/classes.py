@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryBeside, ValueTable, build_layer
+from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
 from memory_layers.layers.experts import ExpertChoice, Experts, TokenChoice
 from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
 from memory_layers.layers.keys import ProductKeys
@@ -168,6 +168,9 @@ def _subclass(
             base._init_weights(self, module)  # noqa: SLF001
 
     def _initialize_weights(self: PreTrainedModel, module: nn.Module, *args: bool) -> None:
+        if isinstance(module, MemoryLayer):
+            # transformers makes whatever it loads trainable.
+            module.freeze_keys()
         # transformers takes a custom module whose parameters are all in its children for loaded
         # and leaves those as it draws any Linear: an output that starts at zero would not.
         if not isinstance(module, _OWN_MODULES):

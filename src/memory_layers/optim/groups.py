@@ -16,16 +16,18 @@ def find_tables(model: nn.Module) -> list[ValueTable]:
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Split the trainable dense parameters into those with weight decay and those without.
 
-    Matrices are decayed. Vectors (norms, biases, gains) are not, nor is any value table.
+    Matrices are decayed. Vectors (norms, biases, gains, sinks) are not, also where each head has
+    one, nor is any table.
 
     Args:
         model: A model with or without memory layers.
     """
     tables = {id(table.weight) for table in find_tables(model)}
     dense = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
-    gains = {id(p) for name, p in model.named_parameters() if name.endswith("keys.gain")}
-    decayed = [p for p in dense if p.dim() >= 2 and id(p) not in gains]
-    plain = [p for p in dense if p.dim() < 2 or id(p) in gains]
+    of_heads = ("keys.gain", "keys.sink_key")
+    vectors = {id(p) for name, p in model.named_parameters() if name.endswith(of_heads)}
+    decayed = [p for p in dense if p.dim() >= 2 and id(p) not in vectors]
+    plain = [p for p in dense if p.dim() < 2 or id(p) in vectors]
     return decayed, plain
 
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from memory_layers.layers import ValueTable
+from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.models import backbone_of
 from memory_layers.models.families import find_family
 from memory_layers.models.initialize import materialize
@@ -36,8 +36,15 @@ def shard_memory(
         weights_dtype: Type in which the weights of a read travel. None: as they are.
 
     Raises:
-        ValueError: A table is not in "factored" mode, or there are more ranks than columns.
+        ValueError: A table is not in "factored" mode, there are more ranks than columns, or
+            queries are normalised over a batch.
     """
+    for layer in model.modules():
+        if isinstance(layer, MemoryLayer) and layer.query.batch_norm is not None:
+            raise ValueError(
+                'query_norm "batch" works on one process: each rank would normalise by the '
+                'statistics of its own tokens. hint: query_norm: "layer", or "none"'
+            )
     owners = [
         (module, name)
         for module in model.modules()
@@ -72,7 +79,8 @@ def parallelize(
         device: Of this rank.
 
     Raises:
-        ValueError: Sizes of the model that the tensor group cannot share.
+        ValueError: Sizes of the model that the tensor group cannot share, or queries are
+            normalised over a batch.
     """
     tensor = meshes.dense["tensor"] if meshes.layout.tensor > 1 else None
     if tensor is not None:

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from memory_layers.layers import ValueTable
 from memory_layers.layers.pending import PendingReads
-from memory_layers.ops.read import gather_sum
+from memory_layers.ops.read import gather_dot, gather_sum
 from memory_layers.parallel.collectives import (
     Group,
     join_columns,
@@ -102,6 +102,17 @@ class ShardedValueTable(ValueTable):
         slots = nn.functional.pad(slots, (0, 0, 0, missing))
         weights = nn.functional.pad(weights, (0, 0, 0, missing))
         return _read(self, self.weight, slots, weights)[0][:own]
+
+    def dot(self, slots: Tensor, x: Tensor) -> Tensor:
+        """[T, J] slots and [T, V] of this rank's tokens → [T, J], as the whole table gives."""
+        if torch.is_grad_enabled():
+            self._check_tokens(slots)
+            return _ShardedDot.apply(self.weight, slots, x, self)
+        own = len(slots)
+        missing = self._most_tokens(slots) - own
+        slots = nn.functional.pad(slots, (0, 0, 0, missing))
+        x = nn.functional.pad(x, (0, 0, 0, missing))
+        return _dot(self, self.weight, slots, x)[0][:own]
 
     def _most_tokens(self, slots: Tensor) -> int:
         own = torch.tensor([len(slots)], device=slots.device)
@@ -209,6 +220,65 @@ class _ShardedRead(torch.autograd.Function):
         if not needs_weights:
             return None, None, None, None
         return None, None, torch.cat([wait(part) for part in d_weights]).to(ctx.weights_dtype), None
+
+
+def _dot(
+    table: ShardedValueTable, weight: Tensor, slots: Tensor, x: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Take dot products, the reverse of a read: x travels to the columns, partial sums come back.
+
+    Also returns slots and columns of x of the whole group for each half of the tokens.
+    """
+    group, widths = table.group, table.widths
+    started = [
+        (start_gather(some_slots, group), start_rows_to_columns(some_x, widths, group))
+        for some_slots, some_x in zip(_halves(slots.int()), _halves(x), strict=True)
+    ]
+    gathered, sums = [], []
+    for some_slots, some_x in started:
+        all_slots = wait(some_slots)
+        columns = wait(some_x).view(len(all_slots), widths[group.rank])
+        gathered += [all_slots, columns]
+        sums.append(start_sum_to_owners(gather_dot(weight, all_slots, columns), group))
+    return torch.cat([wait(part) for part in sums]), gathered
+
+
+class _ShardedDot(torch.autograd.Function):
+    """Take dot products with a sharded table, and send the gradients the same ways back."""
+
+    @staticmethod
+    def forward(  # noqa: ANN205
+        ctx: Any,  # noqa: ANN401
+        weight: Tensor,
+        slots: Tensor,
+        x: Tensor,
+        table: ShardedValueTable,
+    ):
+        dots, gathered = _dot(table, weight, slots, x)
+        ctx.save_for_backward(weight, *gathered)
+        ctx.table, ctx.x_dtype = table, x.dtype
+        return dots
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out):  # noqa: ANN001, ANN205
+        table: ShardedValueTable = ctx.table
+        group, widths = table.group, table.widths
+        weight, *gathered = ctx.saved_tensors
+        needs_table, _, needs_x, _ = ctx.needs_input_grad
+        started = [start_gather(part, group) for part in _halves(d_out)]
+        d_x = []
+        for n, part in enumerate(started):
+            all_slots, columns, all_d = gathered[2 * n], gathered[2 * n + 1], wait(part)
+            if needs_x:
+                reads = torch.ops.memory_layers.gather_sum(weight, all_slots, all_d, "auto")
+                d_x.append(start_columns_to_owners(reads, widths, group))
+            if needs_table:
+                table.pending.append(all_slots, all_d, columns)
+        if not needs_x:
+            return None, None, None, None
+        joined = torch.cat([join_columns(wait(part), widths) for part in d_x])
+        return None, None, joined.to(ctx.x_dtype), None
 
 
 def _halves(tensor: Tensor) -> Sequence[Tensor]:

@@ -1,0 +1,28 @@
+"""What the formulas do not cover is refused by name, and not planned as something else."""
+
+import pytest
+from jobs import job, memory
+from live_bytes import measure
+
+from memory_layers.plan import DEVICES, predict
+from memory_layers.plan.job import PlanError
+
+REFUSED = {
+    "query_norm": "layer",
+    "readout": "experts",
+    "random_slots": 2,
+    "sink_slot": True,
+    "train_keys": False,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_memory_layer_of_another_kind_is_refused(name: str) -> None:
+    with pytest.raises(PlanError, match=rf"memory\.{name} .*, got .*hint: "):
+        job(memory=memory(**{name: REFUSED[name]}))
+
+
+def test_weights_of_another_kind_take_the_same_bytes() -> None:
+    planned = job(memory=memory(weighing="relu"), batch_size=1)
+    expected = predict(planned, DEVICES["h100"]).footprint.total
+    assert measure(planned).peak == pytest.approx(expected, rel=0.05)
