@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import results_sections as studies
+
 from memory_layers.bench.floors import floors_table
 from memory_layers.bench.results import newest
 from memory_layers.bench.sizes import USED
@@ -22,7 +24,11 @@ from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "scale.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
+    *(ROOT / "experiments" / name / "README.md" for name in ("01-headline", "02-recipe")),
+)
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
 DEMO = ROOT / "experiments" / "00-demo"
 SM90 = ROOT / "benchmarks" / "sm_90.json"
@@ -119,6 +125,15 @@ def _file(path: Path) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
+    "headline": partial(studies.table_section, "01-headline"),
+    "headline-verdict": studies.verdict_section,
+    "headline-differences": partial(studies.differences_section, "01-headline"),
+    "headline-exposures": partial(studies.exposures_section, "01-headline"),
+    "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
+    "recipe": partial(studies.table_section, "02-recipe"),
+    "recipe-differences": partial(studies.recipe_differences, "02-recipe"),
+    "ablations": partial(studies.ablation_section, "03-ablations"),
+    "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": targets_section,
     "floors": floors_section,
     "sm90": sm90_section,

@@ -4,21 +4,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable
+from memory_layers.moe_config import MoeConfig
 from memory_layers.ops.find import product_key_topk
 from memory_layers.ops.read import gather_dot, gather_sum
 from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
 from memory_layers.optim import MemoryAdamW
 
 if TYPE_CHECKING:
-    from memory_layers.models import add_memory
+    from memory_layers.models import add_experts, add_memory
 
 __version__ = "0.1.0"
 __all__ = [
     "MemoryAdamW",
     "MemoryConfig",
     "MemoryLayer",
+    "MoeConfig",
+    "PeerLayer",
     "ValueTable",
+    "add_experts",
     "add_memory",
     "gather_dot",
     "gather_sum",
@@ -31,6 +35,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     # transformers is loaded when a model is touched, not when the package is.
-    if name == "add_memory":
-        return import_module("memory_layers.models").add_memory
+    if name in ("add_experts", "add_memory"):
+        return getattr(import_module("memory_layers.models"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ commands:
   compare CONFIG.yaml      train variants on the same tokens and write a report
   scale CONFIG.yaml        train base models at many memory sizes and fit what memory is worth
   plan CONFIG.yaml         whether a run fits, on how many devices, and how fast: see plan --help
+  report RESULTS.json      write the report of results anew
   export RUN DIR           write the model of a checkpoint as a Hugging Face folder
   eval MODEL_DIR           ask a trained model facts
   generate MODEL_DIR TEXT  continue a text
@@ -26,6 +27,7 @@ examples:
   memory-layers compare configs/demo.yaml
   memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
   memory-layers scale configs/scale.yaml --workers 2
+  memory-layers report experiments/01-headline/results.json --out headline_report
   memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
   torchrun --nproc-per-node 2 -m memory_layers train configs/tiny.yaml
   memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h100
@@ -85,6 +87,19 @@ class ScaleArgs:
 
 
 @dataclass(frozen=True)
+class ReportArgs:
+    """Write report.html and plots/ from the results of a comparison or a sweep.
+
+    Example: memory-layers report experiments/01-headline/results.json --out headline_report
+    """
+
+    results: tyro.conf.Positional[Path]
+    """results.json, as `compare` or `scale` wrote it."""
+    out: Path | None = None
+    """Folder to write to. Default: the folder of RESULTS."""
+
+
+@dataclass(frozen=True)
 class EvalArgs:
     """Measure closed-book recall: the share of answers given exactly under greedy decoding.
 
@@ -103,6 +118,10 @@ class EvalArgs:
     """Relations of the built-in facts. Default: all."""
     max_subjects: int | None = None
     """As data.max_subjects in training, for the built-in facts."""
+    templates: str | None = None
+    """As data.templates in training, for the built-in facts."""
+    exposures: tuple[int, ...] = ()
+    """As data.exposures in training: decides which statements are asked for."""
 
 
 @dataclass(frozen=True)

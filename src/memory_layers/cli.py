@@ -1,4 +1,4 @@
-"""The command `memory-layers`: train, compare, scale, plan, export, eval, generate, show, bench."""
+"""The command `memory-layers`: one function for each of its subcommands."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from memory_layers.arguments import (
     EvalArgs,
     ExportArgs,
     GenerateArgs,
+    ReportArgs,
     ScaleArgs,
     TrainArgs,
 )
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "scale": _scale,
         "plan": _plan,
+        "report": _report,
         "export": _export,
         "eval": _eval,
         "generate": _generate,
@@ -155,6 +157,24 @@ def _plan(arguments: list[str]) -> int:
     return plan_command(arguments, print)
 
 
+def _report(arguments: list[str]) -> int:
+    from memory_layers.study.report import write_report
+    from memory_layers.study.scale_report import write_scale_report
+
+    args = _parse("report", ReportArgs, arguments)
+    try:
+        results = json.loads(args.results.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{args.results}: is not JSON: {error}") from error
+    if not isinstance(results, dict) or "runs" not in results:
+        raise ConfigError(
+            f"{args.results}: must hold `runs`. hint: results.json of `compare` or `scale`"
+        )
+    write = write_scale_report if "exchange" in results else write_report
+    print(f"report: {write(results, args.out or args.results.parent)}")
+    return 0
+
+
 def _export(arguments: list[str]) -> int:
     from rich.progress import Progress
 
@@ -174,8 +194,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    from memory_layers.data.facts import build_corpus
-    from memory_layers.data.prepare import read_facts
+    from memory_layers.data.prepare import corpus_of
     from memory_layers.evaluate.recall import recall_items, summarize_recall
     from memory_layers.train.trained import load_trained
 
@@ -192,12 +211,14 @@ def _eval(arguments: list[str]) -> int:
             facts=args.facts,
             relations=args.relations,
             max_subjects=args.max_subjects,
+            templates=args.templates,
+            exposures=args.exposures,
             shown_fraction=args.shown_fraction,
             seed=args.seed,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    corpus = build_corpus(read_facts(data), shown_fraction=args.shown_fraction, seed=args.seed)
+    corpus = corpus_of(data)
     results = recall_items(model, tokenizer, corpus.probes)
     _print_recall(summarize_recall(corpus.probes, results))
     return 0

@@ -17,12 +17,9 @@ from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.outcome import read_outcome
 from memory_layers.study.report import write_report
-from memory_layers.study.runs import Job, run_all
+from memory_layers.study.runs import Job, cores, run_all, workers_for
 from memory_layers.train.checkpoint import claim_folder
 from memory_layers.train.config import ConfigError
-
-# The names by which study/scale.py knows them.
-_read_result, _run_all = read_outcome, run_all
 
 
 def compare(
@@ -35,7 +32,7 @@ def compare(
     Args:
         config: Variants and seeds.
         out: Folder of the comparison. Each run has a folder in OUT/runs.
-        workers: Runs at a time. None: one a core, as far as there are runs.
+        workers: Runs at a time. None: one a core, or one on a GPU.
         command: For the report.
 
     Returns:
@@ -57,8 +54,7 @@ def compare(
     jobs = config.jobs(matched.variants)
     for name, (_, _, run) in jobs.items():
         claim_folder(out / "runs" / name, run)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(jobs), workers or cores or 1)
+    workers = workers_for(jobs, workers)
     about = {
         "format_version": 1,
         "name": config.base.name,
@@ -75,7 +71,7 @@ def compare(
         jobs,
         out / "runs",
         workers,
-        max(1, (cores or 1) // workers),
+        max(1, cores() // workers),
         ended=lambda _name: _write_results(about, jobs, out, complete=False),
     )
     results = _write_results(about, jobs, out, complete=True)

@@ -311,5 +311,3 @@ def flat_fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             flat[prefix + name] = value
     return flat
 
-
-_merge, _flat = merge_fields, flat_fields

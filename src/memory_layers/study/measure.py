@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,15 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     experts also J rows of D numbers, and of a mixture of experts as many as it is sent to, in the
     mean. Parameters that are not trained count like others.
     """
-    layers = memory_layers_of(model)
-    tables, active = {}, 0
-    for layer in layers:
-        reads = layer.query.heads * layer.keys.top_k
+    tables, reads = {}, defaultdict(int)
+    for layer in memory_layers_of(model):
+        rows = layer.query.heads * layer.keys.top_k
         own = [layer.values, layer.experts] if isinstance(layer, PeerLayer) else [layer.values]
         # Layers may share a table, and each reads it.
         for table in own:
             tables[id(table)] = table.weight.numel()
-            active += reads * table.weight.shape[1]
+            reads[id(table)] += rows * table.weight.shape[1]
+    active = sum(min(reads[table], size) for table, size in tables.items())
     memory = sum(tables.values())
     total = sum(parameter.numel() for parameter in model.parameters())
     idle = 0

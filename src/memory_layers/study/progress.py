@@ -1,4 +1,4 @@
-"""The live view of a comparison: one bar a run, read from what the runs write down."""
+"""The live view of many runs: a bar for each that runs, read from what the runs write down."""
 
 import json
 import sys
@@ -35,8 +35,9 @@ class CompareProgress:
             console=self._console,
             disable=not sys.stderr.isatty(),
         )
+        self._all = self._bar.add_task("all runs", total=sum(steps.values()), status="")
         self._tasks = {
-            name: self._bar.add_task(name, total=total, status="waiting")
+            name: self._bar.add_task(name, total=total, status="", visible=False)
             for name, total in steps.items()
         }
         self._last_line = time.monotonic()
@@ -45,8 +46,9 @@ class CompareProgress:
         """Read the newest lines of all runs and show them."""
         states = {name: self._state(name) for name in self._steps}
         for name, (step, status) in states.items():
-            if step:
-                self._bar.update(self._tasks[name], completed=step, status=status)
+            running = 0 < step < self._steps[name]
+            self._bar.update(self._tasks[name], completed=step, status=status, visible=running)
+        self._bar.update(self._all, completed=sum(step for step, _ in states.values()))
         now = time.monotonic()
         if self._bar.disable and now - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = now
@@ -55,6 +57,8 @@ class CompareProgress:
                 for name, (step, status) in states.items()
                 if 0 < step < self._steps[name]
             ]
+            total, done = sum(self._steps.values()), sum(step for step, _ in states.values())
+            parts.append(f"all runs {done / total:.0%}")
             self._console.print("  |  ".join(parts), markup=False, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:

@@ -20,7 +20,7 @@ FORMS = (
 BITS = ("bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
 _COSTS = ("flops_per_token", "params_total", "params_active", "params_memory", "tokens", "seconds")
 # What two variants are compared by: its name in a run, and whether more of it is better.
-MEASURES = {"question_heldout": True, "text_nll": False}
+MEASURES = {"question_heldout": True, "answer_nll": False, "text_nll": False}
 
 
 def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -83,7 +83,8 @@ def comparisons(
 
     Returns:
         One entry for each subject, other variant and measure ("question_heldout": recall of
-        held-out questions; "text_nll": loss on held-out running text) that both have:
+        held-out questions; "answer_nll": of their answers; "text_nll": loss on held-out running
+        text) that both have:
         ``variant``, ``reference``, ``measure``, ``seeds`` (the pairs), ``difference`` (mean of
         variant - reference), ``low`` and ``high`` (its 95 % interval; None for one pair) and
         ``verdict``: "above" or "below" where the interval excludes 0, "not distinguishable"

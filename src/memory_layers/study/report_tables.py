@@ -253,9 +253,11 @@ def difference_tables(results: Mapping[str, Any], styles: Mapping[str, Style]) -
     for entry in comparisons(results):
         by_other = found.setdefault(entry["variant"], {})
         by_other.setdefault(entry["reference"], {})[entry["measure"]] = entry
-    texts = any("text_nll" in entry for others in found.values() for entry in others.values())
-    head = ["Against", "Pairs", f"Held-out recall{UP}", "Verdict"]
-    head += [f"Text loss{DOWN}", "Verdict"] if texts else []
+    measured = {name for others in found.values() for entry in others.values() for name in entry}
+    used = [name for name in MEASURES if name in measured or name == "question_heldout"]
+    head = ["Against", "Pairs"]
+    for name in used:
+        head += [_COLUMNS[name][0], "Verdict"]
     rows_of = {row["variant"]: row for row in summary_table(results)}
     tables = {}
     for subject in memory_variants(results) if len(rows_of) > 1 else ():
@@ -266,7 +268,7 @@ def difference_tables(results: Mapping[str, Any], styles: Mapping[str, Style]) -
             entry = found.get(subject, {}).get(other) or {}
             pairs = max((e["seeds"] for e in entry.values()), default=0)
             cells = [Cell(str(pairs))]
-            for measure in MEASURES if texts else ("question_heldout",):
+            for measure in used:
                 cells += _difference_cells(entry.get(measure), MEASURES[measure])
             for cost in ("flops_per_token", "params_total"):
                 own, theirs = rows_of[subject][cost], rows_of[other][cost]

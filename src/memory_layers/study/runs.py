@@ -78,6 +78,28 @@ def run_all(
             raise Interrupted(f"stopped, every run has saved a checkpoint in {folder}")
 
 
+def workers_for(jobs: Mapping[str, Job], asked: int | None, threads: int = 1) -> int:
+    """Return how many runs to keep going at a time.
+
+    Args:
+        jobs: All runs.
+        asked: By the user. None: one at a time on a GPU, else as many as the cores have threads.
+        threads: Of each run.
+    """
+    if asked is None:
+        devices = {run.train.device for _, _, run in jobs.values()}
+        on_gpu = "cuda" in devices or ("auto" in devices and torch.cuda.is_available())
+        asked = 1 if on_gpu else max(1, cores() // threads)
+    return min(len(jobs), asked)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _work(job: Job, out: Path, threads: int) -> None:
     """Body of a worker process. What it prints goes to OUT/log.txt."""
     from transformers.utils import logging

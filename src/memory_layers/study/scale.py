@@ -24,7 +24,7 @@ from memory_layers.study.config import (
 )
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.outcome import read_outcome
-from memory_layers.study.runs import Job, run_all
+from memory_layers.study.runs import Job, run_all, workers_for
 from memory_layers.study.scale_report import write_scale_report
 from memory_layers.train.checkpoint import claim_folder
 from memory_layers.train.config import ConfigError, RunConfig, from_dict, read_yaml
@@ -200,7 +200,8 @@ def scale(
     Args:
         config: Bases, memory sizes and seeds.
         out: Folder of the sweep. Each run has a folder in OUT/runs.
-        workers: Runs at a time. None: as many as the cores have threads for.
+        workers: Runs at a time. None: as many as the cores have threads for, or
+            one on a GPU.
         threads: Threads of a run. Another number can change the last digits of sums, so one
             folder holds one number.
         command: For the report.
@@ -219,8 +220,7 @@ def scale(
     _claim_threads(out, threads)
     for name, (_, _, run) in jobs.items():
         claim_folder(out / "runs" / name, run)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(len(jobs), workers or max(1, (cores or 1) // threads))
+    workers = workers_for(jobs, workers, threads)
     about = {
         "format_version": 1,
         "name": config.base.name,

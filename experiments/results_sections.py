@@ -1,0 +1,221 @@
+"""The generated parts of docs/results.md and of the experiments: tables from result files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memory_layers.study.report import comparisons, markdown_table, summary_table
+from memory_layers.study.report_tables import percent
+from memory_layers.study.scale_report import scale_rows
+
+ROOT = Path(__file__).parent.parent
+COLUMNS = (
+    "seeds", "question_heldout", "answer_nll", "text_nll", "flops_per_token", "params_total",
+)  # fmt: skip
+BITS = (
+    "question_heldout", "bits_stored", "bits_per_parameter", "bits_per_active_parameter",
+    "bits_per_train_flop",
+)  # fmt: skip
+
+# Table 3 and table 4 of arXiv 2412.09764, 373m base: loss, NQ and TQA answers, in nats.
+PAPER = {
+    "one_layer_middle": ("12", 2.11, 12.13, 8.34),
+    "three_layers_late": ("12, 16, 20", 2.08, 11.60, 7.54),
+    "three_layers": ("4, 12, 20", 2.06, 11.32, 7.20),
+    "all_layers": ("5, 8, 11, 14, 17, 21", 2.11, 11.79, 7.73),
+    "plain": ("PK base", 2.11, 12.13, 8.34),
+    "sigmoid_gate": ("+ gated", 2.11, 12.24, 8.17),
+    "silu_gate": ("+ swilu", 2.11, 12.05, 8.09),
+    "random_slots": ("+ random values", 2.11, 12.36, 8.09),
+    "sink_slot": ("+ softmax sink", 2.11, 12.19, 8.04),
+    "value_dim_quarter": ("v_dim 256, 4m values", 2.14, 12.63, 8.49),
+    "value_dim_double": ("v_dim 2048, 512k values", 2.14, 12.49, 8.53),
+    "key_dim_half": ("key_dim 256", 2.11, 12.13, 8.34),
+    "key_dim_double": ("key_dim 1024", 2.11, 12.37, 8.25),
+    "key_dim_4x": ("key_dim 2048", 2.09, 11.98, 7.83),
+}
+
+
+def load(folder: str) -> dict[str, Any] | None:
+    """Return the results of an experiment. None: it has not been run."""
+    path = ROOT / "experiments" / folder / "results.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def missing(command: str) -> str:
+    """Say that an experiment has not been run, and how to."""
+    return f"Not run yet: `{command}`."
+
+
+def table_section(folder: str, columns: Sequence[str] = COLUMNS) -> str:
+    """Return the table of a comparison, what it was run on, and what its runs have in common."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    table = markdown_table(results, columns, ranges=False)
+    return f"{table}\n{about(results)}"
+
+
+def about(results: Mapping[str, Any]) -> str:
+    """Return a sentence on data, seeds, device and matching of a comparison."""
+    facts, runs = results["facts"], results["runs"]
+    done = sum(run["status"] == "ok" for run in runs)
+    seeds = len({run["seed"] for run in runs})
+    text = (
+        f"{facts['facts']:,} facts of {len(facts['relations'])} relations, {done} of {len(runs)} "
+        f"runs finished, {seeds} seed{'s' * (seeds != 1)}, mean ± half of the 95 % interval, on "
+        f"{results['device']}, commit `{results['commit']}`."
+    )
+    off = {
+        name: max(map(abs, entry["off"].values()), default=0.0)
+        for name, entry in (results.get("match") or {}).items()
+        if isinstance(entry, Mapping)
+    }
+    if off:
+        parts = " and ".join(
+            f"{name} (at most {percent(value)} off)" for name, value in off.items()
+        )
+        text += f" Matched: tokens, {parts}."
+    return text
+
+
+def differences_section(folder: str) -> str:
+    """Return what `memory_plus` has over each other variant, paired over seeds."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    return _differences(comparisons(results, ["memory_plus"]), "reference", "`memory_plus` less")
+
+
+def recipe_differences(folder: str) -> str:
+    """Return what each variant has over `memory_plus`, paired over seeds."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    others = [row["variant"] for row in summary_table(results) if row["variant"] != "memory_plus"]
+    found = [e for e in comparisons(results, others) if e["reference"] == "memory_plus"]
+    return _differences(found, "variant", "Less `memory_plus`")
+
+
+def _differences(entries: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
+    names = {
+        "question_heldout": "held-out recall",
+        "answer_nll": "answer NLL",
+        "text_nll": "text loss",
+    }
+    lines = [f"| {title} | of | difference (95 %) | verdict |", "|:---|:---|---:|:---|"]
+    for entry in entries:
+        lines.append(
+            f"| `{entry[key]}` | {names[entry['measure']]} | {_interval(entry)} | "
+            f"{entry['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    ends = "" if entry["low"] is None else f" ({entry['low']:+.3f} to {entry['high']:+.3f})"
+    return f"{entry['difference']:+.3f}{ends}"
+
+
+def exposures_section(folder: str) -> str:
+    """Return held-out recall by the number of statements of a fact, means over seeds."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in results["runs"]:
+        for entry in run.get("recall_by_exposures") or ():
+            cell = found.setdefault(run["variant"], {}).setdefault(entry["exposures"], [])
+            cell.append(entry["recall"])
+    counts = sorted({count for cells in found.values() for count in cells})
+    head = "| Statements an epoch | " + " | ".join(map(str, counts)) + " |"
+    lines = [head, "|:---|" + "---:|" * len(counts)]
+    for name, cells in found.items():
+        means = [f"{sum(cells[c]) / len(cells[c]):.3f}" if c in cells else "–" for c in counts]
+        lines.append(f"| `{name}` | " + " | ".join(means) + " |")
+    return "\n".join(lines)
+
+
+def ablation_section(folder: str) -> str:
+    """Return our ablations beside those that the paper prints."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    lines = [
+        "| Variant | ours: recall | answer NLL | in the paper | loss | NQ NLL | TQA NLL |",
+        "|:---|---:|---:|:---|---:|---:|---:|",
+    ]
+    for row in summary_table(results):
+        theirs = PAPER.get(row["variant"])
+        printed = ["–"] * 4 if theirs is None else [theirs[0], *(f"{v:.2f}" for v in theirs[1:])]
+        ours = [_mean(row[key]) for key in ("question_heldout", "answer_nll")]
+        lines.append("| " + " | ".join([f"`{row['variant']}`", *ours, *printed]) + " |")
+    return "\n".join(lines) + f"\n\n{about(results)}"
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    half = found.get("half")
+    return f"{found['mean']:.3f}" + (f" ± {half:.3f}" if half is not None else "")
+
+
+def scaling_section(folder: str) -> str:
+    """Return recall and exchange rates of a sweep."""
+    results = load(folder)
+    if results is None:
+        return missing("memory-layers scale configs/scale.yaml")
+    lines = [
+        "| Base | slots | held-out recall | answer NLL | worth (recall) | worth (answer NLL) |",
+        "|:---|---:|---:|---:|---:|---:|",
+    ]
+    for row in scale_rows(results):
+        rates = [_rate(row["exchange"].get(metric)) for metric in ("recall", "answer_nll")]
+        cells = [_mean(row["recall"]), _mean(row["answer_nll"]), *rates]
+        lines.append(f"| `{row['base']}` | {row['slots']:,} | " + " | ".join(cells) + " |")
+    done = sum(run["status"] == "ok" for run in results["runs"])
+    note = (
+        f"{done} of {len(results['runs'])} runs finished, on {results['device']}. Worth: dense "
+        "FLOPs that do as well, over the model's own, with a 95 % interval; * outside the dense "
+        "models that were trained."
+    )
+    return "\n".join(lines) + f"\n\n{note}"
+
+
+def _rate(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry.get("times") is None:
+        return "–"
+    low, high = entry["low"], entry["high"]
+    ends = f"{'?' if low is None else f'{low:.2g}'} to {'?' if high is None else f'{high:.2g}'}"
+    return f"{entry['times']:.2g} × ({ends}){'*' if entry['extrapolated'] else ''}"
+
+
+def verdict_section(folder: str = "01-headline") -> str:
+    """Return the stated expectation of the headline, each part with what came out."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    expected = (
+        ("dense_2x", "question_heldout", "above", "recalls more held-out facts than `dense_2x`"),
+        ("moe_expert_choice", "question_heldout", "above", "recalls more than `moe_expert_choice`"),
+        ("moe_fine", "question_heldout", "above", "recalls more than `moe_fine`"),
+        ("dense", "text_nll", "below", "has no higher loss on running text than `dense`"),
+        ("dense_2x", "text_nll", "below", "has no higher loss on running text than `dense_2x`"),
+    )
+    found = {(e["reference"], e["measure"]): e for e in comparisons(results, ["memory_plus"])}
+    lines = ["| Expected: `memory_plus` | difference (95 %) | |", "|:---|---:|:---|"]
+    for reference, measure, wanted, words in expected:
+        entry = found.get((reference, measure))
+        if entry is None:
+            lines.append(f"| {words} | – | not measured |")
+            continue
+        is_loss = measure == "text_nll"
+        opposite = {"above": "below", "below": "above"}[wanted]
+        outcome = {
+            wanted: "holds",
+            opposite: "does not hold",
+            "not distinguishable": "not distinguishable" + (", so not shown worse" * is_loss),
+        }.get(entry["verdict"], entry["verdict"])
+        lines.append(f"| {words} | {_interval(entry)} | {outcome} |")
+    return "\n".join(lines)
