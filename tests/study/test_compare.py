@@ -70,6 +70,10 @@ def test_results_and_report(tmp_path: Path) -> None:
             runs[name]["recall"]
         )
         assert [point["step"] for point in runs[name]["history"]] == [3, 6]
+        # All tokens cost, those too that are not predicted.
+        spent = 6 * 2 * 32 * runs[name]["train_flops_per_token"]
+        assert runs[name]["history"][-1]["flops"] == spent > runs[name]["tokens"]
+        assert runs[name]["bits_per_train_flop"] == runs[name]["bits_stored"] / spent
         # One statement of each fact, and fifteen held-out subjects.
         (exposures,) = runs[name]["recall_by_exposures"]
         assert (exposures["exposures"], exposures["facts"]) == (1, 15)

@@ -152,6 +152,13 @@ def test_parameters_of_experts_in_a_memory() -> None:
     assert counts["params_total"] - counts["params_active"] == tables - read
 
 
+def test_a_small_table_is_not_used_more_than_whole() -> None:
+    """Two layers share a table of one slot, and the two heads of each read it."""
+    counts = count_parameters(add_memory(tiny_llama(), tiny_memory(sub_keys=1, top_k=1)))
+    assert counts["params_memory"] == 16
+    assert counts["params_active"] == counts["params_total"]
+
+
 def test_parameters_that_are_not_trained_count() -> None:
     fixed = count_parameters(add_memory(tiny_llama(), tiny_memory(train_keys=False)))
     assert fixed == count_parameters(add_memory(tiny_llama(), tiny_memory()))

@@ -77,7 +77,7 @@ def test_flops_are_those_of_the_dense_model(tmp_path: Path) -> None:
 def test_parameters_are_the_nearest_to_those_of_memory_plus(tmp_path: Path) -> None:
     kinds = ["dense", "memory", "memory_plus", "peer", "moe_expert_choice", "moe_fine"]
     variants = {kind: kind for kind in kinds}
-    variants["moe_expert_choice"] = {"kind": "moe_expert_choice", "moe": {"expert_size": 8}}
+    variants["moe_expert_choice"] = {"kind": "moe_expert_choice", "moe": {"expert_size": 7}}
     variants["moe_fine"] = {"kind": "moe_fine", "moe": {"expert_size": 1, "top_k": 2}}
     result = matched(tmp_path, variants, match="parameters")
     runs, record = result.variants, result.record["parameters"]
@@ -92,7 +92,7 @@ def test_parameters_are_the_nearest_to_those_of_memory_plus(tmp_path: Path) -> N
     # One more expert of width 1 in two blocks is 2 * 4 * 32.
     assert abs(record["off"]["moe_fine"]) <= 128 / record["target"]
     # The fewest that reach it: one less would not.
-    assert 0 <= record["off"]["moe_expert_choice"] < 2 * (3 * 32 * 8 + 32) / record["target"]
+    assert 0 <= record["off"]["moe_expert_choice"] < 2 * (3 * 32 * 7 + 32) / record["target"]
 
 
 def test_both_are_reached_together(tmp_path: Path) -> None:
@@ -135,3 +135,21 @@ def test_a_named_reference_is_not_changed(tmp_path: Path) -> None:
     assert runs["plus"].memory.sub_keys > 17
     assert result.record["flops"]["off"]["plus"] == 0
     assert result.record["parameters"]["off"]["beside"] == 0
+
+
+def test_experts_cannot_grow_beyond_what_their_router_costs(tmp_path: Path) -> None:
+    """At equal FLOPs many narrow experts hold less than fewer wide ones."""
+    memory = {**MEMORY, "sub_keys": 120}
+    variants = {"dense": "dense", "plus": "memory_plus", "fine": "moe_fine"}
+    result = matched(tmp_path, variants, match=["flops", "parameters"], memory=memory)
+    moe = result.variants["fine"].moe
+    most = parameters(result.variants["fine"])
+    assert (
+        result.record["parameters"]["off"]["fine"]
+        == most / parameters(result.variants["plus"]) - 1
+        < -0.1
+    )
+    assert abs(result.record["flops"]["off"]["fine"]) < 0.05
+    other = {"kind": "moe_fine", "moe": {"experts": 2 * moe.experts}}
+    held = matched(tmp_path, {"dense": "dense", "fine": other}, match="flops")
+    assert parameters(held.variants["fine"]) < most

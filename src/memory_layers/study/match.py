@@ -41,9 +41,10 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
     is made wider in all, in proportion, before its feed-forward width is set.
 
     Parameters: the experts of a mixture and the sub-keys of a memory are set so that the total is
-    nearest to the reference's. Of experts that choose tokens there are the fewest that reach it,
-    as in arXiv 2412.09764. Dense models and `one_slot`, a memory of one slot by its nature, have
-    nothing to set. The total of the dense ones is not reported as off.
+    nearest to the reference's. Of experts that choose tokens, and of all experts at equal FLOPs,
+    there are the fewest that reach it, as in arXiv 2412.09764. Dense models and `one_slot`, a
+    memory of one slot by its nature, have nothing to set. The total of the dense ones is not
+    reported as off.
 
     A size that cannot reach the target stays at its nearest.
 
@@ -152,11 +153,15 @@ class _Matcher:
             least = moe.top_k if moe.routing == "token_choice" else math.ceil(moe.capacity_factor)
 
             def with_experts(experts: int) -> RunConfig:
-                return replace(run, moe=replace(moe, experts=experts))
+                fitted = replace(run, moe=replace(moe, experts=experts))
+                if "flops" not in self._references:
+                    return fitted
+                return self.with_flops(name, {**variants, name: fitted})
 
-            return with_experts(
-                self._size(name, with_experts, target, max(2, least), reaching=fewest)
-            )
+            least = max(2, least)
+            if "flops" in self._references:
+                return with_experts(self._experts(name, with_experts, target, least))
+            return with_experts(self._size(name, with_experts, target, least, reaching=fewest))
         memory = run.memory
         if memory is None or self._kinds[name] == "one_slot":
             return run
@@ -165,6 +170,38 @@ class _Matcher:
             return replace(run, memory=replace(memory, sub_keys=sub_keys))
 
         return with_sub_keys(self._size(name, with_sub_keys, target, memory.top_k))
+
+    def _experts(
+        self, name: str, change: Callable[[int], RunConfig], target: float, least: int
+    ) -> int:
+        """Return the fewest experts that reach the target at equal FLOPs, or those nearest to it.
+
+        The router grows with the experts and leaves less for each: the total rises to a highest
+        point, and falls beyond it.
+        """
+
+        def count(size: int) -> float:
+            return self.count("parameters", name, change(size))
+
+        high = least
+        while count(high) < target and count(2 * high) > count(high):
+            high *= 2
+        low = max(least, high // 2)
+        if count(high) < target:
+            seen = {size: count(size) for size in (low, high, 2 * high)}
+            left, right = low, 2 * high
+            while right - left > 2:
+                third = (right - left) // 3
+                a, b = left + third, right - third
+                seen |= {a: count(a), b: count(b)}
+                left, right = (a, right) if seen[a] < seen[b] else (left, b)
+            high = max(seen, key=lambda size: seen[size])
+            if seen[high] < target:
+                return high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if count(middle) < target else (low, middle)
+        return low if count(low) >= target else high
 
     def _size(
         self,

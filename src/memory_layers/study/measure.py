@@ -13,6 +13,7 @@ from memory_layers.layers import PeerLayer
 from memory_layers.layers.experts import ExpertChoice, RoutedExperts, TokenChoice
 from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
+from memory_layers.study.config import tokens_of
 from memory_layers.study.flops import count_flops
 from memory_layers.train.config import RunConfig
 from memory_layers.train.loop import TrainedModel, train
@@ -49,12 +50,12 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
         "bits_stored": bits,
         "bits_per_parameter": bits / parameters["params_total"],
         "bits_per_active_parameter": bits / parameters["params_active"],
-        "bits_per_train_flop": bits / (training * trained.tokens),
+        "bits_per_train_flop": bits / (training * tokens_of(config)),
         "recall_by_exposures": recall_by_exposures(*answered),
         "recall_by_entropy": recall_by_entropy(*answered),
         "text": final.get("text"),
         "slot_usage": final.get("slot_usage"),
-        "history": _history(trained, training),
+        "history": _history(trained, training * tokens_of(config) / config.train.steps),
         "config": asdict(config),
     }
     part = out / "result.json.part"
@@ -100,7 +101,7 @@ def _share_used(module: RoutedExperts) -> float:
     return module.share
 
 
-def _history(trained: TrainedModel, flops_per_token: float) -> list[dict[str, Any]]:
+def _history(trained: TrainedModel, flops_per_step: float) -> list[dict[str, Any]]:
     losses = {line["step"]: line["loss"] for line in trained.history if "loss" in line}
     points = []
     for line in trained.history:
@@ -111,7 +112,7 @@ def _history(trained: TrainedModel, flops_per_token: float) -> list[dict[str, An
                 {
                     "step": step,
                     "tokens": tokens,
-                    "flops": tokens * flops_per_token,
+                    "flops": step * flops_per_step,
                     "loss": losses.get(step),
                     **recall,
                 }
