@@ -21,7 +21,7 @@ demo: setup  ## train memory and dense models on real facts and write a report
 	$(BIN)/memory-layers compare configs/demo.yaml
 
 test: setup  ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup runs/tiny/model  ## time every operation on this CPU, and measure the targets
 	for what in find read write step layer train; do $(BIN)/memory-layers bench $$what || exit; done

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 # Before transformers is imported: no test may reach the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Before torch is imported: two workers with two threads each would wait for one another, and what
+# tests compute is too small to share. Processes that tests start do as this one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch.utils._device import _device_constructors
@@ -20,6 +24,27 @@ _device_constructors()
 
 # A larger tensor is one that a test makes for its addresses, not for its content.
 LARGEST_POISONED = 2**22
+
+
+# Few tests, but long ones. They start first, so that no worker is left alone with them at the end.
+# Two that start several processes are no neighbours here: they would crowd one another.
+LONG = (
+    "test_torchrun.py",
+    "test_kernel_cache.py",
+    "test_sm90.py",
+    "test_compile.py",
+    "test_targets.py",
+    "test_compare.py",
+    "test_resume.py",
+    "test_workers.py",
+    "test_same_numbers.py",
+    "test_sharded.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

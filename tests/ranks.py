@@ -13,7 +13,17 @@ import torch
 import torch.distributed as dist
 
 # Imported once, by the server that all ranks are forked from: most of the time of a spawn.
-PRELOAD = ["torch", "transformers", "torch.distributed.fsdp", "memory_layers.train.loop"]
+PRELOAD = [
+    "torch",
+    "transformers",
+    "torch.distributed.fsdp",
+    "memory_layers.train.loop",
+    # What is imported at a first use: by optimizers of torch, and by the operations.
+    "torch._dynamo",
+    "memory_layers.ops.find.cpu",
+    "memory_layers.ops.read.cpu",
+    "memory_layers.ops.write.cpu",
+]
 
 
 def run_ranks(

@@ -64,16 +64,23 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """The folder of an untrained model."""
-    folder = tmp_path / "model"
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an untrained model, which no test changes."""
+    folder = tmp_path_factory.mktemp("untrained") / "model"
+    torch.manual_seed(0)
     tokenizer = train_tokenizer(["Place 3 has X11."], 300)
     preset = replace(PRESETS["tiny"], hidden_size=16, layers=2, heads=2, mlp_size=32)
     memory = MemoryConfig(layers=(1,), sub_keys=8, top_k=4, heads=2)
     build_model(preset, memory, vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def model(untrained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(untrained, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

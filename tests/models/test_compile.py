@@ -14,6 +14,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"
 IDS = torch.arange(18).view(2, 9) * 7 % 40
 
 
+def two_blocks(**memory: object) -> torch.nn.Module:
+    """A model whose blocks all read the memory: the time to trace goes with their number."""
+    model = tiny_llama()
+    model.config.num_hidden_layers = 2
+    del model.model.layers[2:]
+    return add_memory(model, tiny_memory(layers=(0, 1), **memory))
+
+
 @pytest.fixture(autouse=True)
 def _fresh_compiler() -> None:
     torch._dynamo.reset()
@@ -23,7 +31,7 @@ def _fresh_compiler() -> None:
 # The first of torch's backends that makes no machine code: what is tested are the graphs.
 @pytest.mark.parametrize("placement", ["replace", "beside"])
 def test_inference_is_one_graph(placement: str) -> None:
-    model = add_memory(tiny_llama(), tiny_memory(placement=placement)).eval()
+    model = two_blocks(placement=placement).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(IDS).logits, model(IDS).logits)
@@ -40,7 +48,7 @@ def gradients(model: torch.nn.Module, call: object) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("grad_mode", ["factored", "sparse", "dense"])
 def test_training_gives_the_same_gradients(grad_mode: str) -> None:
-    model = add_memory(tiny_llama(), tiny_memory(grad_mode=grad_mode))
+    model = two_blocks(grad_mode=grad_mode)
     expected = gradients(model, model)
     for parameter in model.parameters():
         parameter.grad = None

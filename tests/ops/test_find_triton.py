@@ -15,21 +15,30 @@ from memory_layers.ops.impl import TRITON_MAX_K
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # tokens, heads, sub-keys, width of a half, k
-SIZES = [
-    pytest.param((0, 1, 5, 3, 2), id="no-tokens"),
-    pytest.param((1, 1, 1, 1, 1), id="one-sub-key"),
-    pytest.param((3, 2, 5, 4, 5), id="all-sub-keys"),
-    pytest.param((17, 1, 101, 20, 8), id="all-fit-the-lists"),
-    pytest.param((66, 1, 150, 5, 3), id="several-blocks"),
-    pytest.param((2, 2, 130, 33, 32), id="odd-width"),
-]
+SIZES = {
+    "no-tokens": (0, 1, 5, 3, 2),
+    "one-sub-key": (1, 1, 1, 1, 1),
+    "all-sub-keys": (3, 2, 5, 4, 5),
+    "all-fit-the-lists": (17, 1, 101, 20, 8),
+    "several-blocks": (66, 1, 150, 5, 3),
+    "odd-width": (2, 2, 130, 33, 32),
+}
 # The interpreter runs one program for each sub-key of a gradient: fewer of them.
-GRADIENT_SIZES = [
-    *SIZES[1:3],
-    pytest.param((17, 1, 33, 20, 8), id="several-tokens"),
-    pytest.param((2, 2, 37, 33, 32), id="odd-width"),
-]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+GRADIENT_SIZES = {
+    "one-sub-key": SIZES["one-sub-key"],
+    "all-sub-keys": SIZES["all-sub-keys"],
+    "several-tokens": (17, 1, 33, 20, 8),
+    "odd-width": (2, 2, 37, 33, 32),
+}
+
+
+def in_turn(sizes: dict[str, tuple[int, ...]]) -> list[object]:
+    """Every size in one type, in turn, and the one of odd width in all."""
+    names = [(name, tuple(DTYPES)[place % 3]) for place, name in enumerate(sizes)]
+    names += [("odd-width", dtype) for dtype in DTYPES if ("odd-width", dtype) not in names]
+    return [pytest.param(sizes[name], dtype, id=f"{name}-{dtype}") for name, dtype in names]
+
+
 gpu_only = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 
 
@@ -43,9 +52,8 @@ def magnitude(query: Tensor, sub_keys: Tensor) -> Tensor:
     return exact_pair_scores(query.abs(), sub_keys.abs()).amax(-1, keepdim=True)
 
 
-@every_dtype
-@pytest.mark.parametrize("size", SIZES)
-def test_selects_the_best_slots(dtype: str, size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("size", "dtype"), in_turn(SIZES))
+def test_selects_the_best_slots(size: tuple[int, ...], dtype: str) -> None:
     tokens, heads, num_keys, width, k = size
     query = torch.randn(tokens, heads, 2, width).to(DTYPES[dtype])
     sub_keys = torch.randn(heads, 2, num_keys, width).to(DTYPES[dtype])
@@ -57,7 +65,7 @@ def test_selects_the_best_slots(dtype: str, size: tuple[int, ...]) -> None:
         assert_same_selection(scores, slots, exact, magnitude(query, sub_keys))
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
+@pytest.mark.parametrize("size", list(SIZES.values())[1:], ids=list(SIZES)[1:])
 def test_ties_lose_nothing(size: tuple[int, ...]) -> None:
     tokens, heads, num_keys, width, k = size
     query = torch.randint(-2, 3, (tokens, heads, 2, width)).float()
@@ -113,9 +121,8 @@ def test_nan_reaches_the_scores_of_its_token_alone() -> None:
     torch.testing.assert_close(scores[others], clean[others], rtol=0, atol=1e-5)
 
 
-@every_dtype
-@pytest.mark.parametrize("size", GRADIENT_SIZES)
-def test_gradients(dtype: str, size: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("size", "dtype"), in_turn(GRADIENT_SIZES))
+def test_gradients(size: tuple[int, ...], dtype: str) -> None:
     """Against autograd through the scores of the same slots, written out in fp64."""
     tokens, heads, num_keys, width, k = size
     query = torch.randn(tokens, heads, 2, width).to(DTYPES[dtype])

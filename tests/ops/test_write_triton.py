@@ -106,10 +106,11 @@ def check_step(
         assert differ <= 0.02, "rounding is not that of the reference"
 
 
-@pytest.mark.parametrize("decay", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", STEPS)
-def test_step(kind: str, dtype: torch.dtype, decay: bool) -> None:
+def test_step(kind: str, dtype: torch.dtype) -> None:
+    # Every kind and every type with decay and without, in turn.
+    decay = (STEPS.index(kind) + (dtype == torch.bfloat16)) % 2 == 0
     tensors = tensors_of(kind, dtype, decay=decay, master=False)
     check_step(kind, tensors, gradient_of(even_slots(), dtype=dtype))
 
@@ -121,8 +122,9 @@ def test_master_is_stepped_and_rounded_to_the_table(kind: str) -> None:
     assert torch.equal(tensors["table"][4], tensors["master"][4].bfloat16())
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**32 + 7])
+@pytest.mark.parametrize(
+    ("kind", "seed"), [*(("sgd", s) for s in (0, 1, 2**31 - 1, 2**32 + 7)), ("adamw", 2**32 + 7)]
+)
 def test_stochastic_rounding_draws_the_bits_of_the_reference(kind: str, seed: int) -> None:
     tensors = tensors_of(kind, torch.bfloat16, decay=False, master=False)
     # The update of SGD is exact here, so that not one number may differ.

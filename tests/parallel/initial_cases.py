@@ -41,11 +41,14 @@ def initial_weights(cases: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[
     return weights
 
 
-def largest_tensor(layout: dict[str, Any], sub_keys: int) -> tuple[int, int]:
+def largest_tensors(layouts: list[dict[str, Any]], sub_keys: int) -> list[tuple[int, int]]:
     """Elements of the largest tensor while a model is made, and of this rank's columns."""
-    config = ParallelConfig(**layout)
-    meshes = make_meshes(config.resolve(dist.get_world_size()), "cpu")
-    model = tiny_model(sub_keys=sub_keys)
-    with Largest() as largest:
-        parallelize(model, meshes, config, seed=SEED)
-    return largest.numel, model.base_model.memory_table.weight.numel()
+    found = []
+    for layout in layouts:
+        config = ParallelConfig(**layout)
+        meshes = make_meshes(config.resolve(dist.get_world_size()), "cpu")
+        model = tiny_model(sub_keys=sub_keys)
+        with Largest() as largest:
+            parallelize(model, meshes, config, seed=SEED)
+        found.append((largest.numel, model.base_model.memory_table.weight.numel()))
+    return found

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from initial_cases import Largest, initial_weights, largest_tensor
+from initial_cases import Largest, initial_weights, largest_tensors
 from ranks import run_ranks
 from same_cases import SEED, tiny_model, whole_weights
 
@@ -35,14 +35,16 @@ def test_initial_values_are_those_of_one_process(world):
                 assert torch.equal(weight, expected[name]), (layout, name)
 
 
-@pytest.mark.parametrize("layout", [{"shard": 4}, {"tensor": 2}, {"replicate": 2}])
-def test_no_rank_makes_a_tensor_of_the_whole_table(layout):
-    sub_keys, value_dim, memory = 128, 30, 2 if "replicate" in layout else 4
-    columns = -(-value_dim // memory)
-    for rank, (largest, own) in enumerate(run_ranks(4, largest_tensor, layout, sub_keys)):
-        width = min(columns, value_dim - rank % memory * columns)
-        assert own == sub_keys**2 * width
-        assert largest == own, "more than the share of this rank"
+def test_no_rank_makes_a_tensor_of_the_whole_table():
+    sub_keys, value_dim = 128, 30
+    layouts = [{"shard": 4}, {"tensor": 2}, {"replicate": 2}]
+    for rank, found in enumerate(run_ranks(4, largest_tensors, layouts, sub_keys)):
+        for layout, (largest, own) in zip(layouts, found, strict=True):
+            memory = 2 if "replicate" in layout else 4
+            columns = -(-value_dim // memory)
+            width = min(columns, value_dim - rank % memory * columns)
+            assert own == sub_keys**2 * width, layout
+            assert largest == own, f"more than the share of this rank: {layout}"
 
 
 def test_the_watch_sees_a_whole_table():
@@ -121,7 +123,7 @@ def test_values_are_normal_and_independent_also_across_blocks():
 
 
 def test_seeds_of_blocks_and_tables_are_spread():
-    seeds = [draw._mixed(a, b, c) for a in range(8) for b in range(8) for c in range(8)]
+    seeds = [draw.mixed(a, b, c) for a in range(8) for b in range(8) for c in range(8)]
     assert len(set(seeds)) == 512
     assert all(0 <= seed < 2**63 for seed in seeds)
     ones = sum((seed ^ other).bit_count() for seed, other in itertools.pairwise(seeds))

@@ -11,10 +11,14 @@ NAMES = ("1.3b_memory_64m", "8b_memory_16m")
 GATHERS, EXCHANGES, SUMS = ["all-gather"] * 4, ["all-to-all"] * 2, ["reduce-scatter"] * 2
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("ranks", "chosen"),
-    [(8, list(range(8))), (24, [0, 22, 23]), (64, [0, 63]), (1024, [0, 63, 64, 1023])],
+    ("name", "ranks", "chosen"),
+    [
+        ("1.3b_memory_64m", 8, list(range(8))),
+        ("1.3b_memory_64m", 64, [0, 63]),
+        ("8b_memory_16m", 24, [0, 22, 23]),
+        ("8b_memory_16m", 1024, [0, 63, 64, 1023]),
+    ],
 )
 def test_every_rank_holds_its_columns(name: str, ranks: int, chosen: list[int]) -> None:
     found = run_ranks(1, fake_ranks.shard_shapes, name, ranks, chosen)[0]
@@ -53,6 +57,6 @@ def test_a_step_makes_the_planned_exchanges_in_order(name: str, ranks: int, rank
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("ranks", [8, 16, 32, 64, 128, 256, 512, 1024])
+@pytest.mark.parametrize("ranks", [8, 64, 1024])
 def test_the_plan_fits_80_gb(name: str, ranks: int) -> None:
     assert predict(fake_ranks.job_of(name, ranks), DEVICES["h100"]).footprint.total < 80e9

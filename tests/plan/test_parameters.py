@@ -66,8 +66,7 @@ def test_counts_are_those_of_the_model(name: str, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("name", MEMORIES)
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("length", [16, 48])
+@pytest.mark.parametrize(("tied", "length"), [(True, 16), (False, 48)])
 def test_flops_are_those_that_torch_counts(name: str, tied: bool, length: int) -> None:
     planned = job(
         memory=MEMORIES[name], seq_len=length, model={"preset": "small"} if tied else None

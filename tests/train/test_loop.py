@@ -61,9 +61,8 @@ def test_loss_falls(tmp_path: Path, memory: bool) -> None:
     assert ("slot_usage" in last) == memory
 
 
-@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
-def test_accumulated_batches_are_one_batch(tmp_path: Path, memory: bool) -> None:
-    whole = tiny_run(tmp_path, memory=memory, train={"batch_size": 4})
+def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
+    whole = tiny_run(tmp_path, train={"batch_size": 4})
     parts = replace(whole, train=replace(whole.train, batch_size=2, accumulate=2))
     one, other = run(whole, tmp_path / "whole"), run(parts, tmp_path / "parts")
     expected = weights_of(one.model)
@@ -87,23 +86,22 @@ def test_tokens_and_epochs_are_those_of_the_data(tmp_path: Path) -> None:
     assert trained.tokens / in_epoch > 1
 
 
-@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
-def test_bf16_autocast(tmp_path: Path, memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(tmp_path, memory=memory)
+def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(tmp_path)
     bf16 = replace(config, train=replace(config.train, precision="bf16"))
     inside = []
-    step = loop._Run._loss
+    original = loop.summed_loss
 
-    def watched(self: loop._Run, batch: object) -> torch.Tensor:
-        handle = self.model.lm_head.register_forward_hook(
+    def watched(model: PreTrainedModel, *args: object, **kwargs: bool) -> torch.Tensor:
+        handle = model.lm_head.register_forward_hook(
             lambda _module, _inputs, output: inside.append(output.dtype)
         )
-        loss = step(self, batch)
+        loss = original(model, *args, **kwargs)
         handle.remove()
         assert loss.dtype == torch.float32
         return loss
 
-    monkeypatch.setattr(loop._Run, "_loss", watched)
+    monkeypatch.setattr(loop, "summed_loss", watched)
     one = run(config, tmp_path / "fp32").history
     assert set(inside) == {torch.float32}
     inside.clear()
@@ -113,8 +111,11 @@ def test_bf16_autocast(tmp_path: Path, memory: bool, monkeypatch: pytest.MonkeyP
     assert losses_of(one) != losses_of(other)
 
 
-@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("memory", "number"),
+    [(True, signal.SIGTERM), (False, signal.SIGINT)],
+    ids=["memory-sigterm", "dense-ctrl-c"],
+)
 def test_stopped_between_two_lines_of_metrics(
     tmp_path: Path, memory: bool, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

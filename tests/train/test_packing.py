@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from memory_layers import add_memory
 from memory_layers.data.tokens import Document, TokenStream, write_tokens
-from memory_layers.train.loop import _Run
+from memory_layers.train.loss import summed_loss
 
 PAD = 39
 
@@ -57,9 +56,14 @@ def test_loss_is_that_of_each_document_alone(tmp_path: Path) -> None:
     model = tiny_llama()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    settings = SimpleNamespace(train=SimpleNamespace(precision="fp32"))
-    world = SimpleNamespace(device=torch.device("cpu"))
-    loss = _Run._loss(SimpleNamespace(model=model, config=settings, world=world), batch)
+    positions = []
+    handle = model.lm_head.register_forward_hook(
+        lambda _module, _inputs, output: positions.append(tuple(output.shape[:2]))
+    )
+    loss = summed_loss(model, batch, torch.device("cpu"), bf16=False)
+    handle.remove()
+    # The head is spared padding and the last token of each document.
+    assert positions == [(1, batch.targets)]
     expected = 0.0
     for document in documents:
         logits = model(input_ids=document[None], use_cache=False).logits[0, :-1]

@@ -20,21 +20,13 @@ from memory_layers.train.config import RunConfig
 from memory_layers.train.loop import train
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums depend on the number of threads: the same here as in the processes below."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def config_of(folder: Path, *, memory: bool) -> RunConfig:
-    return tiny_run(
-        folder,
-        memory=memory,
-        train={"steps": 80, "log_every": 3, "eval_every": 20, "checkpoint_every": 4},
-    )
 
 
 def start(config: RunConfig, out: Path) -> subprocess.Popen:
@@ -74,20 +66,28 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert metrics_of(a) == metrics_of(b)
 
 
-@pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
-def test_killed_run_resumes_bit_equal(tmp_path: Path, memory: bool) -> None:
-    config = config_of(tmp_path, memory=memory)
-    train(config, tmp_path / "whole", show=False)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, Path]:
+    """A run that nothing cuts short."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = tiny_run(
+        folder, train={"steps": 80, "log_every": 3, "eval_every": 20, "checkpoint_every": 4}
+    )
+    train(config, folder / "out", show=False)
+    return config, folder / "out"
+
+
+def test_killed_run_resumes_bit_equal(tmp_path: Path, whole: tuple[RunConfig, Path]) -> None:
+    config, expected = whole
     out = tmp_path / "killed"
     stop_after(start(config, out), out, random.randint(1, 8), signal.SIGKILL)
     assert not (out / "model").exists()
     train(config, out, show=False)
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(expected, out)
 
 
-def test_interrupted_run_saves_and_resumes(tmp_path: Path) -> None:
-    config = config_of(tmp_path, memory=True)
-    train(config, tmp_path / "whole", show=False)
+def test_interrupted_run_saves_and_resumes(tmp_path: Path, whole: tuple[RunConfig, Path]) -> None:
+    config, expected = whole
     out = tmp_path / "stopped"
     process = start(config, out)
     errors = stop_after(process, out, 4, signal.SIGINT)
@@ -96,7 +96,7 @@ def test_interrupted_run_saves_and_resumes(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert list((out / "checkpoints").glob("step-*"))
     train(config, out, show=False)
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(expected, out)
 
 
 def _plain(value: object) -> object:
