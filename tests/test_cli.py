@@ -10,6 +10,7 @@ from tests_support import SHAPE, write_facts
 from memory_layers.cli import main
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("experiments/*/compare.yaml")])
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_train_on_text_alone(config: Path, tmp_path: Path) -> None:
     assert last["text"]["perplexity"] > 1
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_show_every_config(path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["show", str(path)]) == 0
     shown = capsys.readouterr().out
@@ -121,3 +122,17 @@ def test_selection_of_builtin_facts_is_refused_for_others(
     facts = ("--data.facts", str(tmp_path / "facts"), "--out", str(tmp_path / "out"))
     message = error_of(capsys, "compare", demo, *facts, "--data.max-subjects", "9")
     assert "--data.max-subjects selects built-in facts" in message
+
+
+def test_report_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"name": "mine", "runs": []}))
+    assert main(["report", str(results), "--out", str(tmp_path / "page")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert "mine" in (tmp_path / "page" / "report.html").read_text()
+    for content, says in (("{", "is not JSON"), ("{}", "must hold `runs`")):
+        results.write_text(content)
+        assert main(["report", str(results)]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none.json")]) == 2
+    assert "none.json" in capsys.readouterr().err

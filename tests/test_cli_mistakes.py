@@ -83,7 +83,7 @@ def model(untrained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(untrained, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "report", "scale"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
