@@ -118,6 +118,21 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return f"{entry['difference']:+.3f}{ends}"
 
 
+def tried_section(folder: str = "01-headline") -> str:
+    """Return the single runs that came before the headline."""
+    record = json.loads((ROOT / "experiments" / folder / "tried.json").read_text("utf-8"))
+    lines = [
+        "| Variant | what | steps | held-out recall | answer NLL | text loss |",
+        "|:---|:---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {run['variant']} | {run['what']} | {run['step']:,} | {run['recall']:.3f} | "
+        f"{run['answer_nll']:.2f} | {run['text_nll']:.3f} |"
+        for run in record["runs"]
+    ]
+    return "\n".join(lines)
+
+
 def exposures_section(folder: str) -> str:
     """Return held-out recall by the number of statements of a fact, means over seeds."""
     results = load(folder)

@@ -129,6 +129,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "headline-verdict": studies.verdict_section,
     "headline-differences": partial(studies.differences_section, "01-headline"),
     "headline-exposures": partial(studies.exposures_section, "01-headline"),
+    "headline-tried": studies.tried_section,
     "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
     "recipe": partial(studies.table_section, "02-recipe"),
     "recipe-differences": partial(studies.recipe_differences, "02-recipe"),
