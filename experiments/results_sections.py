@@ -62,10 +62,11 @@ def about(results: Mapping[str, Any]) -> str:
     facts, runs = results["facts"], results["runs"]
     done = sum(run["status"] == "ok" for run in runs)
     seeds = len({run["seed"] for run in runs})
+    spent = sum(run.get("seconds", 0.0) for run in runs)
     text = (
         f"{facts['facts']:,} facts of {len(facts['relations'])} relations, {done} of {len(runs)} "
         f"runs finished, {seeds} seed{'s' * (seeds != 1)}, mean ± half of the 95 % interval, on "
-        f"{results['device']}, commit `{results['commit']}`."
+        f"{results['device']}, {spent / 3600:.1f} core hours, commit `{results['commit']}`."
     )
     off = {
         name: max(map(abs, entry["off"].values()), default=0.0)
