@@ -68,7 +68,8 @@ def test_recall_by_entropy() -> None:
     ]
     correct = [1, 1, 1, 0, 1, 0, 0, 0, 1, 0]
     assert recall_by_entropy(probes, correct) == [
-        {"low": 0.0, "high": 1.0, "facts": 5, "recall": 0.8},
+        {"low": 0.0, "high": 0.0, "facts": 1, "recall": 1.0},
+        {"low": 1.0, "high": 1.0, "facts": 4, "recall": 0.75},
         {"low": 2.0, "high": 2.0, "facts": 2, "recall": 0.5},
         {"low": 3.0, "high": 3.0, "facts": 2, "recall": 0.0},
     ]

@@ -93,7 +93,8 @@ def recall_by_entropy(
     total, seen = sum(map(len, found.values())), 0
     bins: list[list[float]] = []
     for share in sorted(found, reverse=True):
-        if seen >= len(bins) * total / ENTROPY_BINS:
+        # By its middle: many facts of equal bits do not join a bin of a few.
+        if seen + len(found[share]) / 2 >= len(bins) * total / ENTROPY_BINS:
             bins.append([])
         bins[-1].append(share)
         seen += len(found[share])

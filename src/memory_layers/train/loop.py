@@ -5,6 +5,7 @@ function of the seed and the step, everything else is in the newest checkpoint.
 """
 
 import math
+import random
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -366,7 +367,7 @@ class _Run:
 
 
 def _pick_probes(data: PreparedData, count: int | None) -> list[int]:
-    """Spread `count` recall items of each kind evenly over all of that kind. None: all items."""
+    """Draw `count` recall items of each kind, the same in every run. None: all items."""
     if count is None:
         return list(range(len(data.probes)))
     members = defaultdict(list)
@@ -374,6 +375,7 @@ def _pick_probes(data: PreparedData, count: int | None) -> list[int]:
         members[probe.kind].append(index)
     picked = []
     for _, indices in sorted(members.items()):
-        step = max(1.0, len(indices) / count)
-        picked += [indices[int(n * step)] for n in range(min(count, len(indices)))]
+        # Not every n-th: a file may have its relations in turn.
+        drawn = random.Random(0).sample(indices, min(count, len(indices)))  # noqa: S311
+        picked += sorted(drawn)
     return picked
