@@ -119,6 +119,13 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return f"{entry['difference']:+.3f}{ends}"
 
 
+def sweep_section(folder: str = "01-headline") -> str:
+    """Return the runs of an experiment at other learning rates."""
+    path = ROOT / "experiments" / folder / "sweep.json"
+    results = json.loads(path.read_text("utf-8"))
+    return markdown_table(results, COLUMNS[:4], ranges=False).strip()
+
+
 def tried_section(folder: str = "01-headline") -> str:
     """Return the single runs that came before the headline."""
     record = json.loads((ROOT / "experiments" / folder / "tried.json").read_text("utf-8"))

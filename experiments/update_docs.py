@@ -129,6 +129,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "headline-verdict": studies.verdict_section,
     "headline-differences": partial(studies.differences_section, "01-headline"),
     "headline-exposures": partial(studies.exposures_section, "01-headline"),
+    "headline-sweep": studies.sweep_section,
     "headline-tried": studies.tried_section,
     "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
     "recipe": partial(studies.table_section, "02-recipe"),
