@@ -44,8 +44,8 @@ def load(folder: str) -> dict[str, Any] | None:
 
 
 def missing(command: str) -> str:
-    """Say that an experiment has not been run, and how to."""
-    return f"Not run yet: `{command}`."
+    """Say that an experiment has not been run to its end, and how to."""
+    return f"No complete results yet: `{command}`."
 
 
 def table_section(folder: str, columns: Sequence[str] = COLUMNS) -> str:
