@@ -3,9 +3,10 @@
 Next: layers/memory.py, the layer that these fields describe.
 """
 
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
+
+from memory_layers.checks import check_fields, check_whole
 
 Gate = Literal["silu", "sigmoid", "none"]
 Placement = Literal["replace", "beside"]
@@ -107,10 +108,10 @@ class MemoryConfig:
         object.__setattr__(self, "layers", tuple(self.layers))
         self._check_layers()
         for name in ("sub_keys", "heads", "top_k"):
-            _check_positive(name, getattr(self, name))
+            check_whole(name, getattr(self, name), 1)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                check_whole(name, getattr(self, name), 1)
         for name in ("share_values", "qk_norm", "sink_slot", "train_keys"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -194,17 +195,7 @@ class MemoryConfig:
         Raises:
             ValueError: A field is unknown (the closest name is given), missing or wrong.
         """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                close = get_close_matches(name, names, n=1)
-                hint = f"hint: did you mean {close[0]!r}?" if close else f"known: {names}"
-                raise ValueError(f"MemoryConfig has no field {name!r}. {hint}")
+        check_fields(cls, values)
         if "layers" not in values:
             raise ValueError("MemoryConfig needs `layers`. hint: layers: [4, 12, 20]")
         return cls(**values)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")

@@ -4,8 +4,9 @@ Next: layers/experts.py, the layers that these fields describe.
 """
 
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, Self
+
+from memory_layers.checks import check_fields, check_whole
 
 Routing = Literal["expert_choice", "token_choice"]
 
@@ -48,10 +49,10 @@ class MoeConfig:
         if self.routing not in _ROUTINGS:
             raise ValueError(f"routing must be one of {_ROUTINGS}, got {self.routing!r}")
         self._check_layers()
-        _check_whole("experts", self.experts, 2)
-        _check_whole("top_k", self.top_k, 1)
+        check_whole("experts", self.experts, 2)
+        check_whole("top_k", self.top_k, 1)
         if self.expert_size is not None:
-            _check_whole("expert_size", self.expert_size, 1)
+            check_whole("expert_size", self.expert_size, 1)
         for name in ("capacity_factor", "balance_weight"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -119,6 +120,12 @@ class MoeConfig:
             return self.expert_size
         return mlp_size if self.routing == "expert_choice" else -(-mlp_size // self.top_k)
 
+    @property
+    def share(self) -> float:
+        """Part of the experts that compute a token, on average over tokens."""
+        each = self.top_k if self.routing == "token_choice" else self.capacity_factor
+        return each / self.experts
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and YAML."""
         return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
@@ -130,18 +137,8 @@ class MoeConfig:
         Raises:
             ValueError: A field is unknown (the closest name is given), missing or wrong.
         """
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                close = get_close_matches(name, names, n=1)
-                hint = f"hint: did you mean {close[0]!r}?" if close else f"known: {names}"
-                raise ValueError(f"MoeConfig has no field {name!r}. {hint}")
+        check_fields(cls, values)
         for name in ("routing", "experts"):
             if name not in values:
                 raise ValueError(f"MoeConfig needs `{name}`")
         return cls(**values)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")

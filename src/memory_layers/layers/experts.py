@@ -69,12 +69,20 @@ class Experts(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """What both kinds have: a router, experts, and the way by which tokens choose experts."""
+    """What both kinds have: a router, experts, and the way by which tokens choose experts.
+
+    Args:
+        config: With the routing of the kind.
+        model_dim: D.
+        mlp_size: Hidden width of the block that it replaces.
+        init_std: Standard deviation of the initial weights.
+    """
 
     def __init__(
         self, config: MoeConfig, model_dim: int, mlp_size: int, init_std: float = 0.02
     ) -> None:
         super().__init__()
+        self.config = config
         self.router = nn.Linear(model_dim, config.experts, bias=False)
         nn.init.normal_(self.router.weight, std=init_std)
         hidden_size = config.hidden_size(mlp_size)
@@ -107,19 +115,7 @@ class ExpertChoice(RoutedExperts):
     goes to its best expert instead, as in "Memory Layers at Scale" (arXiv 2412.09764).
 
     Of several ranks each chooses among its own tokens.
-
-    Args:
-        config: With routing "expert_choice".
-        model_dim: D.
-        mlp_size: Hidden width of the block that it replaces.
-        init_std: Standard deviation of the initial weights.
     """
-
-    def __init__(
-        self, config: MoeConfig, model_dim: int, mlp_size: int, init_std: float = 0.02
-    ) -> None:
-        super().__init__(config, model_dim, mlp_size, init_std)
-        self.share = config.capacity_factor / config.experts
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]. A token that no expert takes in training gets zeros."""
@@ -134,7 +130,7 @@ class ExpertChoice(RoutedExperts):
     def capacity(self, tokens: int) -> int:
         """Return how many of T tokens an expert takes, at least one."""
         # The small number keeps what is whole but for rounding from being rounded up.
-        return min(tokens, max(1, math.ceil(tokens * self.share - 1e-6)))
+        return min(tokens, max(1, math.ceil(tokens * self.config.share - 1e-6)))
 
 
 class TokenChoice(RoutedExperts):
@@ -147,31 +143,19 @@ class TokenChoice(RoutedExperts):
     that goes to e, P_e: its mean probability; arXiv 2101.03961), joins in the backward pass: no
     training loop needs to add it, and a block may be computed again. It is taken over the tokens
     of one call. A loop that adds up the gradients of several calls sets `scale_balance`.
-
-    Args:
-        config: With routing "token_choice".
-        model_dim: D.
-        mlp_size: Hidden width of the block that it replaces.
-        init_std: Standard deviation of the initial weights.
     """
 
-    def __init__(
-        self, config: MoeConfig, model_dim: int, mlp_size: int, init_std: float = 0.02
-    ) -> None:
-        super().__init__(config, model_dim, mlp_size, init_std)
-        self.top_k = config.top_k
-        self.balance_weight = config.balance_weight
-        self.balance_scale = 1.0
-        self.balance: Tensor | None = None
+    balance_scale = 1.0
+    balance: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]. Each token independently."""
         shape, x = x.shape, x.reshape(-1, x.shape[-1])  # [T, D]
         probabilities = self.probabilities(x)
-        scale, chosen = probabilities.topk(self.top_k)  # [T, k]
+        scale, chosen = probabilities.topk(self.config.top_k)  # [T, k]
         out = self.send(x, scale, chosen)
         if self.training:
-            loss = self.balance_weight * self._balance(probabilities, chosen)
+            loss = self.config.balance_weight * self._balance(probabilities, chosen)
             # Without its graph, which would keep the activations of a finished step.
             self.balance = loss.detach()
             out = _JoinLoss.apply(out, loss, self.balance_scale)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from memory_layers.layers import PeerLayer
-from memory_layers.layers.experts import ExpertChoice, RoutedExperts, TokenChoice
+from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
 from memory_layers.study.config import tokens_of
@@ -86,19 +86,12 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     for module in model.modules():
         if isinstance(module, RoutedExperts):
             count = sum(parameter.numel() for parameter in module.experts.parameters())
-            idle += count - round(count * _share_used(module))
+            idle += count - round(count * module.config.share)
     return {
         "params_total": total,
         "params_active": total - memory - idle + active,
         "params_memory": memory,
     }
-
-
-def _share_used(module: RoutedExperts) -> float:
-    if isinstance(module, TokenChoice):
-        return module.top_k / module.router.out_features
-    assert isinstance(module, ExpertChoice)
-    return module.share
 
 
 def _history(trained: TrainedModel, flops_per_step: float) -> list[dict[str, Any]]:
