@@ -117,6 +117,8 @@ def _compare(arguments: list[str]) -> int:
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
     command = shlex.join(["memory-layers", "compare", *arguments])
+    if config.match:
+        print(f"matching {' and '.join(config.match)}: a minute or so", file=sys.stderr, flush=True)
     results = compare(config, out, workers=args.workers, command=command)
     Console().print(render_table(results))
     print(f"results: {out / 'results.json'}\nreport: {out / 'report.html'}")
