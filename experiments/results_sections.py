@@ -160,6 +160,25 @@ def exposures_section(folder: str) -> str:
     return "\n".join(lines)
 
 
+def usage_section(folder: str) -> str:
+    """Return how evenly each variant reads its slots, means over seeds."""
+    results = load(folder)
+    if results is None:
+        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in results["runs"]:
+        if run.get("slot_usage"):
+            found.setdefault(run["variant"], []).append(run["slot_usage"])
+    lines = ["| Variant | slots | read at least once | KL to uniform |", "|:---|---:|---:|---:|"]
+    for name, usages in found.items():
+        used, divergence = (
+            sum(usage[key] for usage in usages) / len(usages)
+            for key in ("used_share", "kl_to_uniform")
+        )
+        lines.append(f"| `{name}` | {usages[0]['slots']:,} | {used:.1%} | {divergence:.2f} |")
+    return "\n".join(lines)
+
+
 def ablation_section(folder: str) -> str:
     """Return our ablations beside those that the paper prints."""
     results = load(folder)

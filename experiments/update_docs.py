@@ -24,10 +24,11 @@ from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
 
 ROOT = Path(__file__).parent.parent
+STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale")
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
-    *(ROOT / "experiments" / name / "README.md" for name in ("01-headline", "02-recipe")),
+    *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
 DEMO = ROOT / "experiments" / "00-demo"
@@ -134,6 +135,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
     "recipe": partial(studies.table_section, "02-recipe"),
     "recipe-differences": partial(studies.recipe_differences, "02-recipe"),
+    "recipe-usage": partial(studies.usage_section, "02-recipe"),
     "ablations": partial(studies.ablation_section, "03-ablations"),
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": targets_section,
