@@ -119,9 +119,9 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return f"{entry['difference']:+.3f}{ends}"
 
 
-def sweep_section(folder: str = "01-headline") -> str:
-    """Return the runs of an experiment at other learning rates."""
-    path = ROOT / "experiments" / folder / "sweep.json"
+def short_section(folder: str, file: str) -> str:
+    """Return the table of further runs of an experiment, such as those at other learning rates."""
+    path = ROOT / "experiments" / folder / file
     results = json.loads(path.read_text("utf-8"))
     return markdown_table(results, COLUMNS[:4], ranges=False).strip()
 

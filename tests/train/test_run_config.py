@@ -1,11 +1,12 @@
 """RunConfig from YAML: what is wrong is refused, with the field and what would be right."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from memory_layers import MemoryConfig
+from memory_layers.study.flops import shape_of
 from memory_layers.train.config import (
     ConfigError,
     ModelConfig,
@@ -16,6 +17,7 @@ from memory_layers.train.config import (
     load_run,
     read_yaml,
 )
+from memory_layers.train.loop import make_optimizer
 
 
 def load(folder: Path, text: str) -> RunConfig:
@@ -136,3 +138,16 @@ def test_preset_is_changed_by_what_is_given() -> None:
     shape = ModelConfig(preset="tiny", hidden_size=32, mlp_size=48, init_std=0.1).to_preset()
     assert (shape.hidden_size, shape.mlp_size, shape.layers, shape.heads) == (32, 48, 4, 4)
     assert shape.init_std == 0.1
+
+
+def test_values_learn_at_a_multiple_of_the_rate_unless_theirs_is_given() -> None:
+    config = RunConfig(
+        name="x", memory=MemoryConfig(layers=(1,), sub_keys=32), optim=OptimConfig(lr=2e-3)
+    )
+    rates = []
+    for optim in (config.optim, replace(config.optim, value_lr=3e-3)):
+        run = replace(config, optim=optim)
+        group = make_optimizer(run, shape_of(run, vocab_size=300)).memory_group
+        assert group is not None
+        rates.append(group["lr"])
+    assert rates == [1e-2, 3e-3]
