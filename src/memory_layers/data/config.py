@@ -24,7 +24,8 @@ class DataConfig:
             facts are used whole.
         exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
             picked by a hash, so that a number named more often is given to more subjects. Beyond
-            the number of wordings they repeat. Empty: once in each wording.
+            the number of wordings they repeat, and so does the question of a shown subject. Empty:
+            once in each wording.
         loss_on: Tokens of a fact's documents that are predicted: "all", or "answers" for those of
             the answer and the one after it. Running text is predicted whole.
         shown_fraction: Share of the subjects whose facts also appear as questions.

@@ -129,7 +129,8 @@ def build_corpus(
     Every fact is stated in every statement template once, or as often as `exposures` says: in
     templates one after the other from one that a hash picks, all of them before one repeats. The
     statement that is probed is in the documents. The subjects are split by a stable hash, the
-    same way in all relations: the question form is a document for the shown subjects only.
+    same way in all relations: the question form is a document for the shown subjects only, as
+    often as each statement template.
 
     Args:
         facts: the facts to state.
@@ -175,8 +176,10 @@ def build_corpus(
         question = _probe(kind, wording.question, fact, len(stated))
         probes.append(question)
         if is_shown:
-            documents.append(question.text)
-            answers.append((question.answer_start, question.answer_end))
+            # As often as each wording of a statement.
+            times = -(-len(stated) // len(wording.statements))
+            documents.extend([question.text] * times)
+            answers.extend([(question.answer_start, question.answer_end)] * times)
     return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
 
 

