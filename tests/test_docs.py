@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_families import tiny_model
 
 from memory_layers.bench import results
+from memory_layers.models import memory_layers_of
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -24,13 +26,33 @@ def modules_beside_update_docs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "experiments")
 
 
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+
+
 def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)
+    train, adapt = python_blocks(ROOT / "README.md")
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(train, "README.md", "exec"), names)
     assert names["loss"].isfinite()
     assert (tmp_path / "my_model" / "model.safetensors").is_file()
+    tiny_model("qwen3", num_hidden_layers=21).save_pretrained("my_qwen")
+    exec(compile(adapt, "README.md", "exec"), {})
+    assert (tmp_path / "my_memory" / "memory.safetensors").is_file()
+
+
+def test_guide_to_add_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    add, by_name, keep = python_blocks(ROOT / "docs" / "guides" / "add_memory.md")
+    tiny_model("qwen3", num_hidden_layers=21).save_pretrained("my_qwen")
+    names: dict = {}
+    exec(compile(add, "add_memory.md", "exec"), names)
+    exec(compile(keep, "add_memory.md", "exec"), names)
+    assert len(memory_layers_of(names["model"])) == 3
+    names["model"] = tiny_model("olmo", num_hidden_layers=5)
+    exec(compile(by_name.replace("feed_forward", "mlp"), "add_memory.md", "exec"), names)
+    assert len(memory_layers_of(names["model"])) == 1
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

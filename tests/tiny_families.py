@@ -21,9 +21,7 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(
-    name: str, dtype: torch.dtype = torch.float32, **changes: object
-) -> PreTrainedModel:
+def tiny_model(name: str, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
     """An untrained causal language model of a family, in eval mode, always the same."""
     own = _OWN.get(name, {"intermediate_size": 24, "num_key_value_heads": 1, "head_dim": 8})
     config = AutoConfig.for_model(name, **{**_SIZES, **own, **changes})

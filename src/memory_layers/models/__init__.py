@@ -3,13 +3,21 @@
 It also registers the memory models with transformers' Auto classes.
 """
 
-from memory_layers.models.classes import backbone_of, register_families
+from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
+from memory_layers.models.classes import backbone_of, register_family
+from memory_layers.models.families import FAMILIES
 from memory_layers.models.presets import PRESETS, Preset, build_model
-from memory_layers.models.surgery import add_experts, add_memory, memory_layers_of
+from memory_layers.models.surgery import (
+    add_experts,
+    add_memory,
+    memory_layers_of,
+    remove_memory,
+)
 
-register_families()
+for family in FAMILIES:
+    register_family(family)
 
 __all__ = [
     "PRESETS", "Preset", "add_experts", "add_memory", "backbone_of", "build_model",
-    "memory_layers_of",
+    "freeze_all_but_memory", "load_memory", "memory_layers_of", "remove_memory", "save_memory",
 ]  # fmt: skip

@@ -7,11 +7,10 @@ the Auto classes work as for any other model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any, cast
 
-import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,7 +28,7 @@ from memory_layers.layers.keys import ProductKeys
 from memory_layers.layers.memory import build_tables
 from memory_layers.layers.query import QueryProjection
 from memory_layers.layers.values import SinkValue
-from memory_layers.models.families import FAMILIES, Family
+from memory_layers.models.families import Family, find_family, load_class
 from memory_layers.models.saving import FORMAT_VERSION, check_format, write_remote_code
 from memory_layers.moe_config import MoeConfig
 
@@ -41,24 +40,31 @@ _OWN_MODULES = (
 
 @dataclass(frozen=True)
 class MemoryClasses:
-    """The generated classes of one family."""
+    """The generated classes of one family. A family without a head has none with one."""
 
     config: type[PreTrainedConfig]
     backbone: type[PreTrainedModel]
-    causal_lm: type[PreTrainedModel]
+    causal_lm: type[PreTrainedModel] | None
+
+    def all(self) -> tuple[type, ...]:
+        """Return those that there are: config, backbone, causal LM."""
+        head = () if self.causal_lm is None else (self.causal_lm,)
+        return (self.config, self.backbone, *head)
 
 
 @cache
 def memory_classes(family: Family) -> MemoryClasses:
     """Generate the classes of a family, once."""
-    base_config = getattr(transformers, f"{family.prefix}Config")
+    base_config = load_class(family.config)
+    name = f"Memory{base_config.__name__}"
     config = type(
-        f"Memory{family.prefix}Config",
+        name,
         (base_config,),
         {
             "__doc__": f"{base_config.__name__} with `memory` or `moe`, the fields of "
             "a MemoryConfig or MoeConfig.",
             "__module__": __name__,
+            "__reduce__": partialmethod(_reduce, family, "config"),
             "__annotations__": {
                 "memory": "dict | None",
                 "moe": "dict | None",
@@ -70,17 +76,27 @@ def memory_classes(family: Family) -> MemoryClasses:
             "memory_format": FORMAT_VERSION,
         },
     )
-    backbone = _subclass(getattr(transformers, f"{family.prefix}Model"), config, family)
-    causal_lm = _subclass(getattr(transformers, f"{family.prefix}ForCausalLM"), config, family)
-    return MemoryClasses(config, backbone, causal_lm)
+    backbone = _subclass(family.backbone, config, family, "backbone")
+    if family.causal_lm is None:
+        return MemoryClasses(config, backbone, None)
+    return MemoryClasses(config, backbone, _subclass(family.causal_lm, config, family, "causal_lm"))
 
 
-def register_families() -> None:
-    """Make transformers' Auto classes know every family with memory."""
-    for family in FAMILIES:
-        classes = memory_classes(family)
-        AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
-        AutoModel.register(classes.config, classes.backbone, exist_ok=True)
+def family_of(model: PreTrainedModel) -> Family:
+    """Return the family of a model, with or without memory.
+
+    Raises:
+        ValueError: It is in no table and was not given memory.
+    """
+    return getattr(model, "memory_family", None) or find_family(model.config.model_type)
+
+
+def register_family(family: Family) -> None:
+    """Make transformers' Auto classes know a family with memory."""
+    classes = memory_classes(family)
+    AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
+    AutoModel.register(classes.config, classes.backbone, exist_ok=True)
+    if classes.causal_lm is not None:
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
 
 
@@ -140,8 +156,10 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _subclass(
-    base: type[PreTrainedModel], config_class: type[PreTrainedConfig], family: Family
+    path: str, config_class: type[PreTrainedConfig], family: Family, kind: str
 ) -> type[PreTrainedModel]:
+    base = load_class(path)
+
     def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:  # noqa: N807
         base.__init__(self, config)
         if config.memory is None and config.moe is None:
@@ -186,9 +204,9 @@ def _subclass(
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         base.save_pretrained(self, save_directory, *args, **kwargs)
-        write_remote_code(Path(save_directory), family.prefix)
+        write_remote_code(Path(save_directory), family, memory_classes(family).all())
 
-    body: dict[str, str | type | Callable] = {
+    body: dict[str, Any] = {
         "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its config "
         "names.",
         "__module__": __name__,
@@ -196,16 +214,20 @@ def _subclass(
         "_init_weights": _init_weights,
         "_initialize_weights": _initialize_weights,
         "save_pretrained": save_pretrained,
+        "__reduce__": partialmethod(_reduce, family, kind),
         "config_class": config_class,
+        "memory_family": family,
     }
     return type(f"Memory{base.__name__}", (base,), body)
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    # Pickle and saved model folders find a generated class by its name in this module.
-    for family in FAMILIES:
-        classes = memory_classes(family)
-        for cls in (classes.config, classes.backbone, classes.causal_lm):
-            if cls.__name__ == name:
-                return cls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def _reduce(
+    instance: PreTrainedModel | PreTrainedConfig, family: Family, kind: str
+) -> tuple[Callable, tuple[Family, str], dict[str, Any]]:
+    """Pickle an instance of a generated class, which no module has under its name."""
+    return _blank, (family, kind), instance.__dict__
+
+
+def _blank(family: Family, kind: str) -> PreTrainedModel | PreTrainedConfig:
+    cls = getattr(memory_classes(family), kind)
+    return cls.__new__(cls)

@@ -1,32 +1,61 @@
 """Which model families can get memory, and where their feed-forward blocks are."""
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names of a family in transformers, and where its blocks are.
+    """The classes of a family, and where its blocks are.
 
     Attributes:
         model_type: `config.model_type`.
-        prefix: What the class names start with, "Llama" for LlamaForCausalLM.
-        blocks: Attribute of the backbone that lists the blocks.
+        config: Class of the configuration, as "module.Name".
+        backbone: Class of the model without its head.
+        causal_lm: Class of the model with a language-modelling head. None: there is none.
+        blocks: Attribute of the backbone that lists the blocks, with dots if it lies deeper.
         mlp: Attribute of a block that is its feed-forward part, hidden [..., D] → [..., D].
     """
 
     model_type: str
-    prefix: str
+    config: str
+    backbone: str
+    causal_lm: str | None
     blocks: str = "layers"
     mlp: str = "mlp"
 
     def blocks_of(self, backbone: nn.Module) -> nn.ModuleList:
         """Return the blocks of a backbone, in order."""
-        return getattr(backbone, self.blocks)
+        blocks = backbone.get_submodule(self.blocks)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
 
-FAMILIES = (Family("llama", "Llama"),)
+def _family(model_type: str, prefix: str, **others: str) -> Family:
+    """Name the classes as most families of transformers do."""
+    names = {"config": "Config", "backbone": "Model", "causal_lm": "ForCausalLM"}
+    classes = {kind: others.pop(kind, prefix + end) for kind, end in names.items()}
+    full = {kind: f"transformers.{name}" for kind, name in classes.items()}
+    return Family(model_type, **full, **others)
+
+
+FAMILIES = (
+    _family("llama", "Llama"),
+    _family("qwen2", "Qwen2"),
+    _family("qwen3", "Qwen3"),
+    _family("mistral", "Mistral"),
+    _family("gemma2", "Gemma2"),
+    _family("gemma3_text", "Gemma3", config="Gemma3TextConfig", backbone="Gemma3TextModel"),
+    _family("olmo2", "Olmo2"),
+    _family("phi3", "Phi3"),
+    _family("gpt2", "GPT2", causal_lm="GPT2LMHeadModel", blocks="h"),
+    _family("gpt_neox", "GPTNeoX"),
+    _family("smollm3", "SmolLM3"),
+)
 
 
 def find_family(model_type: str) -> Family:
@@ -40,5 +69,64 @@ def find_family(model_type: str) -> Family:
             return family
     known = ", ".join(family.model_type for family in FAMILIES)
     raise ValueError(
-        f"models of type {model_type!r} cannot get memory layers yet, supported: {known}"
+        f"models of type {model_type!r} are not in the table of families: {known}. hint: name the "
+        'feed-forward part of a block, such as add_memory(model, config, mlp="feed_forward")'
     )
+
+
+def is_known(model: PreTrainedModel) -> bool:
+    """Say whether a model is of a family in the table, or was given memory already."""
+    return hasattr(model, "memory_family") or any(
+        family.model_type == model.config.model_type for family in FAMILIES
+    )
+
+
+def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
+    """Describe a model that is in no table by the name that its blocks give their MLP.
+
+    Args:
+        model: A causal language model or backbone.
+        mlp: Attribute of each block, [..., D] → [..., D].
+
+    Raises:
+        ValueError: No list of blocks has such a child, or several have.
+    """
+    backbone = model.base_model
+    found = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(isinstance(getattr(block, mlp, None), nn.Module) for block in module)
+    ]
+    if len(found) != 1:
+        where = f"the lists {', '.join(found)} have" if found else "no list of blocks has"
+        children = sorted({
+            child
+            for module in backbone.modules()
+            if isinstance(module, nn.ModuleList)
+            for block in module
+            for child, _ in block.named_children()
+        })  # fmt: skip
+        raise ValueError(
+            f"mlp={mlp!r} must name one child of every block, {where} it. "
+            f"hint: the blocks have {', '.join(children) or 'no children'}"
+        )
+    return Family(
+        model.config.model_type,
+        config=_path(type(model.config)),
+        backbone=_path(type(backbone)),
+        causal_lm=None if model is backbone else _path(type(model)),
+        blocks=found[0],
+        mlp=mlp,
+    )
+
+
+def load_class(path: str) -> Any:  # noqa: ANN401
+    """Return the class that a path such as "transformers.LlamaConfig" names."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

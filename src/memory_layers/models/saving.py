@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from memory_layers.models.families import Family
 
 FORMAT_VERSION = 1
 REMOTE_MODULE = "modeling_memory"
@@ -21,31 +24,30 @@ def check_format(version: int) -> None:
         )
 
 
-def auto_map(prefix: str) -> dict[str, str]:
-    """Return what config.json needs so that Auto classes find us with trust_remote_code=True."""
-    return {
-        "AutoConfig": f"{REMOTE_MODULE}.Memory{prefix}Config",
-        "AutoModel": f"{REMOTE_MODULE}.Memory{prefix}Model",
-        "AutoModelForCausalLM": f"{REMOTE_MODULE}.Memory{prefix}ForCausalLM",
-    }
-
-
-def write_remote_code(folder: Path, prefix: str) -> None:
-    """Write the module that `auto_map` names, and the map into config.json.
+def write_remote_code(folder: Path, family: Family, classes: Sequence[type]) -> None:
+    """Write the module by which Auto classes find us, and its map into config.json.
 
     Args:
         folder: A folder that save_pretrained wrote.
-        prefix: What the class names of the family start with.
+        family: Of the model.
+        classes: Its config, backbone and causal LM, the last of which may be left out.
     """
-    names = [f"Memory{prefix}{kind}" for kind in ("Config", "Model", "ForCausalLM")]
-    imports = ", ".join(f"{name} as {name}" for name in names)
-    code = (
-        '"""Needs: pip install memory-layers."""\n\n'
-        f"from memory_layers.models.classes import {imports}\n"
-    )
-    _replace(folder / f"{REMOTE_MODULE}.py", code)
+    kinds = ("config", "backbone", "causal_lm")
+    autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    lines = [
+        '"""Needs: pip install memory-layers."""',
+        "",
+        "from memory_layers.models.classes import memory_classes",
+        "from memory_layers.models.families import Family",
+        "",
+        f"_classes = memory_classes({family!r})",
+        *(f"{cls.__name__} = _classes.{kind}" for kind, cls in zip(kinds, classes, strict=False)),
+    ]
+    _replace(folder / f"{REMOTE_MODULE}.py", "\n".join(lines) + "\n")
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config["auto_map"] = auto_map(prefix)
+    config["auto_map"] = {
+        auto: f"{REMOTE_MODULE}.{cls.__name__}" for auto, cls in zip(autos, classes, strict=False)
+    }
     _replace(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

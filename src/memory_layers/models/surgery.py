@@ -8,19 +8,23 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models.classes import (
     backbone_of,
+    family_of,
     install_experts,
     install_memory,
     memory_classes,
+    register_family,
 )
-from memory_layers.models.families import Family, find_family
+from memory_layers.models.families import Family, family_by_child, load_class
 from memory_layers.moe_config import MoeConfig
 
 
-def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
+def add_memory(
+    model: PreTrainedModel, config: MemoryConfig, *, mlp: str | None = None
+) -> PreTrainedModel:
     """Add memory layers to a model, in place, and return it.
 
     The model becomes an instance of the family's memory class: it saves, loads and generates like
@@ -28,14 +32,17 @@ def add_memory(model: PreTrainedModel, config: MemoryConfig) -> PreTrainedModel:
     model computes what it computed before until it is trained.
 
     Args:
-        model: A causal language model or backbone of a supported family.
+        model: A causal language model or backbone.
         config: Sizes and choices, among them which blocks get a memory layer.
+        mlp: For a model of no supported family: the attribute of its blocks that is their
+            feed-forward part, called with hidden states [..., D] alone and returning the same.
 
     Raises:
         TypeError: `model` is not a transformers model.
-        ValueError: The family is not supported, the model has memory already, or a size is wrong.
+        ValueError: The family is not supported and `mlp` not given, the model has memory already,
+            or a size is wrong. The model is as it was.
     """
-    family = _family_of_plain(model)
+    family = _family_of_plain(model, mlp)
     backbone = backbone_of(model)
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
@@ -80,34 +87,81 @@ def add_experts(model: PreTrainedModel, config: MoeConfig) -> PreTrainedModel:
     return model
 
 
+def remove_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Take memory layers out of a model, in place, and return the model that it was before.
+
+    Args:
+        model: With memory that stands beside its feed-forward blocks.
+
+    Raises:
+        ValueError: The model has no memory, or its memory replaced blocks, which are gone.
+    """
+    layers = memory_layers_of(model)
+    if not layers:
+        raise ValueError("the model has no memory layers to remove")
+    family, backbone = family_of(model), backbone_of(model)
+    beside = [m for m in backbone.modules() if isinstance(m, MemoryBeside)]
+    if len(beside) != len(layers):
+        raise ValueError(
+            'the memory layers replaced feed-forward blocks (placement="replace"), which are gone. '
+            "hint: load the original model again"
+        )
+    for block in family.blocks_of(backbone):
+        child = getattr(block, family.mlp)
+        if isinstance(child, MemoryBeside):
+            setattr(block, family.mlp, child.mlp)
+    for name in ("memory_table", "expert_table"):
+        if hasattr(backbone, name):
+            delattr(backbone, name)
+    values = model.config.to_dict()
+    for name in ("model_type", "memory", "moe", "memory_format", "auto_map", "architectures"):
+        values.pop(name, None)
+    is_backbone = backbone is model
+    _set_config(model, load_class(family.config), values)
+    backbone.__class__ = load_class(family.backbone)
+    if not is_backbone:
+        assert family.causal_lm is not None
+        model.__class__ = load_class(family.causal_lm)
+    return model
+
+
 def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:
     """Return the memory layers of a model in the order of its blocks."""
     return [module for module in model.modules() if isinstance(module, MemoryLayer)]
 
 
-def _family_of_plain(model: PreTrainedModel) -> Family:
+def _family_of_plain(model: PreTrainedModel, mlp: str | None = None) -> Family:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
     for kinds, name in ((MemoryLayer, "memory layers"), (RoutedExperts, "experts")):
         if any(isinstance(module, kinds) for module in model.modules()):
             raise ValueError(f"the model has {name} already. hint: start from the plain model")
-    return find_family(model.config.model_type)
+    if mlp is None:
+        return family_of(model)
+    family = family_by_child(model, mlp)
+    register_family(family)
+    return family
 
 
 def _change_class(model: PreTrainedModel, family: Family, **fields: dict[str, Any]) -> None:
     """Make a model an instance of the family's memory class, with fields for its config."""
-    classes, plain_config = memory_classes(family), model.config
-    values: dict[str, Any] = {**plain_config.to_dict(), **fields}
-    values.pop("model_type", None)
-    # to_dict leaves the attention implementation out, and without it no mask is made.
-    values["attn_implementation"] = plain_config._attn_implementation  # noqa: SLF001
-    config = classes.config(**values)
-    backbone = backbone_of(model)
+    classes, backbone = memory_classes(family), backbone_of(model)
     is_backbone = backbone is model
-    model.config = backbone.config = config
-    for module in model.modules():
-        if getattr(module, "config", None) is plain_config:
-            setattr(module, "config", config)  # noqa: B010  (not a parameter or module)
+    values: dict[str, Any] = {**model.config.to_dict(), **fields}
+    values.pop("model_type", None)
+    _set_config(model, classes.config, values)
     backbone.__class__ = classes.backbone
     if not is_backbone:
+        assert classes.causal_lm is not None
         model.__class__ = classes.causal_lm
+
+
+def _set_config(model: PreTrainedModel, cls: type, values: dict[str, Any]) -> None:
+    """Give a model and all modules that share its config a new one."""
+    old = model.config
+    # to_dict leaves the attention implementation out, and without it no mask is made.
+    values["attn_implementation"] = old._attn_implementation  # noqa: SLF001
+    config = cls(**values)
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            setattr(module, "config", config)  # noqa: B010  (not a parameter or module)

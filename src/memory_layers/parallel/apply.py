@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.models import backbone_of
-from memory_layers.models.families import find_family
+from memory_layers.models.classes import family_of
 from memory_layers.models.initialize import materialize
 from memory_layers.parallel.config import ParallelConfig
 from memory_layers.parallel.mesh import Meshes
@@ -86,7 +86,7 @@ def parallelize(
     if tensor is not None:
         check_divisible(model.config, meshes.layout.tensor)
     shard_memory(model, meshes.table, _DTYPES[config.weights_dtype])
-    family = find_family(model.config.model_type.removeprefix("memory_"))
+    family = family_of(model)
     names = {module: name for name, module in model.named_modules()}
     blocks = list(family.blocks_of(backbone_of(model)))
     for block in blocks:

@@ -8,7 +8,7 @@ import torch
 
 from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.models import backbone_of, build_model
-from memory_layers.models.families import find_family
+from memory_layers.models.classes import family_of
 from memory_layers.parallel.apply import fsdp_axis
 from memory_layers.plan.job import Job
 
@@ -73,7 +73,7 @@ def parameters_of(job: Job) -> list[Parameter]:
     """
     with torch.device("meta"):
         model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
-    family = find_family(model.config.model_type.removeprefix("memory_"))
+    family = family_of(model)
     blocks = {
         id(parameter): index
         for index, block in enumerate(family.blocks_of(backbone_of(model)))

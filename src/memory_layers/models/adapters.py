@@ -1,0 +1,203 @@
+"""The memory of a model alone: saved without its base, and put onto the same base again.
+
+A folder has memory.safetensors and memory.json: the MemoryConfig, where the blocks are, and a
+digest of each weight of the base, by which another base is told.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from memory_layers.config import MemoryConfig
+from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
+from memory_layers.layers.memory import build_tables
+from memory_layers.models.classes import backbone_of, family_of
+from memory_layers.models.families import Family, family_by_child, is_known
+from memory_layers.models.saving import FORMAT_VERSION, check_format
+from memory_layers.models.surgery import add_memory, memory_layers_of
+
+WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
+# Of each weight, evenly spread: enough to tell two trained models apart in no time.
+_SAMPLES = 256
+_MEMORY = (MemoryLayer, ValueTable)
+
+
+def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
+    """Save the memory of a model without its base.
+
+    Args:
+        model: With memory. Its base is needed again to load the memory: train with
+            `freeze_all_but_memory`, or save the whole model.
+        folder: Made if it is missing. Files of an earlier call are replaced.
+
+    Raises:
+        ValueError: The model has no memory, or its tables are sharded.
+    """
+    config, family, found = _config_of(model), family_of(model), _split(model)
+    weights = {name: tensor.detach().contiguous() for name, tensor in found.memory.items()}
+    _check_shapes(weights, _shapes(model, config, family), "the model's memory, is it sharded?")
+    description = {
+        "memory_format": FORMAT_VERSION,
+        "memory": config.to_dict(),
+        "mlp": family.mlp,
+        "base": {name: _digest(tensor) for name, tensor in found.base.items()},
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [folder / f"{name}.part" for name in (WEIGHTS, DESCRIPTION)]
+    try:
+        save_file(weights, parts[0], {"format": "pt"})
+        parts[1].write_text(json.dumps(description, indent=1), "utf-8")
+        for part in parts:
+            os.replace(part, part.with_suffix(""))
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Add the memory that `save_memory` wrote to its base, in place, and return the model.
+
+    Args:
+        model: The base, or the base with memory of the same configuration, which is overwritten.
+        folder: What `save_memory` wrote.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The folder is of a newer version or damaged, or the model is another base. The
+            model is as it was.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{folder / DESCRIPTION} is damaged: {error}. hint: save the memory again"
+        ) from error
+    check_format(description["memory_format"])
+    config = MemoryConfig.from_dict(description["memory"])
+    has_memory = bool(memory_layers_of(model))
+    if has_memory and _config_of(model) != config:
+        raise ValueError(
+            f"the model has memory of another configuration than {folder}. "
+            "hint: load it onto the plain model"
+        )
+    mlp = None if is_known(model) else description["mlp"]
+    family = family_of(model) if mlp is None else family_by_child(model, mlp)
+    _check_base(_split(model).base, description["base"], folder)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} is damaged or cut off: {error}. hint: save the memory again"
+        ) from error
+    _check_shapes(weights, _shapes(model, config, family), str(folder / WEIGHTS))
+    if not has_memory:
+        add_memory(model, config, mlp=mlp)
+    with torch.no_grad():
+        for name, tensor in _split(model).memory.items():
+            tensor.copy_(weights[name])
+    return model
+
+
+def freeze_all_but_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Let only the memory layers and their tables learn, in place, and return the model.
+
+    Raises:
+        ValueError: The model has no memory layers.
+    """
+    _config_of(model)
+    model.requires_grad_(False)
+    for tensor in _split(model).memory.values():
+        tensor.requires_grad_(isinstance(tensor, nn.Parameter))
+    for layer in memory_layers_of(model):
+        layer.freeze_keys()
+    return model
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Parameters and buffers of a backbone by name: memory, and the rest as the base names it."""
+
+    memory: dict[str, Tensor]
+    base: dict[str, Tensor]
+
+
+def _split(model: PreTrainedModel) -> _Split:
+    backbone = backbone_of(model)
+    kinds = {name: type(module) for name, module in backbone.named_modules()}
+    ours = tuple(f"{name}." for name, kind in kinds.items() if issubclass(kind, _MEMORY))
+    beside = [f"{name}." for name, kind in kinds.items() if issubclass(kind, MemoryBeside)]
+    split = _Split({}, {})
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
+        if name.startswith(ours):
+            split.memory[name] = tensor
+            continue
+        outer = next((prefix for prefix in beside if name.startswith(prefix)), "")
+        split.base[outer + name.removeprefix(f"{outer}mlp.") if outer else name] = tensor
+    return split
+
+
+def _config_of(model: PreTrainedModel) -> MemoryConfig:
+    if not memory_layers_of(model):
+        raise ValueError("the model has no memory layers. hint: add_memory(model, config) first")
+    return MemoryConfig.from_dict(model.config.memory)
+
+
+def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
+    """Return the shapes of what `_split` calls memory, of a model that may not have it yet."""
+    model_dim = backbone_of(model).config.hidden_size
+    with torch.device("meta"):
+        owner = nn.Module()
+        if config.share_values:
+            for name, table in build_tables(config, model_dim).items():
+                owner.add_module(name, table)
+        layer = build_layer(config, model_dim, owner if config.share_values else None)
+    shapes = {name: tensor.shape for name, tensor in owner.state_dict().items()}
+    place = f"{family.mlp}.memory" if config.placement == "beside" else family.mlp
+    for index in config.layers:
+        prefix = f"{family.blocks}.{index}.{place}"
+        shapes |= {f"{prefix}.{name}": t.shape for name, t in layer.state_dict().items()}
+    return shapes
+
+
+def _check_shapes(
+    weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str
+) -> None:
+    for name in sorted(weights.keys() | expected.keys()):
+        found = list(weights[name].shape) if name in weights else None
+        wanted = list(expected[name]) if name in expected else None
+        if found != wanted:
+            raise ValueError(f"{name} must have shape {wanted}, got {found}: {where}")
+
+
+def _check_base(base: Mapping[str, Tensor], digests: Mapping[str, str], folder: Path) -> None:
+    for name, digest in digests.items():
+        if name not in base:
+            problem = f"it has no {name}"
+        elif _digest(base[name]) != digest:
+            problem = f"its {name} is another, of shape {list(base[name].shape)}"
+        else:
+            continue
+        raise ValueError(
+            f"the memory in {folder} was trained with another base than this model: {problem}. "
+            "hint: load it onto the model that it was added to"
+        )
+
+
+def _digest(tensor: Tensor) -> str:
+    """Return some characters that tell trained weights apart, the same for fp32 and bfloat16."""
+    flat = tensor.detach().flatten()
+    picked = flat[:: max(1, flat.numel() // _SAMPLES)].to(device="cpu", dtype=torch.bfloat16)
+    digest = hashlib.blake2b(str(list(tensor.shape)).encode(), digest_size=8)
+    digest.update(picked.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
