@@ -119,7 +119,7 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return f"{entry['difference']:+.3f}{ends}"
 
 
-def short_section(folder: str, file: str) -> str:
+def runs_section(folder: str, file: str) -> str:
     """Return the table of further runs of an experiment, such as those at other learning rates."""
     path = ROOT / "experiments" / folder / file
     results = json.loads(path.read_text("utf-8"))

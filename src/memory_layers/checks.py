@@ -19,7 +19,7 @@ def check_fields(kind: type[Any], given: Iterable[str]) -> None:
     known = [field.name for field in fields(kind)]
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
+            close = get_close_matches(str(name), known, n=1)
             hint = f"hint: did you mean {close[0]!r}?" if close else f"known: {known}"
             raise ValueError(f"{kind.__name__} has no field {name!r}. {hint}")
 

@@ -122,7 +122,7 @@ class MoeConfig:
 
     @property
     def share(self) -> float:
-        """Part of the experts that compute a token, on average over tokens."""
+        """Part of the experts that compute a token in training, on average over tokens."""
         each = self.top_k if self.routing == "token_choice" else self.capacity_factor
         return each / self.experts
 

@@ -401,6 +401,11 @@ def test_exposures_are_the_number_of_statements(seed: int) -> None:
         exposures = probes[fact.subject].exposures
         # Every wording before one repeats.
         assert counts == {1: [0, 1], 2: [1, 1], 5: [2, 3]}[exposures]
+        # Questions of shown subjects as often as a wording, rounded up.
+        probe = probes[fact.subject]
+        asked = corpus.documents.count(probe.text)
+        shown = probe.kind == "question_shown"
+        assert asked == (-(-exposures // 2) if shown else 0)
     given = Counter(probe.exposures for probe in probes.values())
     assert 70 <= given[1] <= 130
     assert 30 <= given[2] <= 70

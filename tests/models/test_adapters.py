@@ -50,8 +50,9 @@ def test_round_trip_on_every_family(name: str, tmp_path: Path) -> None:
     loaded = load_memory(base, tmp_path)
     assert loaded is base
     assert same(loaded, model)
+    moved = {key.replace(".mlp.mlp.", ".mlp."): t for key, t in loaded.state_dict().items()}
     for key, value in tiny_model(name).state_dict().items():
-        assert torch.equal(value, loaded.state_dict().get(key, value)), key
+        assert torch.equal(value, moved[key]), key
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_round_trip_on_every_family(name: str, tmp_path: Path) -> None:
         {"placement": "replace"},
         {"share_values": False},
         {"query_norm": "batch", "sink_slot": True},
+        {"random_slots": 2},
         {"readout": "experts"},
         {"train_keys": False},
     ],
@@ -68,7 +70,13 @@ def test_round_trip_on_every_family(name: str, tmp_path: Path) -> None:
 def test_round_trip_of_every_kind(memory: dict[str, object], tmp_path: Path) -> None:
     model = taught("llama", **memory)
     save_memory(model, tmp_path)
-    assert same(load_memory(tiny_model("llama"), tmp_path), model)
+    loaded = load_memory(tiny_model("llama"), tmp_path)
+    assert same(loaded, model)
+    # The base is in eval mode, and so is its new memory: no slot is drawn, no statistic moves.
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert same(loaded, model)
+    assert all(module.training for module in taught("llama").train().modules())
 
 
 def test_onto_a_backbone_another_type_and_a_model_that_has_it(tmp_path: Path) -> None:
@@ -106,7 +114,16 @@ def test_another_base_is_refused_with_a_reason(tmp_path: Path) -> None:
     ):
         load_memory(other, tmp_path)
     assert not memory_layers_of(other)
-    assert other.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    longer = tiny_model("llama", num_hidden_layers=4)
+    longer.load_state_dict(tiny_model("llama").state_dict(), strict=False)
+    with pytest.raises(ValueError, match=r"it has layers\.3\..* too"):
+        load_memory(longer, tmp_path)
+    head = tiny_model("llama")
+    with torch.no_grad():
+        head.lm_head.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="its output embeddings are others"):
+        load_memory(head, tmp_path)
     with pytest.raises(ValueError, match="another base than this model: it has no"):
         load_memory(tiny_model("gpt2"), tmp_path)
     with pytest.raises(ValueError, match=r"of shape \[40, 32\]"):
@@ -137,6 +154,10 @@ def test_damaged_folders_are_refused_and_change_nothing(tmp_path: Path) -> None:
     changed = {**values["memory"], "sub_keys": 7}
     description.write_text(json.dumps({**values, "memory": changed}), "utf-8")
     refused(r"must have shape \[.*\], got \[")
+    del changed["sub_keys"], values["base"]
+    for wrong in (values, [1]):
+        description.write_text(json.dumps(wrong), "utf-8")
+        refused(r"memory\.json is damaged, it lacks .*base")
     description.write_text(text[:50], "utf-8")
     refused(r"memory\.json is damaged")
     description.unlink()

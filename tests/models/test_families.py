@@ -10,10 +10,18 @@ import torch
 from helpers import fresh_interpreter
 from tiny_families import FAMILY_NAMES, IDS, tiny_model
 from tiny_models import tiny_memory
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 
-from memory_layers import MemoryAdamW
+from memory_layers import MemoryAdamW, MoeConfig
 from memory_layers.models import (
+    add_experts,
     add_memory,
     backbone_of,
     load_memory,
@@ -134,7 +142,7 @@ def test_cached_generation_equals_uncached(name: str) -> None:
 
 
 @every_family
-def test_left_padding_changes_nothing_for_the_longer_row(name: str) -> None:
+def test_left_padding_changes_nothing(name: str) -> None:
     model, pad = trained(name), 3
     ids = torch.cat([torch.zeros(2, pad, dtype=torch.long), IDS], 1)
     mask = torch.ones_like(ids)
@@ -236,6 +244,46 @@ def test_a_model_of_no_family_by_the_name_of_its_child(tmp_path: Path) -> None:
     assert torch.equal(logits(load_memory(base, tmp_path / "memory")), logits(model))
     printed = fresh_interpreter(LOAD, str(tmp_path / "olmo"), HF_HOME=str(tmp_path / "home"))
     assert printed.split() == ["True", "True"]
+
+
+def test_other_classes_are_not_lost() -> None:
+    class Derived(LlamaForCausalLM):
+        """A user's own model, of the same model_type."""
+
+    config = tiny_model("llama").config
+    for model in (Derived(config), LlamaForSequenceClassification(config)):
+        kind = type(model)
+        with pytest.raises(ValueError, match=f"{kind.__name__} is not the llama model of trans"):
+            add_memory(model, tiny_memory())
+        assert type(model) is kind
+        assert not memory_layers_of(model)
+    with pytest.raises(ValueError, match="cannot be imported by that name"):
+        add_memory(Derived(config), tiny_memory(), mlp="mlp")
+
+
+def test_naming_the_child_of_a_known_family_changes_nothing() -> None:
+    named = add_memory(tiny_model("llama"), tiny_memory(), mlp="mlp")
+    assert type(named) is type(add_memory(tiny_model("llama"), tiny_memory()))
+
+
+def test_two_models_of_one_type_with_other_children_stay_apart() -> None:
+    config = tiny_memory(placement="beside")
+    attention = add_memory(tiny_model("olmo"), config, mlp="input_layernorm")
+    mlp = add_memory(tiny_model("olmo"), config, mlp="mlp")
+    assert attention.config.model_type != mlp.config.model_type
+    for model in (attention, mlp):
+        assert type(AutoConfig.for_model(model.config.model_type)) is type(model.config)
+
+
+@every_family
+def test_experts(name: str) -> None:
+    config = MoeConfig(routing="token_choice", experts=4, top_k=2)
+    model = tiny_model(name)
+    if name == "gpt2":
+        with pytest.raises(ValueError, match="gpt2 has no intermediate_size"):
+            add_experts(model, config)
+        return
+    assert torch.isfinite(logits(add_experts(model, config))).all()
 
 
 def test_memory_that_replaced_blocks_cannot_be_removed() -> None:

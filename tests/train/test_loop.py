@@ -173,6 +173,11 @@ def test_another_configuration_is_refused_with_its_fields(tmp_path: Path) -> Non
     run(config, tmp_path / "out")
     for other, named in (
         (replace(config, optim=replace(config.optim, lr=0.5)), r"optim\.lr was 0\.003, is 0\.5"),
+        # A rate that is left out is held to what it means.
+        (
+            replace(config, optim=replace(config.optim, value_lr=None)),
+            r"optim\.value_lr was 0\.02, is 0\.015",
+        ),
         (replace(config, memory=None), "memory was .*, is None"),
         (replace(config, train=replace(config.train, steps=9)), r"train\.steps was 4, is 9"),
     ):

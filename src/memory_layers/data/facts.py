@@ -130,7 +130,7 @@ def build_corpus(
     templates one after the other from one that a hash picks, all of them before one repeats. The
     statement that is probed is in the documents. The subjects are split by a stable hash, the
     same way in all relations: the question form is a document for the shown subjects only, as
-    often as each statement template.
+    often as each statement template, rounded up.
 
     Args:
         facts: the facts to state.

@@ -8,7 +8,7 @@ Next: models/surgery.py, which puts them into a model.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +76,21 @@ class RoutedExperts(nn.Module):
         model_dim: D.
         mlp_size: Hidden width of the block that it replaces.
         init_std: Standard deviation of the initial weights.
+
+    Raises:
+        ValueError: `config` is of the other routing.
     """
+
+    routing: ClassVar[str]
 
     def __init__(
         self, config: MoeConfig, model_dim: int, mlp_size: int, init_std: float = 0.02
     ) -> None:
         super().__init__()
+        if config.routing != self.routing:
+            raise ValueError(
+                f"{type(self).__name__} needs routing {self.routing!r}, got {config.routing!r}"
+            )
         self.config = config
         self.router = nn.Linear(model_dim, config.experts, bias=False)
         nn.init.normal_(self.router.weight, std=init_std)
@@ -117,6 +126,8 @@ class ExpertChoice(RoutedExperts):
     Of several ranks each chooses among its own tokens.
     """
 
+    routing = "expert_choice"
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]. A token that no expert takes in training gets zeros."""
         shape, x = x.shape, x.reshape(-1, x.shape[-1])  # [T, D]
@@ -145,6 +156,7 @@ class TokenChoice(RoutedExperts):
     of one call. A loop that adds up the gradients of several calls sets `scale_balance`.
     """
 
+    routing = "token_choice"
     balance_scale = 1.0
     balance: Tensor | None = None
 

@@ -4,8 +4,7 @@ It also registers the memory models with transformers' Auto classes.
 """
 
 from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
-from memory_layers.models.classes import backbone_of, register_family
-from memory_layers.models.families import FAMILIES
+from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import PRESETS, Preset, build_model
 from memory_layers.models.surgery import (
     add_experts,
@@ -14,8 +13,7 @@ from memory_layers.models.surgery import (
     remove_memory,
 )
 
-for family in FAMILIES:
-    register_family(family)
+register_families()
 
 __all__ = [
     "PRESETS", "Preset", "add_experts", "add_memory", "backbone_of", "build_model",

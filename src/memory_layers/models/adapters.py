@@ -1,7 +1,7 @@
 """The memory of a model alone: saved without its base, and put onto the same base again.
 
-A folder has memory.safetensors and memory.json: the MemoryConfig, where the blocks are, and a
-digest of each weight of the base, by which another base is told.
+A folder has memory.safetensors and memory.json: the MemoryConfig, the name of the feed-forward
+child of a block, and a digest of each weight of the base, by which another base is told.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +22,12 @@ from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
 from memory_layers.layers.memory import build_tables
 from memory_layers.models.classes import backbone_of, family_of
-from memory_layers.models.families import Family, family_by_child, is_known
+from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.saving import FORMAT_VERSION, check_format
 from memory_layers.models.surgery import add_memory, memory_layers_of
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
+_KEYS = ("memory_format", "memory", "mlp", "base", "head")
 # Of each weight, evenly spread: enough to tell two trained models apart in no time.
 _SAMPLES = 256
 _MEMORY = (MemoryLayer, ValueTable)
@@ -50,6 +52,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
         "memory": config.to_dict(),
         "mlp": family.mlp,
         "base": {name: _digest(tensor) for name, tensor in found.base.items()},
+        "head": _head_digest(model),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,8 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     try:
         save_file(weights, parts[0], {"format": "pt"})
         parts[1].write_text(json.dumps(description, indent=1), "utf-8")
+        # Never new weights beside an old description.
+        (folder / DESCRIPTION).unlink(missing_ok=True)
         for part in parts:
             os.replace(part, part.with_suffix(""))
     finally:
@@ -77,13 +82,7 @@ def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
             model is as it was.
     """
     folder = Path(folder)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{folder / DESCRIPTION} is damaged: {error}. hint: save the memory again"
-        ) from error
-    check_format(description["memory_format"])
+    description = _description(folder / DESCRIPTION)
     config = MemoryConfig.from_dict(description["memory"])
     has_memory = bool(memory_layers_of(model))
     if has_memory and _config_of(model) != config:
@@ -91,9 +90,21 @@ def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
             f"the model has memory of another configuration than {folder}. "
             "hint: load it onto the plain model"
         )
-    mlp = None if is_known(model) else description["mlp"]
-    family = family_of(model) if mlp is None else family_by_child(model, mlp)
-    _check_base(_split(model).base, description["base"], folder)
+    mlp = description["mlp"]
+    family = family_of(model) if has_memory else family_by_child(model, mlp)
+    replaced = tuple(
+        f"{family.blocks}.{layer}.{mlp}."
+        for layer in (config.layers if config.placement == "replace" else ())
+    )
+    found = {k: t for k, t in _split(model).base.items() if not k.startswith(replaced)}
+    problem = _difference(found, description["base"])
+    if problem is None and _head_digest(model) not in (None, description["head"]):
+        problem = "its output embeddings are others"
+    if problem is not None:
+        raise ValueError(
+            f"the memory in {folder} was trained with another base than this model: {problem}. "
+            "hint: load it onto the model that it was added to"
+        )
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -180,24 +191,39 @@ def _check_shapes(
             raise ValueError(f"{name} must have shape {wanted}, got {found}: {where}")
 
 
-def _check_base(base: Mapping[str, Tensor], digests: Mapping[str, str], folder: Path) -> None:
-    for name, digest in digests.items():
+def _description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}. hint: save the memory again") from error
+    missing = [key for key in _KEYS if not isinstance(description, dict) or key not in description]
+    if missing:
+        raise ValueError(f"{path} is damaged, it lacks {', '.join(missing)}. hint: save it again")
+    check_format(description["memory_format"])
+    return description
+
+
+def _difference(base: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
+    for name in sorted(base.keys() | digests.keys()):
         if name not in base:
-            problem = f"it has no {name}"
-        elif _digest(base[name]) != digest:
-            problem = f"its {name} is another, of shape {list(base[name].shape)}"
-        else:
-            continue
-        raise ValueError(
-            f"the memory in {folder} was trained with another base than this model: {problem}. "
-            "hint: load it onto the model that it was added to"
-        )
+            return f"it has no {name}"
+        if name not in digests:
+            return f"it has {name} too"
+        if _digest(base[name]) != digests[name]:
+            return f"its {name} is another, of shape {list(base[name].shape)}"
+    return None
+
+
+def _head_digest(model: PreTrainedModel) -> str | None:
+    head = None if backbone_of(model) is model else model.get_output_embeddings()
+    return None if head is None else _digest(head.weight)
 
 
 def _digest(tensor: Tensor) -> str:
     """Return some characters that tell trained weights apart, the same for fp32 and bfloat16."""
     flat = tensor.detach().flatten()
-    picked = flat[:: max(1, flat.numel() // _SAMPLES)].to(device="cpu", dtype=torch.bfloat16)
+    # An odd step, so that not all samples are from one column.
+    picked = flat[:: flat.numel() // _SAMPLES | 1].to(device="cpu", dtype=torch.bfloat16)
     digest = hashlib.blake2b(str(list(tensor.shape)).encode(), digest_size=8)
     digest.update(picked.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

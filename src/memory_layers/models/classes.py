@@ -11,8 +11,10 @@ from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any, cast
 
+import transformers
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -28,7 +30,7 @@ from memory_layers.layers.keys import ProductKeys
 from memory_layers.layers.memory import build_tables
 from memory_layers.layers.query import QueryProjection
 from memory_layers.layers.values import SinkValue
-from memory_layers.models.families import Family, find_family, load_class
+from memory_layers.models.families import FAMILIES, Family, find_family, load_class
 from memory_layers.models.saving import FORMAT_VERSION, check_format, write_remote_code
 from memory_layers.moe_config import MoeConfig
 
@@ -91,9 +93,31 @@ def family_of(model: PreTrainedModel) -> Family:
     return getattr(model, "memory_family", None) or find_family(model.config.model_type)
 
 
+def register_families() -> None:
+    """Make transformers' Auto classes know every family of the table that it has."""
+    for family in FAMILIES:
+        names = (family.config, family.backbone, family.causal_lm)
+        if all(hasattr(transformers, str(name).removeprefix("transformers.")) for name in names):
+            register_family(family)
+
+
 def register_family(family: Family) -> None:
-    """Make transformers' Auto classes know a family with memory."""
+    """Make transformers' Auto classes know a family with memory.
+
+    Raises:
+        ValueError: They know another one by its name, or it was registered with classes that have
+            been defined anew since.
+    """
     classes = memory_classes(family)
+    model_type = classes.config.model_type
+    known = type(AutoConfig.for_model(model_type)) if model_type in CONFIG_MAPPING else None
+    if known not in (None, classes.config) or classes.config.__base__ is not load_class(
+        family.config
+    ):
+        raise ValueError(
+            f"another model of type {model_type!r} has got memory in this process. "
+            "hint: use one process for each"
+        )
     AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
     AutoModel.register(classes.config, classes.backbone, exist_ok=True)
     if classes.causal_lm is not None:
@@ -141,9 +165,16 @@ def install_experts(backbone: PreTrainedModel, config: MoeConfig, family: Family
         family: Where the blocks are.
 
     Raises:
-        ValueError: A layer index is not below the number of blocks.
+        ValueError: A layer index is not below the number of blocks, or the config of the model
+            does not say how wide those are.
     """
     blocks, base = family.blocks_of(backbone), backbone.config
+    if getattr(base, "intermediate_size", None) is None:
+        raise ValueError(
+            "experts are as wide as feed-forward blocks, and the config of "
+            f"{family.model_type} has no intermediate_size. "
+            "hint: take a family that has one, such as llama"
+        )
     layer = ExpertChoice if config.routing == "expert_choice" else TokenChoice
     for index in config.chosen_layers(len(blocks)):
         experts = layer(config, base.hidden_size, base.intermediate_size, base.initializer_range)
@@ -219,6 +250,15 @@ def _subclass(
         "memory_family": family,
     }
     return type(f"Memory{base.__name__}", (base,), body)
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    # Pickled classes, and the code in model folders of earlier versions, name what is generated.
+    for family in FAMILIES:
+        for cls in memory_classes(family).all():
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _reduce(

@@ -68,28 +68,22 @@ def find_family(model_type: str) -> Family:
         if model_type == family.model_type:
             return family
     known = ", ".join(family.model_type for family in FAMILIES)
-    raise ValueError(
-        f"models of type {model_type!r} are not in the table of families: {known}. hint: name the "
-        'feed-forward part of a block, such as add_memory(model, config, mlp="feed_forward")'
-    )
-
-
-def is_known(model: PreTrainedModel) -> bool:
-    """Say whether a model is of a family in the table, or was given memory already."""
-    return hasattr(model, "memory_family") or any(
-        family.model_type == model.config.model_type for family in FAMILIES
-    )
+    raise ValueError(f"models of type {model_type!r} are not in the table of families: {known}")
 
 
 def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
-    """Describe a model that is in no table by the name that its blocks give their MLP.
+    """Describe a plain model by the name that its blocks give their MLP.
 
     Args:
         model: A causal language model or backbone.
         mlp: Attribute of each block, [..., D] → [..., D].
 
+    Returns:
+        The row of the table that says the same, if there is one.
+
     Raises:
-        ValueError: No list of blocks has such a child, or several have.
+        ValueError: No list of blocks has such a child, or several have, or a class of the model
+            cannot be imported.
     """
     backbone = model.base_model
     found = [
@@ -112,13 +106,29 @@ def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
             f"mlp={mlp!r} must name one child of every block, {where} it. "
             f"hint: the blocks have {', '.join(children) or 'no children'}"
         )
+    for family in FAMILIES:
+        if (family.blocks, family.mlp) == (found[0], mlp) and is_of(model, family):
+            return family
     return Family(
-        model.config.model_type,
+        # Not that of the table, which may say otherwise.
+        f"{model.config.model_type}_{mlp}",
         config=_path(type(model.config)),
         backbone=_path(type(backbone)),
         causal_lm=None if model is backbone else _path(type(model)),
         blocks=found[0],
         mlp=mlp,
+    )
+
+
+def is_of(model: PreTrainedModel, family: Family) -> bool:
+    """Say whether the classes of a plain model are those of a family, not derived from them."""
+    backbone = model.base_model
+    if (type(model.config), type(backbone)) != (
+        load_class(family.config), load_class(family.backbone)
+    ):  # fmt: skip
+        return False
+    return model is backbone or (
+        family.causal_lm is not None and type(model) is load_class(family.causal_lm)
     )
 
 
@@ -129,4 +139,14 @@ def load_class(path: str) -> Any:  # noqa: ANN401
 
 
 def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    try:
+        found = load_class(path)
+    except (ImportError, AttributeError):
+        found = None
+    if found is not cls:
+        raise ValueError(
+            f"the class {path} cannot be imported by that name, so a saved model could not be "
+            "loaded. hint: define it in a module, not in a function or anew"
+        )
+    return path

@@ -18,7 +18,13 @@ from memory_layers.models.classes import (
     memory_classes,
     register_family,
 )
-from memory_layers.models.families import Family, family_by_child, load_class
+from memory_layers.models.families import (
+    Family,
+    family_by_child,
+    find_family,
+    is_of,
+    load_class,
+)
 from memory_layers.moe_config import MoeConfig
 
 
@@ -50,6 +56,10 @@ def add_memory(
     install_memory(backbone, config, family)
     for module in backbone.modules():
         # Not the layer as a whole: it may own its table, whose type is a choice of its own.
+        if isinstance(module, MemoryLayer | ValueTable):
+            module.train(backbone.training)
+        elif isinstance(module, MemoryBeside):
+            module.training = backbone.training
         if isinstance(module, MemoryLayer):
             for part in (module.query, module.keys, module.sink, module.gate):
                 if part is not None:
@@ -88,7 +98,9 @@ def add_experts(model: PreTrainedModel, config: MoeConfig) -> PreTrainedModel:
 
 
 def remove_memory(model: PreTrainedModel) -> PreTrainedModel:
-    """Take memory layers out of a model, in place, and return the model that it was before.
+    """Take memory layers out of a model, in place, and return it as an instance of its own class.
+
+    Weights of the base that were trained or frozen meanwhile stay so.
 
     Args:
         model: With memory that stands beside its feed-forward blocks.
@@ -110,8 +122,8 @@ def remove_memory(model: PreTrainedModel) -> PreTrainedModel:
         child = getattr(block, family.mlp)
         if isinstance(child, MemoryBeside):
             setattr(block, family.mlp, child.mlp)
-    for name in ("memory_table", "expert_table"):
-        if hasattr(backbone, name):
+    for name, child in list(backbone.named_children()):
+        if isinstance(child, ValueTable):
             delattr(backbone, name)
     values = model.config.to_dict()
     for name in ("model_type", "memory", "moe", "memory_format", "auto_map", "architectures"):
@@ -136,10 +148,20 @@ def _family_of_plain(model: PreTrainedModel, mlp: str | None = None) -> Family:
     for kinds, name in ((MemoryLayer, "memory layers"), (RoutedExperts, "experts")):
         if any(isinstance(module, kinds) for module in model.modules()):
             raise ValueError(f"the model has {name} already. hint: start from the plain model")
-    if mlp is None:
-        return family_of(model)
-    family = family_by_child(model, mlp)
-    register_family(family)
+    if mlp is not None:
+        family = family_by_child(model, mlp)
+        register_family(family)
+        return family
+    name = "name the feed-forward part of its blocks, add_memory(model, config, mlp=...)"
+    try:
+        family = find_family(model.config.model_type)
+    except ValueError as error:
+        raise ValueError(f"{error}. hint: {name}") from error
+    if not is_of(model, family):
+        raise ValueError(
+            f"{type(model).__name__} is not the {family.model_type} model of transformers but "
+            f"another class, which would be lost. hint: {name}, or give model.base_model memory"
+        )
     return family
 
 

@@ -30,7 +30,8 @@ def check_divisible(config: PreTrainedConfig, ranks: int) -> None:
         ValueError: Heads or widths are no multiple of the ranks. Sizes that would do are named.
     """
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    sizes = {name: getattr(config, name) for name in names}
+    # Not every family has all of them: what cannot be shared is refused with its plan.
+    sizes = {name: size for name in names if (size := getattr(config, name, None)) is not None}
     if not config.tie_word_embeddings:
         sizes["vocab_size"] = config.vocab_size
     wrong = [f"{name} = {size}" for name, size in sizes.items() if size % ranks]

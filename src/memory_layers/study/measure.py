@@ -44,7 +44,7 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
         "tokens": trained.tokens,
         "seconds": round(trained.seconds, 1),
         "learning_rate": config.optim.lr,
-        "value_learning_rate": config.optim.table_lr if config.memory else None,
+        "value_learning_rate": config.optim.peak_value_lr if config.memory else None,
         "recall": final["recall"],
         "answer_nll": final["answer_nll"],
         "bits_stored": bits,

@@ -233,6 +233,8 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     """
     path = out / "config.json"
     values = json.loads(json.dumps(asdict(config)))
+    # What is left out of a config may mean something else in another version of this package.
+    values["optim"]["value_lr"] = config.optim.peak_value_lr
     if path.is_file():
         differing = _differences(_fixed(json.loads(path.read_text("utf-8"))), _fixed(values))
         if differing:

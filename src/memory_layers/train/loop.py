@@ -157,7 +157,7 @@ def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
     optimizer = MemoryAdamW(
         model,
         optim.lr,
-        optim.table_lr,
+        optim.peak_value_lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
