@@ -25,6 +25,23 @@ def add_replicas(pending: PendingReads, num_rows: int, group: Group) -> None:
     pending.replace(joined(gradient, num_rows, group))
 
 
+def add_unequal_replicas(pending: PendingReads, table: Tensor, group: Group) -> None:
+    """As `add_replicas`, for replicas whose reads may differ in shape: dense sums.
+
+    Args:
+        pending: Of this replica.
+        table: [N, V].
+        group: The replicas.
+    """
+    gradient = pending.row_gradient()
+    if pending.is_reduced:
+        return
+    if gradient is None:
+        none = table.new_empty(0, 1)
+        gradient = group_by_row(none.long(), none, table.new_empty(0, table.shape[1]))
+    pending.replace(_add_sums(gradient, len(table), group))
+
+
 def exchange_bytes(gradient: RowGradient, num_rows: int, replicas: int) -> tuple[float, float]:
     """Return the bytes that a replica sends either way, known from sizes alone.
 

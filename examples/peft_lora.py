@@ -1,0 +1,52 @@
+"""Train low-rank changes of a model together with its memory table by PEFT.
+
+python examples/peft_lora.py MODEL lines.txt OUT
+
+MODEL has memory: a folder that a run of ours or `add_memory` and save_pretrained wrote. OUT/adapter
+is PEFT's folder, with the whole table, OUT/merged the model with both taken in.
+"""
+
+import sys
+from pathlib import Path
+
+from lines import collator, load_base, read_lines
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import Trainer, TrainingArguments, set_seed
+
+from memory_layers.trainers import memory_optimizer
+
+
+def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
+    """Train, save the adapter, and save the model with the adapter merged.
+
+    Args:
+        name: Of the model with memory.
+        path: A text file, each line a document.
+        out: Folder for checkpoints and results.
+        **arguments: Of TrainingArguments, instead of those below.
+    """
+    set_seed(0)
+    model, tokenizer = load_base(name)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"],
+        modules_to_save=["memory_table"],
+    )  # fmt: skip
+    adapted = get_peft_model(model, lora)
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "logging_steps": 10}
+    Trainer(
+        adapted,
+        TrainingArguments(out, **{**settings, **arguments}),
+        collator(tokenizer),
+        read_lines(path, tokenizer),
+        optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
+    ).train()
+    adapted.save_pretrained(Path(out) / "adapter")
+    merged = PeftModel.from_pretrained(load_base(name)[0], Path(out) / "adapter")
+    merged.merge_and_unload().save_pretrained(Path(out) / "merged")
+    return adapted
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""Teach the memory of a model the lines of a text with TRL's SFTTrainer.
+
+python examples/trl_sft.py MODEL lines.txt OUT
+
+MODEL is a folder or a name on the hub. The base is frozen, OUT/memory is the adapter.
+"""
+
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from lines import load_base
+from transformers import set_seed
+from trl import SFTConfig, SFTTrainer
+
+from memory_layers import MemoryConfig
+from memory_layers.models import add_memory, freeze_all_but_memory, save_memory
+from memory_layers.trainers import memory_optimizer
+
+
+def main(name: str, path: str, out: str, **arguments: object) -> None:
+    """Train and save.
+
+    Args:
+        name: Of the base.
+        path: A text file, each line a document.
+        out: Folder for checkpoints and the memory.
+        **arguments: Of SFTConfig, instead of those below.
+    """
+    set_seed(0)
+    model, tokenizer = load_base(name)
+    middle = model.config.num_hidden_layers // 2
+    config = MemoryConfig(layers=(middle,), sub_keys=64, top_k=16, placement="beside")
+    freeze_all_but_memory(add_memory(model, config))
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "max_length": 64}
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(out, **{**settings, **arguments}),
+        train_dataset=Dataset.from_dict({"text": Path(path).read_text("utf-8").splitlines()}),
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
+    )
+    trainer.train()
+    save_memory(model, Path(out) / "memory")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
