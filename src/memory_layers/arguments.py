@@ -20,6 +20,7 @@ commands:
   export RUN DIR           write the model of a checkpoint as a Hugging Face folder
   eval MODEL_DIR           ask a trained model facts
   generate MODEL_DIR TEXT  continue a text
+  serve MODEL_DIR          answer the OpenAI protocol
   show CONFIG.yaml         print the full configuration and the parameter counts
   bench WHAT               measure speed and memory, see bench --help
 
@@ -34,6 +35,7 @@ examples:
   memory-layers export runs/tiny/checkpoints/step-00000300 my_model
   memory-layers eval runs/tiny/model --facts builtin
   memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
+  memory-layers serve runs/tiny/model --port 8000
   memory-layers COMMAND --help
 """
 
@@ -154,3 +156,22 @@ class GenerateArgs:
     """0 takes the most likely token. Above 0: sample."""
     seed: int = 0
     """Seed of the sampling."""
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    """Answer the OpenAI protocol, /v1/completions and /v1/chat/completions, until Ctrl-C.
+
+    Example: memory-layers serve runs/tiny/model --port 8000
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder of a model with its tokenizer. Chat needs one with a chat template."""
+    host: str = "localhost"
+    """To listen at."""
+    port: int = 8000
+    """To listen at."""
+    device: str = "auto"
+    """auto, cpu, cuda:0 and so on."""
+    continuous_batching: bool = False
+    """Let requests join a batch that is being generated."""

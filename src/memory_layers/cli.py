@@ -18,6 +18,7 @@ from memory_layers.arguments import (
     GenerateArgs,
     ReportArgs,
     ScaleArgs,
+    ServeArgs,
     TrainArgs,
 )
 from memory_layers.bench.errors import BenchError, WrongResultError
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "eval": _eval,
         "generate": _generate,
+        "serve": _serve,
         "show": _show,
         "bench": _bench,
     }
@@ -257,6 +259,15 @@ def _generate(arguments: list[str]) -> int:
     return 0
 
 
+def _serve(arguments: list[str]) -> int:
+    from memory_layers.serve import serve
+
+    args = _parse("serve", ServeArgs, arguments)
+    options = asdict(args)
+    serve(options.pop("model"), **options)
+    return 0
+
+
 def _show(arguments: list[str]) -> int:
     import yaml
 
@@ -308,12 +319,11 @@ def _check_selection(data: DataConfig, flags: list[str]) -> None:
 
 
 def _print_parameters(runs: dict[str, RunConfig]) -> None:
-    import torch
     from rich.console import Console
     from rich.table import Table
 
     from memory_layers.data.tokenizer import load_tokenizer
-    from memory_layers.models import build_model
+    from memory_layers.study.flops import shape_of
     from memory_layers.study.measure import count_parameters
 
     table = Table("variant", "parameters", "of these in value tables", "used by a token")
@@ -321,9 +331,7 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
         vocab_size = run.data.vocab_size
         if run.data.tokenizer is not None:
             vocab_size = len(load_tokenizer(Path(run.data.tokenizer)))
-        with torch.device("meta"):
-            model = build_model(run.model.to_preset(), run.memory, vocab_size=vocab_size)
-        counts = count_parameters(model)
+        counts = count_parameters(shape_of(run, vocab_size))
         columns = ("params_total", "params_memory", "params_active")
         table.add_row(name, *(f"{counts[column]:,}" for column in columns))
     Console().print(table)

@@ -1,0 +1,48 @@
+"""Answer the OpenAI protocol for a model, through transformers' own server."""
+
+from pathlib import Path
+
+
+def serve(
+    folder: Path,
+    *,
+    host: str = "localhost",
+    port: int = 8000,
+    device: str = "auto",
+    continuous_batching: bool = False,
+) -> None:
+    """Serve /v1/completions and /v1/chat/completions until interrupted.
+
+    Args:
+        folder: A model folder with a tokenizer. Chat needs a tokenizer with a chat template.
+        host: To listen at.
+        port: To listen at.
+        device: "auto", "cpu", "cuda:0" and so on.
+        continuous_batching: Let requests join a batch that is being generated.
+
+    Raises:
+        ConfigError: The folder holds no whole model, or no tokenizer.
+        ImportError: The packages of the extra `serve` are missing.
+    """
+    import transformers
+    from transformers.utils.import_utils import is_serve_available
+
+    from memory_layers.train.trained import load_trained
+
+    if not is_serve_available():
+        raise ImportError(
+            'packages of the server are missing. hint: pip install "memory-layers[serve]"'
+        )
+    from transformers.cli.serve import Serve
+
+    # Weights are mapped, not read: loading twice costs little, and says what is wrong.
+    cls = type(load_trained(folder)[0])
+    # The server looks the class up by its name among those of transformers.
+    setattr(transformers, cls.__name__, cls)
+    Serve(
+        force_model=str(folder),
+        host=host,
+        port=port,
+        device=device,
+        continuous_batching=continuous_batching,
+    )
