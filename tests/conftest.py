@@ -39,6 +39,9 @@ LONG = (
     "test_workers.py",
     "test_same_numbers.py",
     "test_sharded.py",
+    "test_families.py",
+    "test_trainers.py",
+    "test_serve.py",
 )
 
 

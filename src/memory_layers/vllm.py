@@ -1,0 +1,18 @@
+"""What vLLM calls in each of its processes: the entry point of the group `vllm.general_plugins`.
+
+vLLM's Transformers backend then finds our classes as it finds those of transformers. It builds the
+backbone on the meta device, exchanges linear maps and attention, and loads weights by name.
+"""
+
+import transformers
+
+from memory_layers.models.classes import memory_classes, register_families
+from memory_layers.models.families import FAMILIES
+
+
+def register() -> None:
+    """Make transformers, and so vLLM, know every family with memory. May be called again."""
+    register_families()
+    for family in FAMILIES:
+        for cls in memory_classes(family).all():
+            setattr(transformers, cls.__name__, cls)
