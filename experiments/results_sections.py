@@ -69,13 +69,14 @@ def about(results: Mapping[str, Any]) -> str:
         f"{results['device']}, {spent / 3600:.1f} core hours, commit `{results['commit']}`."
     )
     off = {
-        name: max(map(abs, entry["off"].values()), default=0.0)
+        name: max(entry["off"].items(), key=lambda pair: abs(pair[1]), default=("none", 0.0))
         for name, entry in (results.get("match") or {}).items()
         if isinstance(entry, Mapping)
     }
     if off:
         parts = " and ".join(
-            f"{name} (at most {percent(value)} off)" for name, value in off.items()
+            f"{name} (`{variant}` is farthest off: {percent(value)})"
+            for name, (variant, value) in off.items()
         )
         text += f" Matched: tokens, {parts}."
     return text
