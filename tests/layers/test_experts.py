@@ -46,7 +46,7 @@ def plain(layer: nn.Module, x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
 def plain_balance(layer: TokenChoice, x: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
     probabilities = (x @ layer.router.weight.T).softmax(-1)
     counts = torch.tensor([sum(e == expert for _, e in pairs) for expert in range(5)])
-    return layer.balance_weight * 5 * (counts / len(pairs) @ probabilities.mean(0))
+    return layer.config.balance_weight * 5 * (counts / len(pairs) @ probabilities.mean(0))
 
 
 def best_experts(layer: nn.Module, x: Tensor, k: int) -> list[tuple[int, int]]:
@@ -88,6 +88,12 @@ def test_expert_that_no_token_chooses() -> None:
     pairs = best_experts(layer, x, 2)
     assert all(expert != 3 for _, expert in pairs)
     assert_same(layer, pairs, x, plain_balance(layer, x, pairs))
+
+
+def test_the_other_routing_is_refused() -> None:
+    config = MoeConfig(routing="token_choice", experts=4, top_k=2)
+    with pytest.raises(ValueError, match="needs routing 'expert_choice', got 'token_choice'"):
+        ExpertChoice(config, D, 8)
 
 
 @pytest.mark.parametrize(("factor", "share"), [(1.0, 4), (2.0, 7), (4.0, 13), (0.01, 1)])
