@@ -230,8 +230,12 @@ def _rate(entry: Mapping[str, Any] | None) -> str:
     if entry is None or entry.get("times") is None:
         return "–"
     low, high = entry["low"], entry["high"]
-    ends = f"{'?' if low is None else f'{low:.2g}'} to {'?' if high is None else f'{high:.2g}'}"
-    return f"{entry['times']:.2g} × ({ends}){'*' if entry['extrapolated'] else ''}"
+    ends = " to ".join("?" if end is None else _times(end) for end in (low, high))
+    return f"{_times(entry['times'])} × ({ends}){'*' if entry['extrapolated'] else ''}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
 
 
 def verdict_section(folder: str = "01-headline") -> str:

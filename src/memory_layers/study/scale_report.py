@@ -231,7 +231,7 @@ def _worth(entry: Mapping[str, Any] | None) -> Cell:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value < 99.5 else f"{value:.2g}" if value < 1e6 else ">10⁶"
+    return f"{value:.2f}" if value < 9.95 else f"{value:,.0f}" if value < 1e6 else ">10⁶"
 
 
 def _summary_cells(row: Mapping[str, Any]) -> list[Cell]:
