@@ -269,6 +269,13 @@ def test_wrong_folders_and_values(
         (["--facts", "builtin", "--relations", "capitals"], "unknown relations ['capitals']"),
         (["--facts", facts, "--shown-fraction", "2"], "must lie between 0 and 1, got 2.0"),
         (["--facts", facts, "--shown-fraction", "0.001"], "leaves no shown subject"),
+        (["--facts", facts, "--tasks", "piqa"], "--facts has no effect on these tasks"),
+        (["--tasks", "facts"], "--facts is missing"),
+        (["--tasks", "piqa", "--limit", "0"], "--limit must be >= 1, got 0"),
+        (["--tasks", "piqa", "--device", "cuda:9"], "--device cuda:9"),
+        (["--facts", facts, "--data-dir", facts], "--data-dir has no effect without --tasks"),
+        (["--facts", facts, "--out", tmp_path / "no" / "a.json"], "there is no folder"),
+        ([], "--facts is missing"),
     ):
         assert says in error_of(capsys, "eval", model, *flags)
     assert "the prompt is empty" in error_of(capsys, "generate", model, "")
@@ -276,7 +283,6 @@ def test_wrong_folders_and_values(
         capsys, "generate", model, "a", "--max-tokens", "0"
     )
     assert "--temperature >= 0" in error_of(capsys, "generate", model, "a", "--temperature", "-1")
-    assert "--facts" in flag_error_of(capsys, "eval", model)
 
 
 def test_generate_is_greedy_or_seeded(model: Path, capsys: pytest.CaptureFixture) -> None:

@@ -18,7 +18,7 @@ commands:
   plan CONFIG.yaml         whether a run fits, on how many devices, and how fast: see plan --help
   report RESULTS.json      write the report of results anew
   export RUN DIR           write the model of a checkpoint as a Hugging Face folder
-  eval MODEL_DIR           ask a trained model facts
+  eval MODEL_DIR           ask a model facts, or run tasks of lm-evaluation-harness
   generate MODEL_DIR TEXT  continue a text
   serve MODEL_DIR          answer the OpenAI protocol
   show CONFIG.yaml         print the full configuration and the parameter counts
@@ -34,6 +34,7 @@ examples:
   memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h100
   memory-layers export runs/tiny/checkpoints/step-00000300 my_model
   memory-layers eval runs/tiny/model --facts builtin
+  memory-layers eval runs/tiny/model --tasks nq_open piqa --data-dir datasets
   memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
   memory-layers serve runs/tiny/model --port 8000
   memory-layers COMMAND --help
@@ -103,15 +104,42 @@ class ReportArgs:
 
 @dataclass(frozen=True)
 class EvalArgs:
-    """Measure closed-book recall: the share of answers given exactly under greedy decoding.
+    """Ask a model facts, or run tasks of lm-evaluation-harness.
+
+    With --facts alone: the share of answers given exactly under greedy decoding, their likelihood,
+    and F1 and choices on some of them. With --tasks: what the harness measures.
 
     Example: memory-layers eval runs/tiny/model --facts my_facts
+
+    Example: memory-layers eval runs/tiny/model --tasks facts --facts my_facts
+
+    Example: memory-layers eval runs/tiny/model --tasks paper --run-code True --out results.json
+
+    Example: memory-layers eval runs/tiny/model --tasks nq_open piqa --data-dir datasets
     """
 
     model: tyro.conf.Positional[Path]
-    """Folder of a trained model."""
-    facts: str
+    """Folder of a model with its tokenizer."""
+    facts: str | None = None
     """Folder with facts.jsonl and templates.yaml, or "builtin"."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts."""
+    data_dir: Path | None = None
+    """Where the datasets of tasks are, as DIR/ORGANISATION/NAME. Default: fetched from the hub."""
+    limit: int | None = None
+    """Use the first so many documents of each task only."""
+    num_fewshot: int | None = None
+    """Examples shown before a question of a task. Default: as the task has it."""
+    batch_size: int = 8
+    """Texts of a task at a time."""
+    run_code: bool = False
+    """Allow tasks that run programs which the model writes, such as those of `paper`."""
+    answered: int = 200
+    """Without --tasks: questions of each kind for F1 and choices. 0: recall alone, much faster."""
+    device: str = "cpu"
+    """cpu, cuda:0 and so on."""
+    out: Path | None = None
+    """File for the results, as JSON."""
     shown_fraction: float = 0.5
     """As in training: decides which questions count as shown."""
     seed: int = 0

@@ -25,6 +25,7 @@ from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.lines import DataError
+from memory_layers.evaluate.harness import TaskError
 from memory_layers.parallel.health import LostRankError
 from memory_layers.study.config import check_seeds, load_compare
 from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(2)
     except OSError as error:
         return _fail(str(error), own=True)
-    except (ConfigError, BenchError, DataError, DivergedError, ImportError) as error:
+    except (ConfigError, BenchError, DataError, DivergedError, TaskError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -198,33 +199,10 @@ def _export(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    from memory_layers.data.prepare import corpus_of
-    from memory_layers.evaluate.recall import recall_items, summarize_recall
-    from memory_layers.train.trained import load_trained
+    from memory_layers.eval_model import evaluate_model
 
-    args = _parse("eval", EvalArgs, arguments)
-    if args.facts != BUILTIN and (args.relations or args.max_subjects is not None):
-        raise ConfigError(
-            "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
-            "facts are used whole"
-        )
     _quiet_transformers()
-    model, tokenizer = load_trained(args.model)
-    try:
-        data = DataConfig(
-            facts=args.facts,
-            relations=args.relations,
-            max_subjects=args.max_subjects,
-            templates=args.templates,
-            exposures=args.exposures,
-            shown_fraction=args.shown_fraction,
-            seed=args.seed,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    corpus = corpus_of(data)
-    results = recall_items(model, tokenizer, corpus.probes)
-    _print_recall(summarize_recall(corpus.probes, results))
+    print(evaluate_model(**asdict(_parse("eval", EvalArgs, arguments))))
     return 0
 
 

@@ -137,11 +137,14 @@ def _share(results: Sequence[ItemResult]) -> float:
 
 
 def _answer_tokens(offsets: Sequence[tuple[int, int]], item: RecallItem) -> tuple[int, int]:
-    """Return the token span of the answer, the token that ends it included."""
+    """Return the token span of the answer, the token that ends it included.
+
+    The space before an answer is a part of it, also where it is a token of its own: so it counts
+    for lm-evaluation-harness.
+    """
+    first = len(item.text[: item.answer_start].rstrip())
     inside = [
-        n
-        for n, (start, end) in enumerate(offsets)
-        if start < item.answer_end and end > item.answer_start
+        n for n, (start, end) in enumerate(offsets) if start < item.answer_end and end > first
     ]
     return inside[0], inside[-1] + 2
 

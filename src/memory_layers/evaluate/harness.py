@@ -1,0 +1,265 @@
+"""Tasks of lm-evaluation-harness: the field's, the paper's as group `paper`, and our questions.
+
+Datasets come from the hub, or from a folder that stands in for it. Next: tasks/, our task files,
+and task_scores.py, how they score.
+"""
+
+import logging
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_layers.evaluate.questions import Question
+from memory_layers.evaluate.task_scores import answer_likelihood, question
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+class TaskError(ValueError):
+    """A task, or the data of one, is not there."""
+
+
+def run_tasks(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    tasks: Sequence[str],
+    *,
+    questions: Mapping[str, Sequence[Question]] | None = None,
+    data_dir: Path | None = None,
+    batch_size: int = 8,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    run_code: bool = False,
+    manager: "TaskManager | None" = None,
+) -> dict[str, Any]:
+    """Run tasks and return the results of the harness.
+
+    Args:
+        model: A causal language model, on the device where it is to run.
+        tokenizer: Its tokenizer.
+        tasks: Names of tasks, groups and tags of the harness, `paper`, and names in `questions`.
+        questions: Questions of ours by the name of their task, see question_tasks.
+        data_dir: Datasets of the hub as folders ORGANISATION/NAME. None: from the hub.
+        batch_size: Texts at a time.
+        limit: Use the first so many documents of each task only.
+        num_fewshot: Examples shown before a question. None: as each task has it.
+        run_code: Allow tasks that run programs which the model writes.
+        manager: Of load_manager, for many calls: reading the files of all tasks takes seconds.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+        TaskError: No task has such a name, its data are not there, or it runs code unasked.
+    """
+    manager = manager or load_manager()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    questions = questions or {}
+    own = {
+        name: question_tasks(name, asked, str(tokenizer.eos_token))
+        for name, asked in questions.items()
+    }
+    named = [name for name in tasks if name not in own]
+    leaves = list(_leaves(manager, named, [*own, "paper"]))
+    found = [leaf["task"] for leaf in leaves]
+    if twice := sorted({task for task in found if found.count(task) > 1}):
+        raise TaskError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
+    if not run_code:
+        _refuse_code(leaves)
+    specs = [spec for name in tasks for spec in own.get(name, [name])]
+    with _local_data(manager, leaves, data_dir):
+        try:
+            results = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=specs,
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                confirm_run_unsafe_code=run_code,
+                log_samples=False,
+            )
+        except ConnectionError as error:
+            raise TaskError(
+                f"a dataset cannot be fetched from the hub: {error}. hint: --data-dir FOLDER takes "
+                "it from FOLDER/ORGANISATION/NAME"
+            ) from error
+    return dict(results or {})
+
+
+def load_manager() -> "TaskManager":
+    """Return what knows the tasks of the harness and ours.
+
+    Raises:
+        ImportError: lm-evaluation-harness is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ImportError(
+            f'{error.name} is not installed. hint: pip install "memory-layers[eval]"'
+        ) from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_path=str(TASKS))
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """Return the results of tasks and groups as a Markdown table: value and standard error."""
+    lines = ["| Task | Shots | Metric | Value |", "|:---|---:|:---|---:|"]
+    # A group has the results of its own where it is an average, as mmlu is.
+    for name, values in {**results["results"], **results.get("groups", {})}.items():
+        shots = results.get("n-shot", {}).get(name, "")
+        for key, value in values.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr") or isinstance(value, str):
+                continue
+            error = values.get(f"{metric}_stderr,{kind}")
+            spread = f" ± {error:.4f}" if isinstance(error, float) else ""
+            lines.append(f"| {name} | {shots} | {metric} | {value:.4f}{spread} |")
+    return "\n".join(lines)
+
+
+def question_tasks(name: str, questions: Sequence[Question], end: str) -> list[dict[str, Any]]:
+    """Return questions as tasks of the harness.
+
+    Args:
+        name: Of the first task, `exact_match` and `f1` of the text that is written.
+        questions: To ask. The second task, NAME_nll, has `recall`, the share of answers that are
+            the most likely continuation, and `answer_nll` in nats, both with the end of the text.
+            The third, NAME_choice, is there if some have choices: `acc` and `acc_norm`.
+        end: The token that ends a text.
+    """
+    rows = [
+        {
+            "prompt": asked.prompt,
+            "answers": list(asked.answers),
+            "ended": asked.delimiter + asked.answers[0] + end,
+            "choices": [asked.delimiter + choice for choice in asked.choices],
+            "right": asked.choices.index(asked.answers[0]) if asked.choices else -1,
+        }
+        for asked in questions
+    ]
+    common = {"test_split": "test", "doc_to_text": "{{prompt}}", "target_delimiter": ""}
+    tasks = [
+        {
+            "task": name,
+            "output_type": "generate_until",
+            "doc_to_target": "{{ended}}",
+            "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 32},
+            "process_results": question,
+            "metric_list": [_mean("exact_match"), _mean("f1")],
+            "custom_dataset": _dataset(rows),
+        },
+        {
+            "task": f"{name}_nll",
+            "output_type": "loglikelihood",
+            "doc_to_target": "{{ended}}",
+            "process_results": answer_likelihood,
+            "metric_list": [_mean("recall"), _mean("answer_nll", higher_is_better=False)],
+            "custom_dataset": _dataset(rows),
+        },
+    ]
+    if choosing := [row for row in rows if row["choices"]]:
+        choice = {
+            "task": f"{name}_choice",
+            "output_type": "multiple_choice",
+            "doc_to_target": "{{right}}",
+            "doc_to_choice": "{{choices}}",
+            "metric_list": [_mean("acc"), _mean("acc_norm")],
+            "custom_dataset": _dataset(choosing),
+        }
+        tasks.append(choice)
+    return [{**common, **task} for task in tasks]
+
+
+def _mean(metric: str, *, higher_is_better: bool = True) -> dict[str, Any]:
+    return {"metric": metric, "aggregation": "mean", "higher_is_better": higher_is_better}
+
+
+def _dataset(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401
+    def load(**_: object) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(rows)}
+
+    return load
+
+
+def _leaves(
+    manager: "TaskManager", names: Sequence[str], ours: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of each task that names stand for."""
+    for name in names:
+        entry = manager.task_index.get(name)
+        if entry is None:
+            raise TaskError(
+                f"no task is named {name!r}. hint: {', '.join(ours)}, or one that "
+                "`lm-eval ls tasks` lists"
+            )
+        if entry.tags and entry.cfg is None:
+            yield from _leaves(manager, sorted(entry.tags), ours)
+        elif isinstance(members := (entry.cfg or {}).get("task"), list):
+            inner = [m if isinstance(m, str) else m.get("task") or m["group"] for m in members]
+            yield from _leaves(manager, inner, ours)
+        else:
+            yield entry.cfg or {"task": name}
+
+
+def _refuse_code(leaves: Sequence[Mapping[str, Any]]) -> None:
+    unsafe = sorted({leaf["task"] for leaf in leaves if leaf.get("unsafe_code")})
+    if unsafe:
+        raise TaskError(
+            f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
+            "--run-code True allows it"
+        )
+
+
+@contextmanager
+def _local_data(
+    manager: "TaskManager", leaves: Sequence[Mapping[str, Any]], data_dir: Path | None
+) -> Generator[None]:
+    """Let tasks take their data from a folder."""
+    if data_dir is None:
+        yield
+        return
+    import yaml
+
+    index = manager.task_index
+    before = {leaf["task"]: index[leaf["task"]] for leaf in leaves}
+    with tempfile.TemporaryDirectory() as folder:
+        for leaf in leaves:
+            name = leaf["task"]
+            changed = {"include": str(before[name].yaml_path), "task": name}
+            path = Path(folder) / f"{name}.yaml"
+            path.write_text(yaml.safe_dump(changed | _local_dataset(leaf, data_dir)), "utf-8")
+            index[name] = replace(before[name], yaml_path=path)
+        try:
+            yield
+        finally:
+            index.update(before)
+
+
+def _local_dataset(leaf: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
+    """Return the fields of a task that say where its data are."""
+    source, config = leaf.get("dataset_path"), leaf.get("dataset_name")
+    place = data_dir / str(source)
+    if (place / "README.md").is_file():
+        # A copy of the hub's folder: its README says which files belong to a configuration.
+        return {"dataset_path": str(place.resolve()), "dataset_name": config}
+    place = place / (config or "")
+    for suffix, kind in (("jsonl", "json"), ("parquet", "parquet"), ("csv", "csv")):
+        if files := sorted(place.glob(f"*.{suffix}")):
+            named = {file.stem: str(file.resolve()) for file in files}
+            kwargs = {"data_files": named}
+            return {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": kwargs}
+    raise TaskError(
+        f"{leaf['task']}: there are no data in {place}. hint: hf download {source} --repo-type "
+        f"dataset --local-dir {data_dir / str(source)}, or a file a split, such as "
+        f"{place / 'validation.jsonl'}"
+    )

@@ -1,0 +1,177 @@
+"""Questions in words: what a model answers, and which of several choices it finds most likely.
+
+With the numbers that lm-evaluation-harness gives on the same questions: a test holds them to that.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from memory_layers.evaluate.answers import score_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text that is to be continued by an answer.
+
+    Attributes:
+        prompt: The text, without white space at its end.
+        answers: Right answers.
+        choices: Answers to choose from, the first of `answers` among them. Empty: none to choose.
+        delimiter: What stands between prompt and answer.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    delimiter: str = " "
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model did on one question.
+
+    Attributes:
+        text: What it wrote under greedy decoding, up to the end of the line.
+        exact_match: 1.0 where it is right, but for case, punctuation and articles: answers.py.
+        f1: Over its words.
+        choice_nll: Nats of each choice, in their order.
+    """
+
+    text: str
+    exact_match: float
+    f1: float
+    choice_nll: tuple[float, ...]
+
+    def chosen(self, question: Question, *, normalized: bool = False) -> int:
+        """Return the number of the choice with the least nats, in sum or by character."""
+        lengths = [len(question.delimiter + choice) for choice in question.choices]
+        scores = [
+            nll / length if normalized else nll
+            for nll, length in zip(self.choice_nll, lengths, strict=True)
+        ]
+        return min(range(len(scores)), key=scores.__getitem__)
+
+
+@torch.no_grad()
+def ask(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[Question],
+    *,
+    max_tokens: int = 32,
+    progress: Callable[[int], object] = lambda done: None,
+) -> list[Reply]:
+    """Ask every question and return the replies in their order.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer. Texts get the special tokens that it adds by default.
+        questions: To ask.
+        max_tokens: Most tokens of an answer.
+        progress: Called with a number of passes that are done, of `passes_needed`.
+    """
+    was_training = model.training
+    model.eval()
+    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    texts = _continue(model, tokenizer, prompts, max_tokens, progress)
+    nll: dict[tuple[int, int], float] = {}
+    pairs = [(n, c) for n, question in enumerate(questions) for c in range(len(question.choices))]
+    rows = [
+        tokenizer(q.prompt + q.delimiter + q.choices[c])["input_ids"]
+        for q, c in ((questions[n], c) for n, c in pairs)
+    ]
+    for part in _by_length(rows):
+        ids = torch.tensor([rows[i] for i in part], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        for i, row in zip(part, losses, strict=True):
+            nll[pairs[i]] = float(row[len(prompts[pairs[i][0]]) - 1 :].sum())
+        progress(len(part))
+    model.train(was_training)
+    return [
+        Reply(
+            text,
+            **score_answer(text, question.answers),
+            choice_nll=tuple(nll[n, c] for c in range(len(question.choices))),
+        )
+        for n, (question, text) in enumerate(zip(questions, texts, strict=True))
+    ]
+
+
+def summarize_replies(questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, Any]:
+    """Average replies.
+
+    Returns:
+        questions: How many.
+        exact_match, f1: Means.
+        choice_accuracy, choice_accuracy_normalized: Share of the questions with choices whose most
+            likely choice is right, the second one by nats a character. None without any.
+        choice_questions: How many have choices.
+    """
+    total = len(questions)
+    chosen = [(q, reply) for q, reply in zip(questions, replies, strict=True) if q.choices]
+
+    def accuracy(*, normalized: bool) -> float | None:
+        right = [
+            q.choices[reply.chosen(q, normalized=normalized)] in q.answers for q, reply in chosen
+        ]
+        return sum(right) / len(right) if right else None
+
+    return {
+        "questions": total,
+        "exact_match": sum(reply.exact_match for reply in replies) / total,
+        "f1": sum(reply.f1 for reply in replies) / total,
+        "choice_accuracy": accuracy(normalized=False),
+        "choice_accuracy_normalized": accuracy(normalized=True),
+        "choice_questions": len(chosen),
+    }
+
+
+def passes_needed(questions: Sequence[Question]) -> int:
+    """Return how often `ask` will call `progress`, in sum."""
+    return len(questions) + sum(len(question.choices) for question in questions)
+
+
+def _continue(
+    model: Any,  # noqa: ANN401  (generate is not one of PreTrainedModel's own)
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    progress: Callable[[int], object],
+) -> list[str]:
+    texts = [""] * len(prompts)
+    for part in _by_length(prompts, extra=max_tokens):
+        ids = torch.tensor([prompts[n] for n in part], device=model.device)
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )[:, ids.shape[1] :]
+        decoded = tokenizer.batch_decode(made, skip_special_tokens=True)
+        for n, text in zip(part, decoded, strict=True):
+            texts[n] = text.split("\n")[0].strip()
+        progress(len(part))
+    return texts
+
+
+def _by_length(rows: Sequence[Sequence[int]], extra: int = 0) -> Iterable[list[int]]:
+    """Yield the numbers of rows of one length together: they need no padding."""
+    lengths = defaultdict(list)
+    for n, row in enumerate(rows):
+        lengths[len(row)].append(n)
+    for length, members in lengths.items():
+        step = max(1, TOKENS_PER_BATCH // (length + extra))
+        for low in range(0, len(members), step):
+            yield members[low : low + step]
