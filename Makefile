@@ -24,7 +24,7 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup runs/tiny/model  ## time every operation on this CPU, and measure the targets
-	for what in find read write step layer train; do $(BIN)/memory-layers bench $$what || exit; done
+	for what in find read write step layer train generate; do $(BIN)/memory-layers bench $$what || exit; done
 	for what in read write step; do \
 	  $(BIN)/memory-layers bench $$what --slots recorded --model runs/tiny/model || exit; done
 	$(BIN)/memory-layers bench targets

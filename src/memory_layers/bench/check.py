@@ -51,6 +51,23 @@ def check_sum(
     check_close(name, actual, exact, limit)
 
 
+def check_greedy(name: str, logits: Tensor, tokens: Tensor) -> None:
+    """Hold tokens to being the most likely ones.
+
+    Args:
+        name: What is checked, for the error.
+        logits: [B, L, tokens of the vocabulary].
+        tokens: [B, L]. A tie within rounding may fall either way.
+
+    Raises:
+        WrongResultError: A token is not the most likely one.
+    """
+    best = logits.amax(-1)
+    taken = logits.gather(-1, tokens[..., None])[..., 0]
+    if not (taken >= best - 1e-4 * best.abs()).all():
+        raise WrongResultError(f"{name} token {int((best - taken).argmax())} is not the likeliest")
+
+
 def check_close(name: str, actual: Tensor, exact: Tensor, limit: Tensor) -> None:
     """Compare with an fp64 answer.
 

@@ -43,6 +43,7 @@ what:
   step            read, both gradients and the step of a table
   layer           a whole memory layer in training
   train           a small language model in training
+  generate        text from a model of 134m, one and 32 at a time
   targets         measure every figure this project wants to reach on a CPU
   compare A B     compare two result files
 

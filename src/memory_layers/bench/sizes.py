@@ -21,6 +21,7 @@ USED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "step": _READ,
         "layer": ("tokens", "value_dim", "heads", "top_k", "sub_keys"),
         "train": ("tokens", "heads", "top_k", "sub_keys"),
+        "generate": ("heads", "top_k", "sub_keys"),
     }
 )
 

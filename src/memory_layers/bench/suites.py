@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from memory_layers.bench.find import find_suite
+from memory_layers.bench.generate import generate_suite
 from memory_layers.bench.layer import layer_suite
 from memory_layers.bench.read import read_suite
 from memory_layers.bench.request import Request
@@ -20,5 +21,6 @@ SUITES: Mapping[str, Callable[[Request], Suite]] = MappingProxyType(
         "step": step_suite,
         "layer": layer_suite,
         "train": train_suite,
+        "generate": generate_suite,
     }
 )

@@ -1,5 +1,7 @@
 """Step 2: query → scores and slots. Owns the sub-keys, calls ops.find. Next: values.py."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -41,6 +43,7 @@ class ProductKeys(nn.Module):
         self.sub_keys = nn.Parameter(torch.empty(heads, 2, sub_keys, half_dim))
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
         self.sink_key = nn.Parameter(torch.empty(heads, 2, half_dim)) if sink else None
+        self._kept = KeptKeys()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,10 +67,9 @@ class ProductKeys(nn.Module):
         """
         sub_keys, sink_key = self.sub_keys, self.sink_key
         if self.gain is not None:
-            width = query.shape[-1:]
-            query = F.rms_norm(query, width, eps=1e-6) * self.gain
-            sub_keys = F.rms_norm(sub_keys, width, eps=1e-6)
-            sink_key = None if sink_key is None else F.rms_norm(sink_key, width, eps=1e-6)
+            query = normalize(query) * self.gain
+            sub_keys = self._kept.of(sub_keys) if self._may_keep() else normalize(sub_keys)
+            sink_key = None if sink_key is None else normalize(sink_key)
         scores, slots = product_key_topk(query, sub_keys, self.top_k)
         if self.random_slots and self.training:
             shape = (*slots.shape[:2], self.random_slots)
@@ -78,6 +80,55 @@ class ProductKeys(nn.Module):
             on_sink = (query.to(scores.dtype) * sink_key.to(scores.dtype)).sum((-2, -1))
             scores = torch.cat([scores, on_sink[..., None]], -1)
         return scores, slots
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module. Training lets go of what was kept for text."""
+        if mode:
+            self._kept = KeptKeys()
+        return super().train(mode)
+
+    def _may_keep(self) -> bool:
+        keys = self.sub_keys
+        return (
+            not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+            and keys.device.type == "cpu"
+            and type(keys) is nn.Parameter
+            and not keys.is_inference()
+        )
+
+
+def normalize(vectors: Tensor) -> Tensor:
+    """[..., C] → the same with a root mean square of 1 over C."""
+    return F.rms_norm(vectors, vectors.shape[-1:], eps=1e-6)
+
+
+class KeptKeys:
+    """Normalised sub-keys, kept while a model writes text on a CPU.
+
+    Normalising them takes longer there than finding slots for one token. They are normalised anew
+    when the sub-keys change: through autograd's count of changes, in another place in memory, or
+    by what some of their numbers are, since a change through `.data` is not counted.
+    """
+
+    SAMPLE = 64
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, int] | None = None
+        self._sample = self._normalized = torch.empty(0)
+
+    def of(self, sub_keys: Tensor) -> Tensor:
+        """[H, 2, M, C] → the same, normalised."""
+        numbers = sub_keys.reshape(-1)
+        sample = numbers[:: max(1, numbers.numel() // self.SAMPLE)]
+        seen = (sub_keys._version, sub_keys.data_ptr())  # noqa: SLF001
+        if seen != self._seen or not torch.equal(sample, self._sample):
+            self._seen, self._sample = seen, sample.clone()
+            self._normalized = normalize(sub_keys)
+        return self._normalized
+
+    def __reduce__(self) -> tuple[type["KeptKeys"], tuple[()]]:
+        """Copies and files do without: their sub-keys are others."""
+        return KeptKeys, ()
 
 
 def score_slots(query: Tensor, sub_keys: Tensor, slots: Tensor) -> Tensor:
