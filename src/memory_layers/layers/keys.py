@@ -93,6 +93,7 @@ class ProductKeys(nn.Module):
             not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
             and keys.device.type == "cpu"
             and type(keys) is nn.Parameter
+            and keys.is_contiguous()
             and not keys.is_inference()
         )
 
@@ -114,15 +115,16 @@ class KeptKeys:
 
     def __init__(self) -> None:
         self._seen: tuple[int, int] | None = None
-        self._sample = self._normalized = torch.empty(0)
+        self._some = self._some_before = self._normalized = torch.empty(0)
 
     def of(self, sub_keys: Tensor) -> Tensor:
         """[H, 2, M, C] → the same, normalised."""
-        numbers = sub_keys.reshape(-1)
-        sample = numbers[:: max(1, numbers.numel() // self.SAMPLE)]
         seen = (sub_keys._version, sub_keys.data_ptr())  # noqa: SLF001
-        if seen != self._seen or not torch.equal(sample, self._sample):
-            self._seen, self._sample = seen, sample.clone()
+        if seen != self._seen or not torch.equal(self._some, self._some_before):
+            self._seen = seen
+            # A view of the sub-keys, and what is in it now.
+            self._some = sub_keys.flatten()[:: max(1, sub_keys.numel() // self.SAMPLE)]
+            self._some_before = self._some.clone()
             self._normalized = normalize(sub_keys)
         return self._normalized
 

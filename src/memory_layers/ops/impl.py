@@ -1,6 +1,7 @@
 """Which implementation of an operation runs, decided from its inputs by a short chain."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +18,13 @@ CPU_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Slots a head that FIND in Triton can sort in registers.
 TRITON_MAX_K = 128
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Switch autocast off for a block, at no cost where it is off."""
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def kernels(folder: str, impl: str, op: str, *tensors: Tensor) -> ModuleType:

@@ -9,6 +9,7 @@ from memory_layers.ops.impl import (
     check_floating,
     check_same_device,
     kernels,
+    no_autocast,
 )
 from memory_layers.shapes import check_shape
 
@@ -71,7 +72,7 @@ def _for_k(impl: str, query: Tensor, k: int) -> str:
 @torch.library.impl("memory_layers::product_key_topk", ("cpu", "cuda"))
 def _forward(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor, Tensor]:
     # The scores decide which slots are read: they are never rounded to an autocast type.
-    with torch.autocast(query.device.type, enabled=False):
+    with no_autocast(query.device.type):
         impl = _for_k(impl, query, k)
         ops = kernels("find", impl, "product_key_topk", query, sub_keys)
         return ops.product_key_topk(query, sub_keys, k)
@@ -81,7 +82,7 @@ def _forward(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor
 def _backward(
     d_scores: Tensor, slots: Tensor, query: Tensor, sub_keys: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    with torch.autocast(query.device.type, enabled=False):
+    with no_autocast(query.device.type):
         impl = _for_k(impl, query, slots.shape[2])
         ops = kernels("find", impl, "product_key_topk_backward", query, sub_keys)
         return ops.product_key_topk_backward(d_scores, slots, query, sub_keys)

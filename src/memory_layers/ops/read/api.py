@@ -16,6 +16,7 @@ from memory_layers.ops.impl import (
     check_rows,
     check_same_device,
     kernels,
+    no_autocast,
 )
 from memory_layers.shapes import check_shape
 
@@ -137,7 +138,7 @@ torch.library.define(
 def _gather_sum(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Tensor:
     # Here and not in the public function: looking at data would break torch.compile's graph.
     check_rows("slots", slots, table.shape[0])
-    with torch.autocast(table.device.type, enabled=False):
+    with no_autocast(table.device.type):
         ops = kernels("read", impl, "gather_sum", table, weights)
         return ops.gather_sum(table, slots, weights)
 
@@ -145,7 +146,7 @@ def _gather_sum(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Ten
 @torch.library.impl("memory_layers::gather_dot", ("cpu", "cuda"))
 def _gather_dot(table: Tensor, slots: Tensor, x: Tensor, impl: str) -> Tensor:
     check_rows("slots", slots, table.shape[0])
-    with torch.autocast(table.device.type, enabled=False):
+    with no_autocast(table.device.type):
         return kernels("read", impl, "gather_dot", table, x).gather_dot(table, slots, x)
 
 

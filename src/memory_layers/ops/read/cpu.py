@@ -9,6 +9,9 @@ from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array
 from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
 
+# Fewer tokens than this are read in so many parts each, for threads that would have nothing to do.
+# The number is fixed: sums must not depend on how many threads there are.
+PARTS = 4
 # Columns that one thread owns in scatter_sum: a cache line of fp32 and a vector register.
 BLOCK_V = 16
 
@@ -29,6 +32,20 @@ def _gather_sum_kernel(table, slots, weights, out):  # noqa: ANN001, ANN202
     reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
     for t in prange(slots.shape[0]):
         _sum_token(table, places, factors, t * reads, reads, out[t])
+
+
+@helper
+def _sum_part(table, slots, weights, n, sums):  # noqa: ANN001, ANN202
+    reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
+    t, part = n // PARTS, n % PARTS
+    low, high = reads * part // PARTS, reads * (part + 1) // PARTS
+    _sum_token(table, places, factors, t * reads + low, high - low, sums[n])
+
+
+@kernel
+def _gather_sum_parts_kernel(table, slots, weights, sums):  # noqa: ANN001, ANN202
+    for n in prange(sums.shape[0]):
+        _sum_part(table, slots, weights, n, sums)
 
 
 @helper
@@ -67,13 +84,15 @@ def _scatter_sum_kernel(slots, weights, x, out):  # noqa: ANN001, ANN202
 def gather_sum(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
     """out[t] = sum_j weights[t, j] * table[slots[t, j]]."""
     follow_torch_threads()
-    out = torch.empty(slots.shape[0], table.shape[1])
-    _gather_sum_kernel(
+    tokens, few = len(slots), len(slots) < PARTS
+    out = torch.empty(tokens * PARTS if few else tokens, table.shape[1])
+    (_gather_sum_parts_kernel if few else _gather_sum_kernel)(
         as_array(table.contiguous()),
         as_array(slots.contiguous()),
         as_array(weights.float().contiguous()),
         as_array(out),
     )
+    out = out.view(tokens, PARTS, table.shape[1]).sum(1) if few else out
     return out.to(torch.promote_types(table.dtype, weights.dtype))
 
 
