@@ -39,7 +39,12 @@ def kernels(folder: str, impl: str, op: str, *tensors: Tensor) -> ModuleType:
     Raises:
         ValueError: As for choose.
     """
-    return import_module(f"memory_layers.ops.{folder}.{choose(impl, op, *tensors)}")
+    return _module(folder, choose(impl, op, *tensors))
+
+
+@cache
+def _module(folder: str, chosen: Chosen) -> ModuleType:
+    return import_module(f"memory_layers.ops.{folder}.{chosen}")
 
 
 def choose(impl: str, op: str, *tensors: Tensor) -> Chosen:
@@ -67,12 +72,20 @@ def choose(impl: str, op: str, *tensors: Tensor) -> Chosen:
 
 def _problem(kernel: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Say why a kernel does not support these inputs, None when it does."""
-    devices = sorted({tensor.device.type for tensor in tensors})
+    kinds = tuple((tensor.device.type, tensor.dtype) for tensor in tensors)
+    return _problem_of_kinds(kernel, kinds, _triton_interprets())
+
+
+@cache
+def _problem_of_kinds(
+    kernel: str, kinds: tuple[tuple[str, torch.dtype], ...], interprets: bool
+) -> str | None:
+    devices = sorted({device for device, _ in kinds})
     allowed = CPU_DTYPES if kernel == "cpu" else TRITON_DTYPES
-    refused = [tensor.dtype for tensor in tensors if tensor.dtype not in allowed]
+    refused = [dtype for _, dtype in kinds if dtype not in allowed]
     if kernel == "cpu" and devices != ["cpu"]:
         return f"needs tensors on the CPU, got {devices}"
-    interpreted = devices == ["cpu"] and _triton_interprets()
+    interpreted = devices == ["cpu"] and interprets
     if kernel == "triton" and devices != ["cuda"] and not interpreted:
         return f"needs tensors on a GPU, got {devices}"
     if refused:

@@ -23,8 +23,10 @@ from memory_layers.ops.find.cpu_sort import (
 )
 from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array
-from memory_layers.ops.numba_vectors import GROUP, add_group, add_one
+from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
 
+# Parts of the sub-keys of a half that threads share where there is one token.
+PARTS = 2
 # Scores held at once, [H, 2, tokens, M] numbers: 8 MiB stay in the last cache, and a product with
 # fewer tokens is slower.
 SCORE_NUMBERS = 2**21
@@ -130,6 +132,25 @@ def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slot
             slots[start + lane, h, n] = i * num_sub_keys + j
 
 
+@helper
+def _score_half(sub_keys, places, query, n, half_scores):  # noqa: ANN001, ANN202
+    """Score a part of the sub-keys of one half of one head for one token."""
+    count = half_scores.shape[1]
+    half, part = n // PARTS, n % PARTS
+    low, high = count * part // PARTS, count * (part + 1) // PARTS
+    grouped = low + (high - low) // GROUP * GROUP
+    for m in range(low, grouped, GROUP):
+        dot_group(sub_keys[half], places, query[half], half_scores[half], m)
+    for m in range(grouped, high):
+        dot_one(sub_keys[half], places, query[half], half_scores[half], m)
+
+
+@kernel
+def _score_one_kernel(sub_keys, places, query, half_scores):  # noqa: ANN001, ANN202
+    for n in prange(half_scores.shape[0] * PARTS):
+        _score_half(sub_keys, places, query, n, half_scores)
+
+
 @kernel
 def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
     blocks = (half_scores.shape[2] + LANES - 1) // LANES
@@ -215,12 +236,28 @@ def _select(half_scores: Tensor, scores: Tensor, slots: Tensor) -> None:
     )
 
 
+def _scores_of_one(query: Tensor, sub_keys: Tensor) -> Tensor:
+    """Score all sub-keys for one token, [H, 2, 1, M]: a product of matrices takes longer."""
+    heads, _, count, half_dim = sub_keys.shape
+    half_scores = torch.empty(2 * heads, count)
+    _score_one_kernel(
+        as_array(sub_keys.contiguous()).reshape(2 * heads, count, half_dim),
+        np.arange(count),
+        as_array(query.float().contiguous()).reshape(2 * heads, half_dim),
+        as_array(half_scores),
+    )
+    return half_scores.view(heads, 2, 1, count)
+
+
 def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Best k of each half, then the best k of the pairs that can still be among the best k."""
     follow_torch_threads()
     tokens, heads, _, _ = query.shape
     scores = torch.empty(tokens, heads, k)
     slots = torch.empty(tokens, heads, k, dtype=torch.int64)
+    if tokens == 1:
+        _select(_scores_of_one(query, sub_keys), scores, slots)
+        return scores, slots
     keys = sub_keys.float().transpose(-1, -2)  # [H, 2, C, M]
     step = max(1, SCORE_NUMBERS // (heads * 2 * sub_keys.shape[2]))
     for low in range(0, tokens, step):
