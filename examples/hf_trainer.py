@@ -1,21 +1,21 @@
-"""Teach the memory of a model the lines of a text with transformers' Trainer.
+"""Teach the memory of a model a text, or facts, with transformers' Trainer.
 
-python examples/hf_trainer.py MODEL lines.txt OUT
-torchrun --nproc-per-node 2 examples/hf_trainer.py MODEL lines.txt OUT
+python examples/hf_trainer.py MODEL TEXTS OUT
+torchrun --nproc-per-node 2 examples/hf_trainer.py MODEL TEXTS OUT
 
-MODEL is a folder or a name on the hub. The base is frozen, OUT/memory is the adapter. Given again
+MODEL is a folder or a name on the hub. TEXTS is a text file, each line a document, or a folder of
+facts. The base is frozen, OUT/memory is the adapter. Given again
 after it was stopped, the same command goes on from the last checkpoint.
 """
 
 import sys
 from pathlib import Path
 
-from lines import collator, load_base, read_lines
+from lines import collator, encode, load_with_memory, read_texts
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from memory_layers import MemoryConfig
-from memory_layers.models import add_memory, freeze_all_but_memory, save_memory
+from memory_layers.models import save_memory
 from memory_layers.trainers import memory_optimizer
 
 
@@ -24,16 +24,13 @@ def main(name: str, path: str, out: str, **arguments: object) -> Trainer:
 
     Args:
         name: Of the base.
-        path: A text file, each line a document.
+        path: Of TEXTS.
         out: Folder for checkpoints and the memory.
         **arguments: Of TrainingArguments, instead of those below.
     """
     # The memory starts at random, on all processes alike.
     set_seed(0)
-    model, tokenizer = load_base(name)
-    middle = model.config.num_hidden_layers // 2
-    config = MemoryConfig(layers=(middle,), sub_keys=64, top_k=16, placement="beside")
-    freeze_all_but_memory(add_memory(model, config))
+    model, tokenizer = load_with_memory(name)
     settings = {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
@@ -45,7 +42,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> Trainer:
         model,
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
-        read_lines(path, tokenizer),
+        encode(read_texts(path), tokenizer),
         optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
     )
     trainer.train(resume_from_checkpoint=Path(out).is_dir() and get_last_checkpoint(out))

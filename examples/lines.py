@@ -1,4 +1,4 @@
-"""What the examples share: a base model with its tokenizer, and a text file as training data."""
+"""What the examples share: a base with its tokenizer, memory beside it, and texts to train on."""
 
 from pathlib import Path
 
@@ -10,6 +10,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from memory_layers import MemoryConfig
+from memory_layers.data.config import DataConfig
+from memory_layers.data.prepare import corpus_of
+from memory_layers.models import add_memory, freeze_all_but_memory
+
 
 def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, which gets a padding token if it has none."""
@@ -18,10 +23,25 @@ def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return AutoModelForCausalLM.from_pretrained(name), tokenizer
 
 
-def read_lines(path: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Return each line of a file that is not empty as a document."""
-    texts = Path(path).read_text("utf-8").splitlines()
-    return [tokenizer(text + str(tokenizer.eos_token)) for text in texts if text]
+def load_with_memory(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model, put a memory beside the middle block, and freeze all but the memory."""
+    model, tokenizer = load_base(name)
+    middle = model.config.num_hidden_layers // 2
+    config = MemoryConfig(layers=(middle,), sub_keys=64, top_k=16, placement="beside")
+    freeze_all_but_memory(add_memory(model, config))
+    return model, tokenizer
+
+
+def read_texts(path: str) -> list[str]:
+    """Return the documents of a folder of facts, or the lines of a text file that are not empty."""
+    if Path(path).is_dir():
+        return list(corpus_of(DataConfig(facts=path)).documents)
+    return [text for text in Path(path).read_text("utf-8").splitlines() if text]
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
+    """Return texts as tokens, each with the token that ends it."""
+    return [tokenizer(text + str(tokenizer.eos_token)) for text in texts]
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:

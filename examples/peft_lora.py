@@ -1,15 +1,15 @@
 """Train low-rank changes of a model together with its memory table by PEFT.
 
-python examples/peft_lora.py MODEL lines.txt OUT
+python examples/peft_lora.py MODEL TEXTS OUT
 
-MODEL has memory: a folder that a run of ours or `add_memory` and save_pretrained wrote. OUT/adapter
-is PEFT's folder, with the whole table, OUT/merged the model with both taken in.
+MODEL has memory: a folder that a run of ours or `add_memory` and save_pretrained wrote. TEXTS is a
+text file, each line a document, or a folder of facts. OUT/adapter is PEFT's folder, with the whole table, OUT/merged the model with both taken in.
 """
 
 import sys
 from pathlib import Path
 
-from lines import collator, load_base, read_lines
+from lines import collator, encode, load_base, read_texts
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -21,7 +21,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
 
     Args:
         name: Of the model with memory.
-        path: A text file, each line a document.
+        path: Of TEXTS.
         out: Folder for checkpoints and results.
         **arguments: Of TrainingArguments, instead of those below.
     """
@@ -37,7 +37,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
         adapted,
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
-        read_lines(path, tokenizer),
+        encode(read_texts(path), tokenizer),
         optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
     ).train()
     adapted.save_pretrained(Path(out) / "adapter")

@@ -1,20 +1,20 @@
-"""Teach the memory of a model the lines of a text with TRL's SFTTrainer.
+"""Teach the memory of a model a text, or facts, with TRL's SFTTrainer.
 
-python examples/trl_sft.py MODEL lines.txt OUT
+python examples/trl_sft.py MODEL TEXTS OUT
 
-MODEL is a folder or a name on the hub. The base is frozen, OUT/memory is the adapter.
+MODEL is a folder or a name on the hub. TEXTS is a text file, each line a document, or a folder of
+facts. The base is frozen, OUT/memory is the adapter.
 """
 
 import sys
 from pathlib import Path
 
 from datasets import Dataset
-from lines import load_base
+from lines import load_with_memory, read_texts
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from memory_layers import MemoryConfig
-from memory_layers.models import add_memory, freeze_all_but_memory, save_memory
+from memory_layers.models import save_memory
 from memory_layers.trainers import memory_optimizer
 
 
@@ -23,20 +23,17 @@ def main(name: str, path: str, out: str, **arguments: object) -> None:
 
     Args:
         name: Of the base.
-        path: A text file, each line a document.
+        path: Of TEXTS.
         out: Folder for checkpoints and the memory.
         **arguments: Of SFTConfig, instead of those below.
     """
     set_seed(0)
-    model, tokenizer = load_base(name)
-    middle = model.config.num_hidden_layers // 2
-    config = MemoryConfig(layers=(middle,), sub_keys=64, top_k=16, placement="beside")
-    freeze_all_but_memory(add_memory(model, config))
+    model, tokenizer = load_with_memory(name)
     settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "max_length": 64}
     trainer = SFTTrainer(
         model,
         SFTConfig(out, **{**settings, **arguments}),
-        train_dataset=Dataset.from_dict({"text": Path(path).read_text("utf-8").splitlines()}),
+        train_dataset=Dataset.from_dict({"text": read_texts(path)}),
         processing_class=tokenizer,
         optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
     )

@@ -25,7 +25,7 @@ PARTS = ("query", "keys", "gate", "values")
 
 def generate_suite(request: Request) -> Suite:
     """Time greedy decoding with a cache. The memory replaces three of the feed-forwards."""
-    from memory_layers.models import PRESETS, build_model
+    from memory_layers.models import PRESETS, build_model, memory_layers_of
 
     sizes = request.sizes
     preset = PRESETS[PRESET]
@@ -43,16 +43,11 @@ def generate_suite(request: Request) -> Suite:
         ids = torch.randint(preset.vocab_size, (batch, PROMPT), generator=generator)
         ids = ids.to(request.device)
         for name, model in models.items():
-            variants.append(_variant(name, model, ids, sizes.reads * memory_layers_of(model)))
+            variants.append(_variant(name, model, ids, sizes.reads * len(memory_layers_of(model))))
             label = variants[-1].name
             spent[label] = time_spent(model, variants[-1].run, layers=memory.layers)
     facts = {"preset": PRESET, "prompt": PROMPT, "new_tokens": NEW, "ms_by_part": spent}
     return Suite(tuple(variants), facts)
-
-
-def memory_layers_of(model: nn.Module) -> int:
-    """Return how many memory layers a model has."""
-    return sum(isinstance(module, MemoryLayer) for module in model.modules())
 
 
 def time_spent(
