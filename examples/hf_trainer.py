@@ -1,17 +1,18 @@
 """Teach the memory of a model a text, or facts, with transformers' Trainer.
 
-python examples/hf_trainer.py MODEL TEXTS OUT
-torchrun --nproc-per-node 2 examples/hf_trainer.py MODEL TEXTS OUT
+python examples/hf_trainer.py MODEL TEXTS OUT [KEEP]
+torchrun --nproc-per-node 2 examples/hf_trainer.py MODEL TEXTS OUT [KEEP]
 
 MODEL is a folder or a name on the hub. TEXTS is a text file, each line a document, or a folder of
-facts. The base is frozen, OUT/memory is the adapter. Given again
-after it was stopped, the same command goes on from the last checkpoint.
+facts. KEEP likewise, texts that the model should not forget: as many are mixed in. The base is
+frozen, OUT/memory is the adapter. Given again after it was stopped, the same command goes on from
+the last checkpoint.
 """
 
 import sys
 from pathlib import Path
 
-from lines import collator, encode, load_with_memory, read_texts
+from lines import collator, encode, load_with_memory, mixed, read_texts
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -19,22 +20,27 @@ from memory_layers.models import save_memory
 from memory_layers.trainers import memory_optimizer
 
 
-def main(name: str, path: str, out: str, **arguments: object) -> Trainer:
+def main(
+    name: str, path: str, out: str, keep: str | None = None, seed: int = 0, **arguments: object
+) -> Trainer:
     """Train and save.
 
     Args:
         name: Of the base.
         path: Of TEXTS.
         out: Folder for checkpoints and the memory.
+        keep: Of KEEP.
+        seed: Of the initial memory and the order of the texts.
         **arguments: Of TrainingArguments, instead of those below.
     """
     # The memory starts at random, on all processes alike.
-    set_seed(0)
+    set_seed(seed)
     model, tokenizer = load_with_memory(name)
     settings = {
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
-        "num_train_epochs": 20,
+        "num_train_epochs": 8,
+        "seed": seed,
         "save_total_limit": 1,
         "logging_steps": 10,
     }
@@ -42,7 +48,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> Trainer:
         model,
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
-        encode(read_texts(path), tokenizer),
+        encode(mixed(read_texts(path), keep), tokenizer),
         optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
     )
     trainer.train(resume_from_checkpoint=Path(out).is_dir() and get_last_checkpoint(out))
@@ -52,6 +58,6 @@ def main(name: str, path: str, out: str, **arguments: object) -> Trainer:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])

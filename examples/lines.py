@@ -1,5 +1,6 @@
 """What the examples share: a base with its tokenizer, memory beside it, and texts to train on."""
 
+import random
 from pathlib import Path
 
 from transformers import (
@@ -24,10 +25,11 @@ def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def load_with_memory(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model, put a memory beside the middle block, and freeze all but the memory."""
+    """Load a model, put memory beside two of its blocks, and freeze all but the memory."""
     model, tokenizer = load_base(name)
-    middle = model.config.num_hidden_layers // 2
-    config = MemoryConfig(layers=(middle,), sub_keys=64, top_k=16, placement="beside")
+    blocks = model.config.num_hidden_layers
+    layers = tuple(sorted({blocks // 2, 3 * blocks // 4}))
+    config = MemoryConfig(layers=layers, sub_keys=128, placement="beside")
     freeze_all_but_memory(add_memory(model, config))
     return model, tokenizer
 
@@ -37,6 +39,17 @@ def read_texts(path: str) -> list[str]:
     if Path(path).is_dir():
         return list(corpus_of(DataConfig(facts=path)).documents)
     return [text for text in Path(path).read_text("utf-8").splitlines() if text]
+
+
+def mixed(texts: list[str], keep: str | None) -> list[str]:
+    """Return texts with as many others that the model should not forget, drawn at random.
+
+    Args:
+        texts: To learn.
+        keep: Where the others are, as for read_texts. None: no others.
+    """
+    others = [] if keep is None else read_texts(keep)
+    return texts + random.Random(0).sample(others, min(len(others), len(texts)))  # noqa: S311
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:

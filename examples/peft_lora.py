@@ -3,7 +3,8 @@
 python examples/peft_lora.py MODEL TEXTS OUT
 
 MODEL has memory: a folder that a run of ours or `add_memory` and save_pretrained wrote. TEXTS is a
-text file, each line a document, or a folder of facts. OUT/adapter is PEFT's folder, with the whole table, OUT/merged the model with both taken in.
+text file, each line a document, or a folder of facts. OUT/adapter is PEFT's folder, with the whole
+table, OUT/merged the model with both taken in.
 """
 
 import sys

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from memory_layers.bench import find, layer, read, step, train, write
+from memory_layers.bench import find, generate, layer, read, step, train, write
+from memory_layers.bench.check import check_greedy
 from memory_layers.bench.errors import WrongResultError
 from memory_layers.bench.measure import find_variant, measure
 from memory_layers.bench.request import Request
@@ -49,6 +50,27 @@ def test_training_step() -> None:
     results = measure(suite, CPU, repeats=1, seconds=0.0, report=lambda _: None)
     ours = find_variant(results, train.OURS)
     assert ours["tokens_per_second"] == pytest.approx(16 / ours["median_ms"] * 1e3)
+
+
+def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PRESET", "small"), ("BATCHES", (1, 3)), ("NEW", 4)):
+        monkeypatch.setattr(generate, name, value)
+    suite = SUITES["generate"](Request(op="generate", sizes=Sizes(sub_keys=32, top_k=4)))
+    results = measure(suite, CPU, repeats=1, seconds=0.0, report=lambda _: None)
+    ours = find_variant(results, "small with memory, 3 texts")
+    dense = find_variant(results, "small dense, 3 texts")
+    assert ours["speedup"] == pytest.approx(dense["median_ms"] / ours["median_ms"])
+    assert ours["tokens_per_second"] == pytest.approx(12 / ours["median_ms"] * 1e3)
+    parts = suite.facts["ms_by_part"]
+    assert set(parts["small dense, 1 text"]) < set(parts["small with memory, 1 text"])
+    assert all(spent > 0 for times in parts.values() for spent in times.values())
+
+
+def test_a_token_that_is_not_the_likeliest() -> None:
+    logits = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 3.0, 3.0 - 1e-6]]])
+    check_greedy("text", logits, torch.tensor([[1, 2]]))
+    with pytest.raises(WrongResultError, match="token 1 is not the likeliest"):
+        check_greedy("text", logits, torch.tensor([[1, 0]]))
 
 
 @pytest.mark.parametrize("op", ["write", "step"])
