@@ -39,9 +39,9 @@ PAPER = {
 }
 
 
-def load(folder: str) -> dict[str, Any] | None:
+def load(folder: str, file: str = "results.json") -> dict[str, Any] | None:
     """Return the results of an experiment. None: it has not been run."""
-    path = ROOT / "experiments" / folder / "results.json"
+    path = ROOT / "experiments" / folder / file
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
@@ -92,9 +92,9 @@ def differences_section(folder: str) -> str:
     return _differences(comparisons(results, ["memory_plus"]), "reference", "`memory_plus` less")
 
 
-def recipe_differences(folder: str) -> str:
+def recipe_differences(folder: str, file: str = "results.json") -> str:
     """Return what each variant has over `memory_plus`, paired over seeds."""
-    results = load(folder)
+    results = load(folder, file)
     if results is None:
         return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
     others = [row["variant"] for row in summary_table(results) if row["variant"] != "memory_plus"]
@@ -163,9 +163,9 @@ def exposures_section(folder: str) -> str:
     return "\n".join(lines)
 
 
-def usage_section(folder: str) -> str:
+def usage_section(folder: str, file: str = "results.json") -> str:
     """Return how evenly each variant reads its slots, means over seeds."""
-    results = load(folder)
+    results = load(folder, file)
     if results is None:
         return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
     found: dict[str, list[Mapping[str, Any]]] = {}
@@ -197,6 +197,37 @@ def ablation_section(folder: str) -> str:
         ours = [_mean(row[key]) for key in ("question_heldout", "answer_nll")]
         lines.append("| " + " | ".join([f"`{row['variant']}`", *ours, *printed]) + " |")
     return "\n".join(lines) + f"\n\n{about(results)}"
+
+
+def teach_section(folder: str = "05-teach") -> str:
+    """Return what the guide's models know of new and old facts, means over seeds."""
+    results = load(folder)
+    if results is None:
+        return missing(f"python experiments/{folder}/run.py runs/teach")
+    lines = [
+        "| Recall | new facts: questions not shown | shown | statements | old facts: questions not "
+        "shown | shown | statements |",
+        "|:---|" + "---:|" * 6,
+    ]
+    names = {"base": "the base", "old facts mixed in": "taught, with old facts mixed in",
+             "new facts alone": "taught new facts alone"}  # fmt: skip
+    for model, words in names.items():
+        runs = [run for run in results["runs"] if run["model"] == model]
+        cells = [
+            _spread([run[facts][kind] for run in runs])
+            for facts in ("new", "old")
+            for kind in ("question_heldout", "question_shown", "statement")
+        ]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    seeds = len({run["seed"] for run in results["runs"]})
+    return "\n".join(lines) + (
+        f"\n\n{seeds} seeds, mean and the least and the most of them, on {results['device']}, "
+        f"commit `{results['commit']}`."
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

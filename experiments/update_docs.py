@@ -24,10 +24,11 @@ from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
 
 ROOT = Path(__file__).parent.parent
-STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale")
+STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach")
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
+    ROOT / "docs" / "guides" / "add_memory.md",
     *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
@@ -98,6 +99,29 @@ def floors_section() -> str:
     return f"{floors_table(bandwidth * 1e9)}\n\n{source}"
 
 
+def generate_parts() -> str:
+    """Return where the time goes while text is written, from the newest result of each machine."""
+    parts = []
+    for path, record in newest("generate", "cpu"):
+        facts = record["results"]["facts"]
+        columns = facts["ms_by_part"]
+        # The parts of the memory layers come last: they are inside another row.
+        rows = sorted({part for spent in columns.values() for part in spent}, key=_part_order)
+        lines = ["| ms a token | " + " | ".join(columns) + " |", "|:---|" + "---:|" * len(columns)]
+        for row in rows:
+            cells = [
+                f"{spent[row] / facts['new_tokens']:.2f}" if row in spent else "–"
+                for spent in columns.values()
+            ]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines) + f"\n\n{_file(path)}")
+    return "\n\n".join(parts) or "Not measured yet: `memory-layers bench generate`."
+
+
+def _part_order(part: str) -> tuple[bool, str]:
+    return part.startswith("memory: "), part
+
+
 def sm90_section() -> str:
     """Return the worst registers, spills and shared memory of each kernel compiled for sm_90."""
     if not SM90.exists():
@@ -138,6 +162,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipe-usage": partial(studies.usage_section, "02-recipe"),
     "recipe-together": partial(studies.runs_section, "02-recipe", "together.json"),
     "ablations": partial(studies.ablation_section, "03-ablations"),
+    "recipe-remedy": partial(studies.runs_section, "02-recipe", "remedy.json"),
+    "recipe-remedy-usage": partial(studies.usage_section, "02-recipe", "remedy.json"),
+    "recipe-remedy-differences": partial(studies.recipe_differences, "02-recipe", "remedy.json"),
+    "teach": studies.teach_section,
+    "generate-parts": generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": targets_section,
     "floors": floors_section,

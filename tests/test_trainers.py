@@ -19,6 +19,7 @@ from tiny_models import tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memory_layers import ValueTable
+from memory_layers.data.fact_files import load_facts
 from memory_layers.models import add_memory, load_memory, memory_layers_of
 from memory_layers.trainers import memory_optimizer
 
@@ -68,6 +69,34 @@ def test_trainer_teaches_the_memory_and_resumes_to_the_bit(
     ours, theirs = memory_of(tmp_path / "whole"), memory_of(tmp_path / "parts")
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
+
+
+def test_the_path_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    airports = example("airports")
+    monkeypatch.setattr(airports, "OLD", 6)
+    monkeypatch.setattr(airports, "NEW", 4)
+    airports.main(str(tmp_path / "airports"))
+    subjects = {}
+    for name, count in (("old", 6), ("new", 4)):
+        facts = load_facts(tmp_path / "airports" / name)
+        subjects[name] = {fact.subject for fact in facts.facts}
+        assert (len(subjects[name]), len(facts.templates)) == (count, 4)
+    assert not subjects["old"] & subjects["new"]
+
+    new, old = (str(tmp_path / "airports" / name) for name in ("new", "old"))
+    texts = example("lines").mixed(example("lines").read_texts(new), old)
+    learned = example("lines").read_texts(new)
+    assert texts[: len(learned)] == learned
+    assert len(texts) == 2 * len(learned)
+    assert set(texts[len(learned) :]) <= set(example("lines").read_texts(old))
+
+    base, _ = write_example(tmp_path)
+    trainer = example("hf_trainer").main(base, new, str(tmp_path / "out"), old, **OPTIONS)
+    example("take_in").main(base, str(tmp_path / "out" / "memory"), str(tmp_path / "whole"))
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "whole")("The code", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(whole(**tokens).logits, trainer.model.eval()(**tokens).logits)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:

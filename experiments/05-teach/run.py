@@ -1,7 +1,7 @@
-"""Teach new facts to memory beside a frozen model: python experiments/05-teach/run.py OUT
+"""Teach new facts to memory beside a frozen model: python experiments/05-teach/run.py OUT.
 
-Three seeds. For each a base is trained on 300 airports, then memory beside it on 100 others, with and
-without old facts mixed in. OUT keeps the runs, and what is there already is not run again.
+Three seeds. For each a base is trained on 300 airports, then memory beside it on 100 others, with
+and without old facts mixed in. OUT keeps the runs, and what is there already is not run again.
 """
 
 import json
