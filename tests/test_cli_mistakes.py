@@ -309,6 +309,21 @@ def test_show_can_be_read_again(config: Path, capsys: pytest.CaptureFixture) -> 
         assert f"{counts[name]:,}" in shown
 
 
+def test_show_counts_experts(config: Path, capsys: pytest.CaptureFixture) -> None:
+    values = yaml.safe_load(config.read_text()) | {"memory": None}
+    values["moe"] = {"routing": "token_choice", "experts": 6, "top_k": 2}
+    config.write_text(yaml.safe_dump(values))
+    assert main(["show", str(config)]) == 0
+    shown = capsys.readouterr().out
+    run = from_dict(RunConfig, values, "shown")
+    model = build_model(run.model.to_preset(), moe=run.moe, vocab_size=300)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{total:,}" in shown
+    # Four of the six experts of each block are not a token's: three matrices of half the width.
+    idle = 2 * 4 * 3 * SHAPE["hidden_size"] * SHAPE["mlp_size"] // 2
+    assert f"{total - idle:,}" in shown
+
+
 def test_show_a_comparison(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     values = {**yaml.safe_load(config.read_text()), "memory": None, "seeds": [1]}
     values["variants"] = {"dense": {}, "memory": {"memory": MEMORY}}

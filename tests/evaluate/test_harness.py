@@ -167,6 +167,13 @@ def write_datasets(folder: Path) -> Path:
             path = folder / f"{pattern.format(split)}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # One as a copy of the hub's folder, whose README says which files a configuration has.
+    splits = "".join(
+        f"  - {{split: {split}, path: main/{split}.jsonl}}\n"
+        for split in ("train", "validation", "test")
+    )
+    readme = f"---\nconfigs:\n- config_name: main\n  data_files:\n{splits}---\n"
+    (folder / "allenai" / "openbookqa" / "README.md").write_text(readme)
     return folder
 
 
