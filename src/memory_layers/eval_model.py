@@ -1,9 +1,11 @@
 """Evaluate the model of a folder: on facts by our own evaluator, or on tasks of the harness."""
 
 import json
+import random
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHOICES = 4
+DEFAULT_ANSWERED = 200
+# Fields of DataConfig that say which facts there are and what of them was shown.
+_SELECTION = {
+    field.name: field.default
+    for field in fields(DataConfig)
+    if field.name
+    in ("relations", "max_subjects", "templates", "exposures", "shown_fraction", "seed")
+}
 
 
 def evaluate_model(
@@ -37,7 +47,7 @@ def evaluate_model(
     num_fewshot: int | None = None,
     batch_size: int = 8,
     run_code: bool = False,
-    answered: int = 200,
+    answered: int = DEFAULT_ANSWERED,
     device: str = "cpu",
     out: Path | None = None,
     **selection: Any,  # noqa: ANN401
@@ -76,10 +86,12 @@ def evaluate_model(
     ):  # fmt: skip
         if not tasks and value != default:
             raise ConfigError(f"--{name} has no effect without --tasks. hint: leave it out")
+    if tasks and answered != DEFAULT_ANSWERED:
+        raise ConfigError("--answered has no effect with --tasks. hint: --limit")
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
-    loaded, tokenizer = load_trained(model)
     place = _device(device)
+    loaded, tokenizer = load_trained(model)
     loaded = loaded.to(place)
     probes = () if data is None else corpus_of(data).probes
     if tasks:
@@ -110,6 +122,10 @@ def _facts(facts: str | None, tasks: Sequence[str], selection: dict[str, Any]) -
     if facts is None:
         if not tasks or "facts" in tasks:
             raise ConfigError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
+        for name, default in _SELECTION.items():
+            if selection[name] != default:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} has no effect without --facts. hint: leave it out")
         return None
     if tasks and "facts" not in tasks:
         raise ConfigError("--facts has no effect on these tasks. hint: add the task `facts`")
@@ -137,7 +153,7 @@ def _ask_facts(
     probes: Sequence[Probe],
     answered: int,
 ) -> dict[str, Any]:
-    summary = summarize_recall(probes, recall_items(model, tokenizer, probes))
+    summary = summarize_recall(probes, recall_items(model, tokenizer, probes, special_tokens=True))
     for kind, questions in questions_of(probes, answered).items():
         with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task(f"answer {kind}", total=passes_needed(questions))
@@ -176,12 +192,6 @@ def _question(probe: Probe, answers: Sequence[str]) -> Question:
 def _others(probe: Probe, answer: str, answers: Sequence[str]) -> list[str]:
     """Return wrong answers of the same relation, the same ones each time."""
     number = int.from_bytes(stable_hash(0, "choices", probe.relation, probe.subject))
-    others: list[str] = []
-    # A step that visits every answer once, whatever their number.
-    for n in range(len(answers)):
-        candidate = answers[(number + n) % len(answers)]
-        if candidate != answer:
-            others.append(candidate)
-        if len(others) == CHOICES - 1:
-            break
-    return others
+    return random.Random(number).sample(  # noqa: S311
+        [other for other in answers if other != answer], min(CHOICES, len(answers)) - 1
+    )

@@ -69,7 +69,7 @@ def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_token_that_is_not_the_likeliest() -> None:
     logits = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 3.0, 3.0 - 1e-6]]])
     check_greedy("text", logits, torch.tensor([[1, 2]]))
-    with pytest.raises(WrongResultError, match="token 1 is not the likeliest"):
+    with pytest.raises(WrongResultError, match="text 0, token 1 is not the likeliest"):
         check_greedy("text", logits, torch.tensor([[1, 0]]))
 
 

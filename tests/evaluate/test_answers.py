@@ -1,10 +1,13 @@
 """Scores of answers in words, and of programs."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 from memory_layers.evaluate.answers import exact_match, f1, normalize
 from memory_layers.evaluate.programs import passes
-from memory_layers.evaluate.task_scores import humaneval, mbpp
+from memory_layers.evaluate.task_scores import hotpotqa, humaneval, mbpp, triviaqa
 
 
 def test_normalize() -> None:
@@ -32,7 +35,9 @@ def test_scores(text: str, answers: list[str], exact: float, score: float) -> No
 
 
 def test_programs() -> None:
-    assert passes("import sys; sys.exit(0)")
+    assert passes("import math\nassert math.pi > 3")
+    # It has left before its tests.
+    assert not passes("import sys\nsys.exit(0)\nassert False")
     assert not passes("assert 1 == 2")
     assert not passes("def f(:")
     assert not passes("import memory_layers.nosuch")
@@ -41,6 +46,21 @@ def test_programs() -> None:
 def test_endless_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memory_layers.evaluate.programs.SECONDS", 0.5)
     assert not passes("while True: pass")
+
+
+def test_a_program_leaves_no_process(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    child = f"import time; time.sleep(1); open({str(late)!r}, 'w')"
+    assert passes(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])")
+    time.sleep(1.5)
+    assert not late.exists()
+
+
+def test_triviaqa_and_hotpotqa() -> None:
+    doc = {"answer": {"value": "Saint Louis", "aliases": ["St. Louis", "Saint Louis, Missouri"]}}
+    assert triviaqa(doc, [" St. Louis"]) == {"exact_match": 1.0, "f1": 1.0}
+    assert triviaqa(doc, ["Louis"]) == {"exact_match": 0.0, "f1": pytest.approx(2 / 3)}
+    assert hotpotqa({"answer": "yes"}, ["Yes."]) == {"exact_match": 1.0, "f1": 1.0}
 
 
 def test_humaneval_and_mbpp() -> None:

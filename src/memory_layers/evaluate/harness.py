@@ -6,6 +6,7 @@ and task_scores.py, how they score.
 
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASKS = Path(__file__).parent / "tasks"
+# Of the harness, where a task says nothing.
+DEFAULT_ANSWER_TOKENS = 256
+# Where a task has no data set of the hub: it makes its own, or names files.
+NO_DATASET = (None, "", "json", "csv", "parquet", "text")
 
 
 class TaskError(ValueError):
@@ -66,15 +71,18 @@ def run_tasks(
         name: question_tasks(name, asked, str(tokenizer.eos_token))
         for name, asked in questions.items()
     }
-    named = [name for name in tasks if name not in own]
-    leaves = list(_leaves(manager, named, [*own, "paper"]))
-    found = [leaf["task"] for leaf in leaves]
-    if twice := sorted({task for task in found if found.count(task) > 1}):
+    named = {
+        name: list(_leaves(manager, name, [*own, "paper"])) for name in tasks if name not in own
+    }
+    found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
+    if twice := sorted(task for task, count in found.items() if count > 1):
         raise TaskError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
+    leaves = [leaf for part in named.values() for leaf in part]
+    longest = _longest(model)
     if not run_code:
         _refuse_code(leaves)
     specs = [spec for name in tasks for spec in own.get(name, [name])]
-    with _local_data(manager, leaves, data_dir):
+    with _quiet(), _adapted(manager, leaves, data_dir, longest):
         try:
             results = simple_evaluate(
                 HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -85,12 +93,18 @@ def run_tasks(
                 confirm_run_unsafe_code=run_code,
                 log_samples=False,
             )
+        except AssertionError as error:
+            raise TaskError(
+                f"the harness cannot run {', '.join(tasks)}: {error or 'it says no more'}. hint: "
+                "a smaller --num-fewshot"
+            ) from error
         except ConnectionError as error:
             raise TaskError(
                 f"a dataset cannot be fetched from the hub: {error}. hint: --data-dir FOLDER takes "
                 "it from FOLDER/ORGANISATION/NAME"
             ) from error
-    return dict(results or {})
+    short = sorted(str(leaf["task"]) for leaf in leaves if _too_long(leaf, longest))
+    return {**(results or {}), "shortened": {task: _room(longest) for task in short}}
 
 
 def load_manager() -> "TaskManager":
@@ -105,8 +119,8 @@ def load_manager() -> "TaskManager":
         raise ImportError(
             f'{error.name} is not installed. hint: pip install "memory-layers[eval]"'
         ) from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(TASKS))
+    with _quiet():
+        return TaskManager(include_path=str(TASKS))
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -122,7 +136,11 @@ def results_table(results: Mapping[str, Any]) -> str:
             error = values.get(f"{metric}_stderr,{kind}")
             spread = f" ± {error:.4f}" if isinstance(error, float) else ""
             lines.append(f"| {name} | {shots} | {metric} | {value:.4f}{spread} |")
-    return "\n".join(lines)
+    notes = [
+        f"{task}: answers end after {tokens} tokens, since texts of this model are short."
+        for task, tokens in results.get("shortened", {}).items()
+    ]
+    return "\n".join(lines + [""] * bool(notes) + notes)
 
 
 def question_tasks(name: str, questions: Sequence[Question], end: str) -> list[dict[str, Any]]:
@@ -145,7 +163,13 @@ def question_tasks(name: str, questions: Sequence[Question], end: str) -> list[d
         }
         for asked in questions
     ]
-    common = {"test_split": "test", "doc_to_text": "{{prompt}}", "target_delimiter": ""}
+    common = {
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "target_delimiter": "",
+        # There are no examples but the questions themselves.
+        "num_fewshot": 0,
+    }
     tasks = [
         {
             "task": name,
@@ -192,23 +216,47 @@ def _dataset(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401
 
 
 def _leaves(
-    manager: "TaskManager", names: Sequence[str], ours: Sequence[str]
+    manager: "TaskManager", member: str | Mapping[str, Any], ours: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the configuration of each task that names stand for."""
-    for name in names:
-        entry = manager.task_index.get(name)
-        if entry is None:
-            raise TaskError(
-                f"no task is named {name!r}. hint: {', '.join(ours)}, or one that "
-                "`lm-eval ls tasks` lists"
-            )
-        if entry.tags and entry.cfg is None:
-            yield from _leaves(manager, sorted(entry.tags), ours)
-        elif isinstance(members := (entry.cfg or {}).get("task"), list):
-            inner = [m if isinstance(m, str) else m.get("task") or m["group"] for m in members]
-            yield from _leaves(manager, inner, ours)
-        else:
-            yield entry.cfg or {"task": name}
+    """Yield the configuration of each task that a name, or a member of a group, stands for."""
+    changes: dict[str, Any] = {} if isinstance(member, str) else dict(member)
+    name = member if isinstance(member, str) else member.get("group") or member.get("task")
+    if isinstance(inner := changes.get("task"), list):
+        # A group inside a group.
+        for each in inner:
+            yield from _leaves(manager, each, ours)
+        return
+    entry = manager.task_index.get(str(name))
+    if entry is None and not isinstance(member, str):
+        # A task that is described where it is used.
+        yield {"task": str(name), **changes}
+        return
+    if entry is None:
+        raise TaskError(
+            f"no task is named {name!r}. hint: {', '.join(ours)}, or one that "
+            "`lm-eval ls tasks` lists"
+        )
+    config = entry.cfg or {}
+    members = sorted(entry.tags) if entry.cfg is None else config.get("task")
+    if isinstance(members, list):
+        for each in members:
+            yield from _leaves(manager, each, ours)
+    else:
+        yield {"task": name, **config, **changes}
+
+
+def _longest(model: "PreTrainedModel") -> int | None:
+    config = model.config
+    names = ("max_position_embeddings", "n_positions", "n_ctx")
+    return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+
+
+def _too_long(leaf: Mapping[str, Any], longest: int | None) -> bool:
+    """Whether what a task lets a model write is longer than the model's texts."""
+    if leaf.get("output_type") != "generate_until" or longest is None:
+        return False
+    options = leaf.get("generation_kwargs") or {}
+    return options.get("max_gen_toks", DEFAULT_ANSWER_TOKENS) >= longest
 
 
 def _refuse_code(leaves: Sequence[Mapping[str, Any]]) -> None:
@@ -221,28 +269,59 @@ def _refuse_code(leaves: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextmanager
-def _local_data(
-    manager: "TaskManager", leaves: Sequence[Mapping[str, Any]], data_dir: Path | None
-) -> Generator[None]:
-    """Let tasks take their data from a folder."""
-    if data_dir is None:
+def _quiet() -> Generator[None]:
+    """Keep the harness from warning of what is meant so."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
         yield
-        return
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _adapted(
+    manager: "TaskManager",
+    leaves: Sequence[Mapping[str, Any]],
+    data_dir: Path | None,
+    longest: int | None,
+) -> Generator[None]:
+    """Let tasks take their data from a folder, and answers fit into the model's texts."""
     import yaml
 
     index = manager.task_index
-    before = {leaf["task"]: index[leaf["task"]] for leaf in leaves}
+    changes: dict[str, dict[str, Any]] = {}
+    for leaf in leaves:
+        name, changed = str(leaf["task"]), {}
+        if data_dir is not None:
+            if leaf.get("dataset_path") in NO_DATASET or name not in index:
+                raise TaskError(
+                    f"the data of {name} are not one data set, so --data-dir cannot stand in for "
+                    "it. hint: leave out the task, or --data-dir"
+                )
+            changed |= _local_dataset(leaf, data_dir)
+        if _too_long(leaf, longest) and name in index:
+            options = leaf.get("generation_kwargs") or {}
+            changed["generation_kwargs"] = {**options, "max_gen_toks": _room(longest)}
+        if changed:
+            changes[name] = changed
+    before = {name: index[name] for name in changes}
     with tempfile.TemporaryDirectory() as folder:
-        for leaf in leaves:
-            name = leaf["task"]
-            changed = {"include": str(before[name].yaml_path), "task": name}
+        for name, changed in changes.items():
             path = Path(folder) / f"{name}.yaml"
-            path.write_text(yaml.safe_dump(changed | _local_dataset(leaf, data_dir)), "utf-8")
+            full = {"include": str(before[name].yaml_path), "task": name, **changed}
+            path.write_text(yaml.safe_dump(full), "utf-8")
             index[name] = replace(before[name], yaml_path=path)
         try:
             yield
         finally:
             index.update(before)
+
+
+def _room(longest: int | None) -> int:
+    """Return how much of a model's longest text an answer may take, the rest is the question's."""
+    return max(1, (longest or 0) // 4)
 
 
 def _local_dataset(leaf: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
@@ -256,10 +335,17 @@ def _local_dataset(leaf: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
     for suffix, kind in (("jsonl", "json"), ("parquet", "parquet"), ("csv", "csv")):
         if files := sorted(place.glob(f"*.{suffix}")):
             named = {file.stem: str(file.resolve()) for file in files}
+            for kind_of_split in ("training", "validation", "test", "fewshot"):
+                split = leaf.get(f"{kind_of_split}_split")
+                if split is not None and split not in named:
+                    raise TaskError(
+                        f"{leaf['task']} needs {place / split}.{suffix} too, found there: "
+                        f"{', '.join(named)}. hint: a file with a few documents does for examples"
+                    )
             kwargs = {"data_files": named}
             return {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": kwargs}
     raise TaskError(
         f"{leaf['task']}: there are no data in {place}. hint: hf download {source} --repo-type "
-        f"dataset --local-dir {data_dir / str(source)}, or a file a split, such as "
+        f"dataset --local-dir {data_dir / str(source)}, or a file for each split, such as "
         f"{place / 'validation.jsonl'}"
     )

@@ -3,30 +3,52 @@
 The programs are a model's: lm-evaluation-harness runs such tasks only where the user has said so.
 """
 
+import os
+import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 SECONDS = 10.0
 
 
 def passes(program: str) -> bool:
-    """Return whether a program ends well within 10 s, in a process and a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Return whether a program runs to its end within 10 s, in processes and a folder of its own.
+
+    What it leaves running is stopped.
+    """
+    # Written at the end: a program that leaves before its tests has not passed them.
+    end = secrets.token_hex(8)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        lines = f"{program}\nopen({str(folder / end)!r}, 'w').close()\n"
+        # A file, since programs may be longer than an argument can be.
+        (folder / "program.py").write_text(lines, "utf-8", errors="replace")
+        process = subprocess.Popen(
+            [sys.executable, "-I", "program.py"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            # A file, since programs may be longer than an argument can be.
-            path = f"{folder}/program.py"
-            with open(path, "w", encoding="utf-8", errors="replace") as file:
-                file.write(program)
-            done = subprocess.run(  # noqa: S603  (the user has asked for it)
-                [sys.executable, "-I", path],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=SECONDS,
-                check=False,
-            )
+            process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0
+        finally:
+            _stop(process)
+        return process.returncode == 0 and (folder / end).is_file()
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Stop a process and those that it started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()

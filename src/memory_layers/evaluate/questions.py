@@ -3,8 +3,7 @@
 With the numbers that lm-evaluation-harness gives on the same questions: a test holds them to that.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,10 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from memory_layers.evaluate.answers import score_answer
+from memory_layers.evaluate.batches import by_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def ask(
         tokenizer(q.prompt + q.delimiter + q.choices[c])["input_ids"]
         for q, c in ((questions[n], c) for n, c in pairs)
     ]
-    for part in _by_length(rows):
+    for part in by_length(rows, len(tokenizer)):
         ids = torch.tensor([rows[i] for i in part], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
@@ -150,7 +148,7 @@ def _continue(
     progress: Callable[[int], object],
 ) -> list[str]:
     texts = [""] * len(prompts)
-    for part in _by_length(prompts, extra=max_tokens):
+    for part in by_length(prompts, len(tokenizer), extra=max_tokens):
         ids = torch.tensor([prompts[n] for n in part], device=model.device)
         made = model.generate(
             input_ids=ids,
@@ -164,14 +162,3 @@ def _continue(
             texts[n] = text.split("\n")[0].strip()
         progress(len(part))
     return texts
-
-
-def _by_length(rows: Sequence[Sequence[int]], extra: int = 0) -> Iterable[list[int]]:
-    """Yield the numbers of rows of one length together: they need no padding."""
-    lengths = defaultdict(list)
-    for n, row in enumerate(rows):
-        lengths[len(row)].append(n)
-    for length, members in lengths.items():
-        step = max(1, TOKENS_PER_BATCH // (length + extra))
-        for low in range(0, len(members), step):
-            yield members[low : low + step]

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from memory_layers.evaluate.batches import by_length
+from memory_layers.spans import answer_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TOKENS_PER_BATCH = 8192
 
 
 class RecallItem(Protocol):
@@ -57,10 +58,14 @@ class ItemResult:
 
 
 def recall_items(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", items: Sequence[RecallItem]
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    items: Sequence[RecallItem],
+    *,
+    special_tokens: bool = False,
 ) -> list[ItemResult]:
     """Ask every item and return the results in the order of the items: see recall_share."""
-    results = recall_share(model, tokenizer, items, (0, 1))
+    results = recall_share(model, tokenizer, items, (0, 1), special_tokens=special_tokens)
     return [results[index] for index in range(len(items))]
 
 
@@ -70,6 +75,8 @@ def recall_share(
     tokenizer: "PreTrainedTokenizerBase",
     items: Sequence[RecallItem],
     share: tuple[int, int],
+    *,
+    special_tokens: bool = False,
 ) -> dict[int, ItemResult]:
     """Ask a share of the items, and return the results by the number of the item.
 
@@ -83,30 +90,30 @@ def recall_share(
         items: Texts with the character span of their answers.
         share: (n, of): the n-th of so many shares. All shares take the same number of passes, as
             ranks that hold a part of the model each must.
+        special_tokens: Begin texts as the tokenizer does by default. Not so in our training.
     """
     reader, readers = share
     was_training = model.training
     model.eval()
     encoded = tokenizer(
-        [item.text for item in items], add_special_tokens=False, return_offsets_mapping=True
+        [item.text for item in items],
+        add_special_tokens=special_tokens,
+        return_offsets_mapping=True,
     )
     rows = []
     for index, item in enumerate(items):
         ids = [*encoded["input_ids"][index], tokenizer.eos_token_id]
-        rows.append((ids, _answer_tokens(encoded["offset_mapping"][index], item)))
+        span = answer_tokens(
+            item.text, encoded["offset_mapping"][index], item.answer_start, item.answer_end
+        )
+        rows.append((ids, span))
     results: dict[int, ItemResult] = {}
-    # Items of one length need no padding and share a pass.
-    by_length = defaultdict(list)
-    for index, (ids, _) in enumerate(rows):
-        by_length[len(ids)].append(index)
-    for length, members in by_length.items():
-        step = max(1, TOKENS_PER_BATCH // length) * readers
-        for low in range(0, len(members), step):
-            part = members[low : low + step]
-            own = part[reader::readers]
-            # Without an item of its own, a share repeats one to take part.
-            outcomes = _ask(model, [rows[index] for index in own or part[:1]])
-            results.update(zip(own, outcomes, strict=False))
+    tokens = [ids for ids, _ in rows]
+    for part in by_length(tokens, len(tokenizer), times=readers):
+        own = part[reader::readers]
+        # Without an item of its own, a share repeats one to take part.
+        outcomes = _ask(model, [rows[index] for index in own or part[:1]])
+        results.update(zip(own, outcomes, strict=False))
     model.train(was_training)
     return results
 
@@ -134,19 +141,6 @@ def summarize_recall(items: Sequence[RecallItem], results: Sequence[ItemResult])
 
 def _share(results: Sequence[ItemResult]) -> float:
     return sum(result.correct for result in results) / len(results)
-
-
-def _answer_tokens(offsets: Sequence[tuple[int, int]], item: RecallItem) -> tuple[int, int]:
-    """Return the token span of the answer, the token that ends it included.
-
-    The space before an answer is a part of it, also where it is a token of its own: so it counts
-    for lm-evaluation-harness.
-    """
-    first = len(item.text[: item.answer_start].rstrip())
-    inside = [
-        n for n, (start, end) in enumerate(offsets) if start < item.answer_end and end > first
-    ]
-    return inside[0], inside[-1] + 2
 
 
 def _ask(

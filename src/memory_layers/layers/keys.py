@@ -107,26 +107,26 @@ class KeptKeys:
     """Normalised sub-keys, kept while a model writes text on a CPU.
 
     Normalising them takes longer there than finding slots for one token. They are normalised anew
-    when the sub-keys change: through autograd's count of changes, in another place in memory, or
-    by what some of their numbers are, since a change through `.data` is not counted.
+    when the sub-keys change, as autograd counts changes, or lie in another place in memory. A
+    change through `.data` is not counted: it shows where it concerns one of some numbers spread
+    over all keys. Who changes others that way between two texts calls `train()`, then `eval()`.
     """
 
     SAMPLE = 64
 
     def __init__(self) -> None:
-        self._seen: tuple[int, int] | None = None
-        self._some = self._some_before = self._normalized = torch.empty(0)
+        self._kept: tuple[tuple[int, int], Tensor, Tensor, Tensor] | None = None
 
     def of(self, sub_keys: Tensor) -> Tensor:
         """[H, 2, M, C] → the same, normalised."""
         seen = (sub_keys._version, sub_keys.data_ptr())  # noqa: SLF001
-        if seen != self._seen or not torch.equal(self._some, self._some_before):
-            self._seen = seen
-            # A view of the sub-keys, and what is in it now.
-            self._some = sub_keys.flatten()[:: max(1, sub_keys.numel() // self.SAMPLE)]
-            self._some_before = self._some.clone()
-            self._normalized = normalize(sub_keys)
-        return self._normalized
+        # Read and written as a whole: other threads may generate with the same model.
+        kept = self._kept
+        if kept is None or kept[0] != seen or not torch.equal(kept[1], kept[2]):
+            # An odd step, so that not all samples are from one column.
+            some = sub_keys.flatten()[:: sub_keys.numel() // self.SAMPLE | 1]
+            kept = self._kept = (seen, some, some.clone(), normalize(sub_keys))
+        return kept[3]
 
     def __reduce__(self) -> tuple[type["KeptKeys"], tuple[()]]:
         """Copies and files do without: their sub-keys are others."""
