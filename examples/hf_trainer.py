@@ -12,6 +12,7 @@ the last checkpoint.
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
 from lines import collator, encode, load_with_memory, mixed, read_texts
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -61,3 +62,7 @@ if __name__ == "__main__":
     if len(sys.argv) not in (4, 5):
         sys.exit(__doc__)
     main(*sys.argv[1:])
+    if dist.is_initialized():
+        # Without both, a process that ends early can stop the others.
+        dist.barrier()
+        dist.destroy_process_group()

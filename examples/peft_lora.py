@@ -42,6 +42,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
         optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
     ).train()
     adapted.save_pretrained(Path(out) / "adapter")
+    tokenizer.save_pretrained(Path(out) / "merged")
     merged = PeftModel.from_pretrained(load_base(name)[0], Path(out) / "adapter")
     merged.merge_and_unload().save_pretrained(Path(out) / "merged")
     return adapted

@@ -140,6 +140,8 @@ class EvalArgs:
     """cpu, cuda:0 and so on."""
     out: Path | None = None
     """File for the results, as JSON."""
+    trust_remote_code: bool = False
+    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""
     shown_fraction: float = 0.5
     """As in training: decides which questions count as shown."""
     seed: int = 0
@@ -184,6 +186,8 @@ class GenerateArgs:
     """0 takes the most likely token. Above 0: sample."""
     seed: int = 0
     """Seed of the sampling."""
+    trust_remote_code: bool = False
+    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""
 
 
 @dataclass(frozen=True)
@@ -203,3 +207,5 @@ class ServeArgs:
     """auto, cpu, cuda:0 and so on."""
     continuous_batching: bool = False
     """Let requests join a batch that is being generated."""
+    trust_remote_code: bool = False
+    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""

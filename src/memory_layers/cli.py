@@ -218,7 +218,7 @@ def _generate(arguments: list[str]) -> int:
             f"{args.temperature}"
         )
     _quiet_transformers()
-    model, tokenizer = load_trained(args.model)
+    model, tokenizer = load_trained(args.model, trust_remote_code=args.trust_remote_code)
     inputs = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)
     if inputs["input_ids"].shape[1] == 0:
         raise ConfigError("the prompt is empty. hint: give at least one word")

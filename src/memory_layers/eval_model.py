@@ -50,6 +50,7 @@ def evaluate_model(
     answered: int = DEFAULT_ANSWERED,
     device: str = "cpu",
     out: Path | None = None,
+    trust_remote_code: bool = False,
     **selection: Any,  # noqa: ANN401
 ) -> str:
     """Evaluate a model and return what is to be shown: the flags of `memory-layers eval`.
@@ -67,6 +68,7 @@ def evaluate_model(
             for, at most so many, spread over all.
         device: To run on.
         out: File for the results.
+        trust_remote_code: Run code that lies in the folder.
         **selection: Fields of DataConfig, as in training.
 
     Raises:
@@ -91,7 +93,7 @@ def evaluate_model(
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
     place = _device(device)
-    loaded, tokenizer = load_trained(model)
+    loaded, tokenizer = load_trained(model, trust_remote_code=trust_remote_code)
     loaded = loaded.to(place)
     probes = () if data is None else corpus_of(data).probes
     if tasks:

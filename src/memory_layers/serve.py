@@ -10,6 +10,7 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     continuous_batching: bool = False,
+    trust_remote_code: bool = False,
 ) -> None:
     """Serve /v1/completions and /v1/chat/completions until interrupted.
 
@@ -19,6 +20,7 @@ def serve(
         port: To listen at.
         device: "auto", "cpu", "cuda:0" and so on.
         continuous_batching: Let requests join a batch that is being generated.
+        trust_remote_code: Run code that lies in the folder.
 
     Raises:
         ConfigError: The folder holds no whole model, or no tokenizer.
@@ -36,7 +38,7 @@ def serve(
     from transformers.cli.serve import Serve
 
     # Weights are mapped, not read: loading twice costs little, and says what is wrong.
-    cls = type(load_trained(folder)[0])
+    cls = type(load_trained(folder, trust_remote_code=trust_remote_code)[0])
     # The server looks the class up by its name among those of transformers.
     setattr(transformers, cls.__name__, cls)
     Serve(
@@ -45,4 +47,5 @@ def serve(
         port=port,
         device=device,
         continuous_batching=continuous_batching,
+        trust_remote_code=trust_remote_code,
     )

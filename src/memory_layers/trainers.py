@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from memory_layers.layers import ValueTable
+from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.optim import MemoryAdamW
 from memory_layers.optim.groups import find_tables
 from memory_layers.parallel.collectives import Group, start_gather, wait
@@ -25,8 +26,9 @@ def memory_optimizer(lr: float, **options: Any) -> tuple[type, dict[str, Any]]: 
     learning-rate schedule applies to all of them, its `max_grad_norm` to the dense parameters.
 
     Args:
-        lr: Learning rate of the dense parameters. The Trainer's own is not looked at.
-        **options: Of MemoryAdamW, such as `value_lr`.
+        lr: Learning rate of the dense parameters.
+        **options: Of MemoryAdamW, such as `value_lr` and `weight_decay`, 0.1 by default. The
+            Trainer's own settings of an optimizer are not looked at.
     """
     return _Factory, {"lr": lr, **options}
 
@@ -35,10 +37,34 @@ class _Factory:
     """What the Trainer calls for an optimizer that needs the model: cls()(model, **kwargs)."""
 
     def __call__(self, model: nn.Module, **options: Any) -> MemoryAdamW:  # noqa: ANN401
+        _refuse_other_engines(model)
         optimizer = MemoryAdamW(model, **options)
         if dist.is_initialized() and dist.get_world_size() > 1:
             _keep_equal(model, optimizer)
         return optimizer
+
+
+def _refuse_other_engines(model: nn.Module) -> None:
+    """Refuse what would train in silence, and wrongly, or fail with an error about shapes."""
+    parameters = list(model.parameters())
+    if any(
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in parameters
+    ):
+        raise ValueError(
+            "the parameters are sharded, by FSDP or DeepSpeed, and a value table is not to be. "
+            "hint: DistributedDataParallel, or `memory-layers train`, which shards it"
+        )
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    if alone and parameters[0].is_cuda and torch.cuda.device_count() > 1:
+        raise ValueError(
+            "one process with several GPUs makes the Trainer copy the model to each, and reads of "
+            "the copies are lost. hint: torchrun --nproc-per-node N, or CUDA_VISIBLE_DEVICES=0"
+        )
+    layers = [module for module in model.modules() if isinstance(module, MemoryLayer)]
+    if not alone and any(layer.query.batch_norm is not None for layer in layers):
+        raise ValueError(
+            'query_norm="batch" takes its statistics on one process only. hint: query_norm="layer"'
+        )
 
 
 def _keep_equal(model: nn.Module, optimizer: MemoryAdamW) -> None:
@@ -63,6 +89,11 @@ def _keep_equal(model: nn.Module, optimizer: MemoryAdamW) -> None:
 
 def _average(table: ValueTable, group: Group) -> None:
     """Give each rank the mean of all gradients, as data parallelism does for dense parameters."""
+    if table.pending.is_scaled:
+        raise RuntimeError(
+            "clip_grad_norm_ of this optimizer would clip what one rank has read. hint: clip the "
+            "dense parameters, torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
+        )
     gradient = table.pending.row_gradient()
     shapes = () if gradient is None else (*gradient.weights, *gradient.vectors)
     # Batches padded to their own longest row differ in shape from rank to rank.

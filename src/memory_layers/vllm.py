@@ -7,12 +7,10 @@ backbone on the meta device, exchanges linear maps and attention, and loads weig
 import transformers
 
 from memory_layers.models.classes import memory_classes, register_families
-from memory_layers.models.families import FAMILIES
 
 
 def register() -> None:
     """Make transformers, and so vLLM, know every family with memory. May be called again."""
-    register_families()
-    for family in FAMILIES:
+    for family in register_families():
         for cls in memory_classes(family).all():
             setattr(transformers, cls.__name__, cls)

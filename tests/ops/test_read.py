@@ -25,6 +25,8 @@ every_size = pytest.mark.parametrize(
         *((t, 33, 5) for t in (0, 1, 7, 63)),
         *((7, v, 5) for v in (1, 20, 64)),
         *((t, v, 1) for t, v in ((1, 1), (7, 33), (63, 20), (63, 64))),
+        # Few tokens are read in parts, with whole groups of rows in each.
+        *((t, 33, j) for t, j in ((1, 37), (3, 128), (2, 33))),
     ],
 )
 
@@ -151,10 +153,12 @@ def test_strided_and_expanded_inputs(impl: str) -> None:
 
 
 @pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("tokens", "reads"), [(200, 5), (2, 40)])
 @pytest.mark.parametrize("precision", [FP32, BF16], ids=precision_id)
-def test_result_does_not_depend_on_threads(precision: Precision) -> None:
+def test_result_does_not_depend_on_threads(precision: Precision, tokens: int, reads: int) -> None:
     table = torch.randn(ROWS, 40).to(precision.table)
-    slots, weights, x = random_slots(200, 5), torch.randn(200, 5), torch.randn(200, 40)
+    slots, weights = random_slots(tokens, reads), torch.randn(tokens, reads)
+    x = torch.randn(tokens, 40)
     results = []
     for threads in (2, 1):
         torch.set_num_threads(threads)

@@ -1,11 +1,15 @@
 """The pending list of a table: what its reads left behind for the optimizer."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 
 DEFAULT_BUDGET_BYTES = 2**30
+# So many reads without an optimizer are no accident.
+UNAWAITED_READS = 12
 
 
 class PendingReads:
@@ -14,6 +18,10 @@ class PendingReads:
     Reads of several layers that share the table and of accumulated micro-batches append to the
     same list. Beyond `budget_bytes` the list is folded into one read, (rows, sums): it never grows
     beyond the budget, or twice the touched rows, plus one read. Folding waits for a GPU.
+
+    Attributes:
+        is_reduced: Added up over replicas since it was last cleared.
+        is_awaited: An optimizer of ours takes the list.
 
     Args:
         budget_bytes: Size of the list, in bytes, beyond which it is folded.
@@ -25,6 +33,12 @@ class PendingReads:
         self._is_scaled = False
         self._folded_bytes = 0
         self.is_reduced = False
+        self.is_awaited = False
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether some reads have been scaled since the last one was added, as clipping does."""
+        return self._is_scaled
 
     def __len__(self) -> int:
         """Number of reads."""
@@ -54,6 +68,13 @@ class PendingReads:
             raise RuntimeError(
                 "a backward pass after the gradient was added up over replicas. hint: call "
                 "clip_grad_norm_ and step after the last backward pass, then zero_grad"
+            )
+        if not self.is_awaited and len(self) == UNAWAITED_READS:
+            warnings.warn(
+                "the gradients of a value table pile up, and no optimizer takes them: the table "
+                "does not learn. hint: MemoryAdamW(model), trainers.memory_optimizer for "
+                'transformers\' Trainer, or MemoryConfig(grad_mode="dense") for other optimizers',
+                stacklevel=2,
             )
         read = group_by_row(slots.detach(), weights.detach(), d_out.detach())
         held = self._gradient

@@ -98,7 +98,8 @@ def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     )
     found = {k: t for k, t in _split(model).base.items() if not k.startswith(replaced)}
     problem = _difference(found, description["base"])
-    if problem is None and _head_digest(model) not in (None, description["head"]):
+    heads = {_head_digest(model), description["head"]} - {None}
+    if problem is None and len(heads) > 1:
         problem = "its output embeddings are others"
     if problem is not None:
         raise ValueError(
@@ -196,10 +197,16 @@ def _description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}. hint: save the memory again") from error
-    missing = [key for key in _KEYS if not isinstance(description, dict) or key not in description]
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} is damaged, it holds no object. hint: save the memory again")
+    # A later version may have other fields.
+    check_format(description.get("memory_format", FORMAT_VERSION))
+    missing = [key for key in _KEYS if key not in description]
+    missing += [key for key in ("memory", "base") if not isinstance(description.get(key), dict)]
     if missing:
-        raise ValueError(f"{path} is damaged, it lacks {', '.join(missing)}. hint: save it again")
-    check_format(description["memory_format"])
+        raise ValueError(
+            f"{path} is damaged, it lacks {', '.join(dict.fromkeys(missing))}. hint: save it again"
+        )
     return description
 
 

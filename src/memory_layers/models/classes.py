@@ -93,12 +93,15 @@ def family_of(model: PreTrainedModel) -> Family:
     return getattr(model, "memory_family", None) or find_family(model.config.model_type)
 
 
-def register_families() -> None:
-    """Make transformers' Auto classes know every family of the table that it has."""
+def register_families() -> list[Family]:
+    """Make transformers' Auto classes know every family of the table that it has: these."""
+    found = []
     for family in FAMILIES:
         names = (family.config, family.backbone, family.causal_lm)
         if all(hasattr(transformers, str(name).removeprefix("transformers.")) for name in names):
             register_family(family)
+            found.append(family)
+    return found
 
 
 def register_family(family: Family) -> None:
@@ -124,13 +127,20 @@ def register_family(family: Family) -> None:
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
 
 
-def install_memory(backbone: PreTrainedModel, config: MemoryConfig, family: Family) -> None:
+def install_memory(
+    backbone: PreTrainedModel,
+    config: MemoryConfig,
+    family: Family,
+    place: Callable[[nn.Module], None] = lambda module: None,
+) -> None:
     """Put memory layers into the blocks of a backbone, and shared tables on the backbone.
 
     Args:
         backbone: The model without its head.
         config: Sizes and choices.
         family: Where the blocks are.
+        place: Brings each layer and table where it belongs before any of them is put in: if there
+            is no room for one, the backbone is as it was.
 
     Raises:
         ValueError: A layer index is not below the number of blocks.
@@ -143,13 +153,15 @@ def install_memory(backbone: PreTrainedModel, config: MemoryConfig, family: Fami
             f"hint: the last block is {len(blocks) - 1}"
         )
     model_dim = backbone.config.hidden_size
-    if config.share_values:
-        for name, table in build_tables(config, model_dim).items():
-            backbone.add_module(name, table)
-    for index in config.layers:
+    tables = build_tables(config, model_dim) if config.share_values else {}
+    owner = backbone if config.share_values else None
+    layers = [build_layer(config, model_dim, owner) for _ in config.layers]
+    for module in (*tables.values(), *layers):
+        place(module)
+    for name, table in tables.items():
+        backbone.add_module(name, table)
+    for index, memory in zip(config.layers, layers, strict=True):
         block = blocks[index]
-        owner = backbone if config.share_values else None
-        memory = build_layer(config, model_dim, owner)
         if config.placement == "beside":
             setattr(block, family.mlp, MemoryBeside(getattr(block, family.mlp), memory))
         else:
@@ -193,6 +205,7 @@ def _subclass(
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:  # noqa: N807
         base.__init__(self, config)
+        check_format(config.memory_format)
         if config.memory is None and config.moe is None:
             raise ValueError(
                 "config.memory is None, and config.moe too. "
@@ -200,7 +213,6 @@ def _subclass(
             )
         if config.memory is not None and config.moe is not None:
             raise ValueError("config.memory and config.moe are both set. hint: remove one")
-        check_format(config.memory_format)
         backbone = backbone_of(self)
         if config.memory is not None:
             install_memory(backbone, MemoryConfig.from_dict(config.memory), family)
@@ -234,8 +246,21 @@ def _subclass(
         *args: Any,  # noqa: ANN401
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError(
+                "push_to_hub=True would upload the folder before the code that loads it. "
+                "hint: save_pretrained, then huggingface_hub.upload_folder"
+            )
         base.save_pretrained(self, save_directory, *args, **kwargs)
-        write_remote_code(Path(save_directory), family, memory_classes(family).all())
+        # Other processes write nothing, and a folder of PEFT's adapters has no config.
+        if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
+            write_remote_code(Path(save_directory), family, memory_classes(family).all())
+
+    def zero_grad(self: PreTrainedModel, set_to_none: bool = True) -> None:
+        base.zero_grad(self, set_to_none)
+        for module in self.modules():
+            if isinstance(module, ValueTable):
+                module.pending.clear()
 
     body: dict[str, Any] = {
         "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its config "
@@ -245,6 +270,7 @@ def _subclass(
         "_init_weights": _init_weights,
         "_initialize_weights": _initialize_weights,
         "save_pretrained": save_pretrained,
+        "zero_grad": zero_grad,
         "__reduce__": partialmethod(_reduce, family, kind),
         "config_class": config_class,
         "memory_family": family,

@@ -1,5 +1,6 @@
 """Which model families can get memory, and where their feed-forward blocks are."""
 
+import inspect
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -106,6 +107,8 @@ def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
             f"mlp={mlp!r} must name one child of every block, {where} it. "
             f"hint: the blocks have {', '.join(children) or 'no children'}"
         )
+    for block in backbone.get_submodule(found[0]).children():
+        _refuse_more_inputs(getattr(block, mlp), mlp)
     for family in FAMILIES:
         if (family.blocks, family.mlp) == (found[0], mlp) and is_of(model, family):
             return family
@@ -118,6 +121,25 @@ def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
         blocks=found[0],
         mlp=mlp,
     )
+
+
+def _refuse_more_inputs(child: nn.Module, mlp: str) -> None:
+    """Refuse a child whose forward needs more than hidden states, such as an attention."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(child.forward).parameters.items()
+        # An attention may do without its mask, but blocks give it one.
+        if name == "attention_mask"
+        or (
+            parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        )
+    ]
+    if len(needed) > 1:
+        raise ValueError(
+            f"mlp={mlp!r} must name a child that takes hidden states alone, it takes "
+            f"{', '.join(needed)}. hint: name the feed-forward part of the blocks"
+        )
 
 
 def is_of(model: PreTrainedModel, family: Family) -> bool:
@@ -144,9 +166,13 @@ def _path(cls: type) -> str:
         found = load_class(path)
     except (ImportError, AttributeError):
         found = None
-    if found is not cls:
+    # The classes of a script have another module in the process that loads, as have those that came
+    # with a model folder.
+    elsewhere = cls.__module__.split(".")[0] in ("__main__", "transformers_modules")
+    if found is not cls or elsewhere:
         raise ValueError(
             f"the class {path} cannot be imported by that name, so a saved model could not be "
-            "loaded. hint: define it in a module, not in a function or anew"
+            "loaded. hint: define it in a module that can be imported, not in a function, a script "
+            "or anew"
         )
     return path

@@ -5,7 +5,8 @@
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
@@ -53,21 +54,25 @@ def add_memory(
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
 
-    install_memory(backbone, config, family)
+    changed = _changed_config(model, family, memory=config.to_dict())
+
+    def place(module: nn.Module) -> None:
+        module.train(backbone.training)
+        for part in module.modules():
+            # Not a layer as a whole: it may own its table, whose type is a choice of its own.
+            if isinstance(part, MemoryLayer):
+                for inner in (part.query, part.keys, part.sink, part.gate):
+                    if inner is not None:
+                        inner.to(device=reference.device, dtype=reference.dtype)
+            elif isinstance(part, ValueTable):
+                fixed = config.value_dtype != "model"
+                part.to(device=reference.device, dtype=None if fixed else reference.dtype)
+
+    install_memory(backbone, config, family, place)
     for module in backbone.modules():
-        # Not the layer as a whole: it may own its table, whose type is a choice of its own.
-        if isinstance(module, MemoryLayer | ValueTable):
-            module.train(backbone.training)
-        elif isinstance(module, MemoryBeside):
+        if isinstance(module, MemoryBeside):
             module.training = backbone.training
-        if isinstance(module, MemoryLayer):
-            for part in (module.query, module.keys, module.sink, module.gate):
-                if part is not None:
-                    part.to(device=reference.device, dtype=reference.dtype)
-        elif isinstance(module, ValueTable):
-            fixed = config.value_dtype != "model"
-            module.to(device=reference.device, dtype=None if fixed else reference.dtype)
-    _change_class(model, family, memory=config.to_dict())
+    _change_class(model, family, changed)
     return model
 
 
@@ -89,11 +94,12 @@ def add_experts(model: PreTrainedModel, config: MoeConfig) -> PreTrainedModel:
     family = _family_of_plain(model)
     backbone = backbone_of(model)
     reference = next(backbone.parameters())
+    changed = _changed_config(model, family, moe=config.to_dict())
     install_experts(backbone, config, family)
     for module in backbone.modules():
         if isinstance(module, RoutedExperts):
             module.to(device=reference.device, dtype=reference.dtype).train(backbone.training)
-    _change_class(model, family, moe=config.to_dict())
+    _change_class(model, family, changed)
     return model
 
 
@@ -129,7 +135,7 @@ def remove_memory(model: PreTrainedModel) -> PreTrainedModel:
     for name in ("model_type", "memory", "moe", "memory_format", "auto_map", "architectures"):
         values.pop(name, None)
     is_backbone = backbone is model
-    _set_config(model, load_class(family.config), values)
+    _set_config(model, _config_of(model, load_class(family.config), values))
     backbone.__class__ = load_class(family.backbone)
     if not is_backbone:
         assert family.causal_lm is not None
@@ -165,25 +171,40 @@ def _family_of_plain(model: PreTrainedModel, mlp: str | None = None) -> Family:
     return family
 
 
-def _change_class(model: PreTrainedModel, family: Family, **fields: dict[str, Any]) -> None:
-    """Make a model an instance of the family's memory class, with fields for its config."""
+def _change_class(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -> None:
+    """Make a model an instance of the family's memory class, with another config."""
     classes, backbone = memory_classes(family), backbone_of(model)
     is_backbone = backbone is model
-    values: dict[str, Any] = {**model.config.to_dict(), **fields}
-    values.pop("model_type", None)
-    _set_config(model, classes.config, values)
+    _set_config(model, config)
+    # What transformers renamed and joined when it loaded the base. It would undo that when it
+    # saves, and not do it again when it loads the folder, whose model type it does not know.
+    for part in (model, backbone):
+        if getattr(part, "_weight_conversions", None) is not None:
+            setattr(part, "_weight_conversions", None)  # noqa: B010  (not a parameter or module)
     backbone.__class__ = classes.backbone
     if not is_backbone:
         assert classes.causal_lm is not None
         model.__class__ = classes.causal_lm
 
 
-def _set_config(model: PreTrainedModel, cls: type, values: dict[str, Any]) -> None:
+def _changed_config(
+    model: PreTrainedModel, family: Family, **fields: dict[str, Any]
+) -> PreTrainedConfig:
+    """Return the config of a model as one of the family with memory, with more fields."""
+    values = {**model.config.to_dict(), **fields}
+    values.pop("model_type", None)
+    return _config_of(model, memory_classes(family).config, values)
+
+
+def _config_of(model: PreTrainedModel, cls: type, values: dict[str, Any]) -> PreTrainedConfig:
+    # to_dict leaves the attention implementation out, and without it no mask is made.
+    values["attn_implementation"] = model.config._attn_implementation  # noqa: SLF001
+    return cls(**values)
+
+
+def _set_config(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     """Give a model and all modules that share its config a new one."""
     old = model.config
-    # to_dict leaves the attention implementation out, and without it no mask is made.
-    values["attn_implementation"] = old._attn_implementation  # noqa: SLF001
-    config = cls(**values)
     for module in model.modules():
         if getattr(module, "config", None) is old:
             setattr(module, "config", config)  # noqa: B010  (not a parameter or module)

@@ -78,6 +78,8 @@ class MemoryAdamW(torch.optim.AdamW):
                 raise ValueError(f"{name} must be >= 0, got {number}")
         decayed, plain = split_parameters(model)
         self._tables = find_tables(model)
+        for table in self._tables:
+            table.pending.is_awaited = True
         groups: list[dict[str, Any]] = [
             *({"params": same, "weight_decay": weight_decay} for same in by_mesh(decayed)),
             *({"params": same, "weight_decay": 0.0} for same in by_mesh(plain)),
@@ -111,6 +113,12 @@ class MemoryAdamW(torch.optim.AdamW):
         Args:
             closure: Recomputes the loss, as for every torch optimizer.
         """
+        # GradScaler leaves both to the step of a fused optimizer.
+        if self._tables and getattr(self, "found_inf", None) is not None:
+            raise RuntimeError(
+                "loss scaling does not reach the gradient of a value table. hint: train in bf16, "
+                "without a GradScaler"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -6,11 +6,13 @@ from typing import Any
 from memory_layers.train.config import ConfigError
 
 
-def load_trained(folder: Path) -> tuple[Any, Any]:
+def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load a model that `train` wrote, and its tokenizer. Refuses what is not whole.
 
     Args:
         folder: Its `model` folder.
+        trust_remote_code: Run code that lies in the folder, which loads a model of a family that
+            this package does not know.
 
     Raises:
         ConfigError: The folder holds no such model, or tensors are missing or of other shapes.
@@ -31,7 +33,11 @@ def load_trained(folder: Path) -> tuple[Any, Any]:
         )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{folder} cannot be loaded: {error}") from error
