@@ -42,7 +42,7 @@ def read_texts(path: str) -> list[str]:
 
 
 def mixed(texts: list[str], keep: str | None) -> list[str]:
-    """Return texts with as many others that the model should not forget, drawn at random.
+    """Return texts with up to as many others that the model should not forget, drawn at random.
 
     Args:
         texts: To learn.

@@ -135,18 +135,18 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert apart < 0.02, (key, float(apart))
 
 
-def exchanged(tokens: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def exchanged(tokens: Sequence[int], rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A table's own gradient and the one after the exchange, for each number of tokens."""
     rank = dist.get_rank()
     found = []
     for count in tokens[rank::2]:
         torch.manual_seed(7)
-        table = ValueTable(12, 5, init_std=1.0)
+        table = ValueTable(rows, 5, init_std=1.0)
         factory, options = memory_optimizer(lr=0.0)
         optimizer = factory()(table, **options)
         torch.manual_seed(100 * rank + count)
         for _ in range(2 if count else 0):
-            slots = torch.randint(12, (count, 3))
+            slots = torch.randint(rows, (count, 3))
             table(slots, torch.rand(count, 3)).sum().backward()
         own = table.pending.to_sparse(table.weight).to_dense()
         seen = []
@@ -158,9 +158,13 @@ def exchanged(tokens: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("tokens", [(4, 4), (4, 9), (0, 6)])
-def test_replicas_get_the_mean_of_all_gradients(tokens: tuple[int, int]) -> None:
-    ranks = run_ranks(2, exchanged, tokens)
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    # Factors are smaller than dense sums where there are many rows.
+    [((4, 4), 12), ((4, 9), 12), ((9, 4), 400), ((1, 6), 400), ((0, 6), 12)],
+)
+def test_replicas_get_the_mean_of_all_gradients(tokens: tuple[int, int], rows: int) -> None:
+    ranks = run_ranks(2, exchanged, tokens, rows)
     (own, mean), (other, same) = ranks[0][0], ranks[1][0]
     assert not torch.equal(own, other)
     torch.testing.assert_close(mean, (own + other) / 2)

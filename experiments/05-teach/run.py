@@ -1,7 +1,7 @@
 """Teach new facts to memory beside a frozen model: python experiments/05-teach/run.py OUT.
 
 Three seeds. For each a base is trained on 300 airports, then memory beside it on 100 others, with
-and without old facts mixed in. OUT keeps the runs, and what is there already is not run again.
+and without old facts mixed in. OUT keeps the runs: those of the same commit are not run again.
 """
 
 import json
@@ -71,7 +71,7 @@ def main(out: str) -> None:
     airports.main(str(facts))
     runs = []
     for seed in SEEDS:
-        done = folder / f"seed{seed}.json"
+        done = folder / f"{commit()}_seed{seed}.json"
         if not done.is_file():
             found = run(seed, folder / f"seed{seed}", facts)
             done.write_text(json.dumps(found), "utf-8")

@@ -5,18 +5,23 @@ tables alone, and their replicas exchange factors before each step instead.
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from memory_layers.layers import MemoryLayer, ValueTable
 from memory_layers.optim import MemoryAdamW
 from memory_layers.optim.groups import find_tables
 from memory_layers.parallel.collectives import Group, start_gather, wait
-from memory_layers.parallel.replicas import add_replicas, add_unequal_replicas
+from memory_layers.parallel.replicas import (
+    add_padded_replicas,
+    add_replicas,
+    add_unequal_replicas,
+)
 
 
 def memory_optimizer(lr: float, **options: Any) -> tuple[type, dict[str, Any]]:  # noqa: ANN401
@@ -95,12 +100,21 @@ def _average(table: ValueTable, group: Group) -> None:
             "dense parameters, torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
         )
     gradient = table.pending.row_gradient()
-    shapes = () if gradient is None else (*gradient.weights, *gradient.vectors)
-    # Batches padded to their own longest row differ in shape from rank to rank.
-    mark = zlib.crc32(str([tuple(part.shape) for part in shapes]).encode())
-    marks = wait(start_gather(torch.tensor([mark], device=table.weight.device), group))
-    if bool((marks == mark).all()):
+    parts = () if gradient is None else (*gradient.weights, *gradient.vectors)
+    # Batches padded to their own longest row differ in tokens from rank to rank. Where a rank has
+    # read nothing, or folded its reads, more differs.
+    marks = [_mark(parts, first) for first in (0, 1)]
+    own = torch.tensor([marks], device=table.weight.device)
+    same = (wait(start_gather(own, group)) == own).all(0).tolist()
+    if same[0]:
         add_replicas(table.pending, len(table.weight), group)
+    elif same[1]:
+        add_padded_replicas(table.pending, len(table.weight), group)
     else:
         add_unequal_replicas(table.pending, table.weight, group)
     table.pending.scale(1 / group.size)
+
+
+def _mark(parts: Sequence[Tensor], first: int) -> int:
+    """Return a number that says which shapes there are, from their dimension `first` on."""
+    return zlib.crc32(str([tuple(part.shape[first:]) for part in parts]).encode())
