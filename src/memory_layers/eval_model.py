@@ -194,6 +194,5 @@ def _question(probe: Probe, answers: Sequence[str]) -> Question:
 def _others(probe: Probe, answer: str, answers: Sequence[str]) -> list[str]:
     """Return wrong answers of the same relation, the same ones each time."""
     number = int.from_bytes(stable_hash(0, "choices", probe.relation, probe.subject))
-    return random.Random(number).sample(  # noqa: S311
-        [other for other in answers if other != answer], min(CHOICES, len(answers)) - 1
-    )
+    drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
+    return [other for other in drawn if other != answer][: CHOICES - 1]
