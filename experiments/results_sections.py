@@ -227,7 +227,7 @@ def teach_section(folder: str = "05-teach") -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:
