@@ -257,7 +257,8 @@ def test_tokens_do_not_meet_and_shapes_are_kept(name: str) -> None:
     out = layer(x)
     assert out.shape == x.shape
     torch.testing.assert_close(layer(x[1, 2]), out[1, 2], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(layer(x[1, 2, 3]), out[1, 2, 3], rtol=1e-5, atol=1e-6)
+    # One token is scored and read by other kernels, whose sums are in another order.
+    torch.testing.assert_close(layer(x[1, 2, 3]), out[1, 2, 3], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer(x.transpose(0, 2)), out.transpose(0, 2), rtol=1e-5, atol=1e-6)
     assert layer(x[:, :0]).shape == (2, 0, 4, DIM)
 

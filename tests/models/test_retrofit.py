@@ -14,7 +14,7 @@ from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from memory_layers import MemoryAdamW
-from memory_layers.layers.pending import UNAWAITED_READS
+from memory_layers.layers.values import UNAWAITED_READS
 from memory_layers.models import (
     add_memory,
     backbone_of,

@@ -1,15 +1,11 @@
 """The pending list of a table: what its reads left behind for the optimizer."""
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 
 DEFAULT_BUDGET_BYTES = 2**30
-# So many reads without an optimizer are no accident.
-UNAWAITED_READS = 12
 
 
 class PendingReads:
@@ -68,13 +64,6 @@ class PendingReads:
             raise RuntimeError(
                 "a backward pass after the gradient was added up over replicas. hint: call "
                 "clip_grad_norm_ and step after the last backward pass, then zero_grad"
-            )
-        if not self.is_awaited and len(self) == UNAWAITED_READS:
-            warnings.warn(
-                "the gradients of a value table pile up, and no optimizer takes them: the table "
-                "does not learn. hint: MemoryAdamW(model), trainers.memory_optimizer for "
-                'transformers\' Trainer, or MemoryConfig(grad_mode="dense") for other optimizers',
-                stacklevel=2,
             )
         read = group_by_row(slots.detach(), weights.detach(), d_out.detach())
         held = self._gradient

@@ -1,5 +1,6 @@
 """Step 3: slots and weights → read. ValueTable owns the rows, calls ops.read. Next: gate.py."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,9 @@ from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.pending import PendingReads
 from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.read import gather_dot, gather_sum
+
+# So many reads that no optimizer waits for are no accident.
+UNAWAITED_READS = 12
 
 
 class ValueTable(nn.Module):
@@ -162,6 +166,13 @@ def _table_gradient(
 ) -> Tensor | None:
     """Leave the factors of a table gradient in a list, or return it as a sparse tensor."""
     if pending is not None:
+        if not pending.is_awaited and len(pending) == UNAWAITED_READS:
+            warnings.warn(
+                "the gradients of a value table pile up, and no optimizer takes them: the table "
+                "does not learn. hint: MemoryAdamW(model), trainers.memory_optimizer for "
+                'transformers\' Trainer, or MemoryConfig(grad_mode="dense") for other optimizers',
+                stacklevel=2,
+            )
         pending.append(slots, weights, vectors)
         return None
     reads = PendingReads()

@@ -198,7 +198,7 @@ def _description(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}. hint: save the memory again") from error
     if not isinstance(description, dict):
-        raise ValueError(f"{path} is damaged, it holds no object. hint: save the memory again")
+        description = {}
     # A later version may have other fields.
     check_format(description.get("memory_format", FORMAT_VERSION))
     missing = [key for key in _KEYS if key not in description]
