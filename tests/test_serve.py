@@ -12,6 +12,7 @@ import openai
 import pytest
 import torch
 from example_models import write_example
+from helpers import fresh_interpreter
 from tiny_models import tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -92,3 +93,22 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -
             (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
     assert main(["serve", str(tmp_path / "model")]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+GENERATE = """
+import sys
+from memory_layers.cli import main
+flags = ["--max-tokens", "2"]
+codes = [main(["generate", sys.argv[1], "The code", *flags, *more])
+         for more in ([], ["--trust-remote-code", "True"])]
+print(codes)
+"""
+
+
+def test_a_model_by_the_name_of_its_child_needs_trust(tmp_path: Path) -> None:
+    base, _ = write_example(tmp_path, "olmo")
+    model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory(), mlp="mlp")
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "model")
+    printed = fresh_interpreter(GENERATE, str(tmp_path / "model"), HF_HOME=str(tmp_path / "home"))
+    assert printed.splitlines()[-1] == "[2, 0]"

@@ -15,7 +15,7 @@ from example_models import write_example
 from peft import PeftModel
 from ranks import run_ranks
 from safetensors.torch import load_file
-from tiny_models import tiny_memory
+from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memory_layers import ValueTable
@@ -169,6 +169,29 @@ def test_replicas_get_the_mean_of_all_gradients(tokens: tuple[int, int], rows: i
     assert not torch.equal(own, other)
     torch.testing.assert_close(mean, (own + other) / 2)
     assert torch.equal(mean, same)
+
+
+def refused_on_two_ranks() -> list[str]:
+    found = []
+    factory, options = memory_optimizer(lr=0.1)
+    batch = add_memory(tiny_llama(), tiny_memory(query_norm="batch"))
+    with pytest.raises(ValueError, match="one process only") as error:
+        factory()(batch, **options)
+    found.append(str(error.value))
+    table = ValueTable(12, 5, init_std=1.0)
+    optimizer = factory()(table, **options)
+    table(torch.randint(12, (4, 3)), torch.rand(4, 3)).sum().backward()
+    optimizer.clip_grad_norm_(None, 0.01)
+    with pytest.raises(RuntimeError, match="what one rank has read") as clipped:
+        optimizer.step()
+    found.append(str(clipped.value))
+    return found
+
+
+def test_what_two_ranks_would_do_wrongly_is_refused() -> None:
+    for batch, clipped in run_ranks(2, refused_on_two_ranks):
+        assert 'hint: query_norm="layer"' in batch
+        assert "hint: clip the dense parameters" in clipped
 
 
 def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path) -> None:
