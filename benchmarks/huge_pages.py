@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from memory_layers import gather_sum, provenance
+from memory_layers import gather_sum
+from memory_layers.common import provenance
 from memory_layers.ops.huge_pages import advise_huge_pages
 
 ROWS, WIDTH, TOKENS, READS = 2**20, 512, 2048, 128

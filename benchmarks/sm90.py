@@ -27,7 +27,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from memory_layers import provenance
+from memory_layers.common import provenance
 
 TARGET = GPUTarget("cuda", 90, 32)
 # What an H100 has for one program: more cannot be launched.

@@ -17,8 +17,8 @@ from lines import collator, encode, load_with_memory, mixed, read_texts
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from memory_layers.integrations.trainer import memory_optimizer
 from memory_layers.models import save_memory
-from memory_layers.trainers import memory_optimizer
 
 
 def main(

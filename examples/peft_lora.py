@@ -14,7 +14,7 @@ from lines import collator, encode, load_base, read_texts
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
-from memory_layers.trainers import memory_optimizer
+from memory_layers.integrations.trainer import memory_optimizer
 
 
 def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:

@@ -14,8 +14,8 @@ from lines import load_with_memory, read_texts
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
+from memory_layers.integrations.trainer import memory_optimizer
 from memory_layers.models import save_memory
-from memory_layers.trainers import memory_optimizer
 
 
 def main(name: str, path: str, out: str, **arguments: object) -> None:

@@ -40,7 +40,7 @@ LONG = (
     "test_same_numbers.py",
     "test_sharded.py",
     "test_families.py",
-    "test_trainers.py",
+    "test_trainer.py",
     "test_serve.py",
 )
 

@@ -43,7 +43,7 @@ def measure(setting: str) -> float:
 
 def main() -> None:
     """Measure, and write results.json."""
-    from memory_layers.provenance import commit, device_name, versions
+    from memory_layers.common.provenance import commit, device_name, versions
 
     pairs = [(measure("default"), measure("kept")) for _ in range(ROUNDS)]
     ratios = [kept / default for default, kept in pairs]

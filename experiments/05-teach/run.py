@@ -13,13 +13,13 @@ from typing import Any
 
 from transformers.utils import logging
 
+from memory_layers.common.provenance import commit, device_name
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import corpus_of
 from memory_layers.evaluate.recall import recall_items, summarize_recall
-from memory_layers.provenance import commit, device_name
+from memory_layers.evaluate.trained import load_trained
 from memory_layers.train.config import load_run
 from memory_layers.train.loop import train
-from memory_layers.train.trained import load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))

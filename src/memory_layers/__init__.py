@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from memory_layers.config import MemoryConfig
+from memory_layers.common.version import __version__ as __version__
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable
-from memory_layers.moe_config import MoeConfig
 from memory_layers.ops.find import product_key_topk
 from memory_layers.ops.read import gather_dot, gather_sum
 from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
@@ -14,7 +14,6 @@ from memory_layers.optim import MemoryAdamW
 if TYPE_CHECKING:
     from memory_layers.models import add_experts, add_memory
 
-__version__ = "0.1.0"
 __all__ = [
     "MemoryAdamW",
     "MemoryConfig",

@@ -22,13 +22,11 @@ from memory_layers.arguments import (
     TrainArgs,
 )
 from memory_layers.bench.errors import BenchError, WrongResultError
+from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.config import MemoryConfig
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.lines import DataError
-from memory_layers.evaluate.harness import TaskError
-from memory_layers.parallel.health import LostRankError
 from memory_layers.study.config import check_seeds, load_compare
-from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
+from memory_layers.train.config import RunConfig, load_run, read_yaml
 from memory_layers.train.loop import DivergedError, Interrupted
 
 
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(2)
     except OSError as error:
         return _fail(str(error), own=True)
-    except (ConfigError, BenchError, DataError, DivergedError, TaskError, ImportError) as error:
+    except (UserError, BenchError, DivergedError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -85,7 +83,7 @@ def _train(arguments: list[str]) -> int:
     path, flags = _config_path("train", arguments)
     for field, command in (("variants", "compare"), ("bases", "scale")):
         if field in read_yaml(path):
-            raise ConfigError(f"{path} lists {field}. hint: memory-layers {command} {path}")
+            raise UserError(f"{path} lists {field}. hint: memory-layers {command} {path}")
     args = _parse("train", TrainArgs, flags, TrainArgs(load_run(path)))
     _check_selection(args.run.data, flags)
     out = args.out or Path("runs") / args.run.name
@@ -115,7 +113,7 @@ def _compare(arguments: list[str]) -> int:
     check_seeds(args.seeds, "--seeds")
     _check_selection(args.run.data, flags)
     if args.workers is not None and args.workers < 1:
-        raise ConfigError(f"--workers must be >= 1, got {args.workers}")
+        raise UserError(f"--workers must be >= 1, got {args.workers}")
     config = replace(config.with_base(args.run), seeds=tuple(args.seeds))
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
@@ -145,7 +143,7 @@ def _scale(arguments: list[str]) -> int:
     for name in ("workers", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name} must be >= 1, got {value}")
+            raise UserError(f"--{name} must be >= 1, got {value}")
     config = config.changed(args.run, args.slots, args.seeds)
     out = args.out or Path("runs") / args.run.name
     _quiet_transformers()
@@ -170,9 +168,9 @@ def _report(arguments: list[str]) -> int:
     try:
         results = json.loads(args.results.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{args.results}: is not JSON: {error}") from error
+        raise UserError(f"{args.results}: is not JSON: {error}") from error
     if not isinstance(results, dict) or "runs" not in results:
-        raise ConfigError(
+        raise UserError(
             f"{args.results}: must hold `runs`. hint: results.json of `compare` or `scale`"
         )
     write = write_scale_report if "exchange" in results else write_report
@@ -199,7 +197,7 @@ def _export(arguments: list[str]) -> int:
 
 
 def _eval(arguments: list[str]) -> int:
-    from memory_layers.eval_model import evaluate_model
+    from memory_layers.evaluate.command import evaluate_model
 
     _quiet_transformers()
     print(evaluate_model(**asdict(_parse("eval", EvalArgs, arguments))))
@@ -209,11 +207,11 @@ def _eval(arguments: list[str]) -> int:
 def _generate(arguments: list[str]) -> int:
     import torch
 
-    from memory_layers.train.trained import load_trained
+    from memory_layers.evaluate.trained import load_trained
 
     args = _parse("generate", GenerateArgs, arguments)
     if args.max_tokens < 1 or args.temperature < 0:
-        raise ConfigError(
+        raise UserError(
             f"--max-tokens must be >= 1 and --temperature >= 0, got {args.max_tokens} and "
             f"{args.temperature}"
         )
@@ -221,7 +219,7 @@ def _generate(arguments: list[str]) -> int:
     model, tokenizer = load_trained(args.model, trust_remote_code=args.trust_remote_code)
     inputs = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)
     if inputs["input_ids"].shape[1] == 0:
-        raise ConfigError("the prompt is empty. hint: give at least one word")
+        raise UserError("the prompt is empty. hint: give at least one word")
     torch.manual_seed(args.seed)
     sampling: dict[str, Any] = {"do_sample": False}
     if args.temperature > 0:
@@ -238,7 +236,7 @@ def _generate(arguments: list[str]) -> int:
 
 
 def _serve(arguments: list[str]) -> int:
-    from memory_layers.serve import serve
+    from memory_layers.integrations.serve import serve
 
     args = _parse("serve", ServeArgs, arguments)
     options = asdict(args)
@@ -290,7 +288,7 @@ def _check_selection(data: DataConfig, flags: list[str]) -> None:
     for flag in flags:
         name = flag.split("=")[0].replace("_", "-")
         if data.facts != BUILTIN and name in ("--data.relations", "--data.max-subjects"):
-            raise ConfigError(
+            raise UserError(
                 f"{name} selects built-in facts, but data.facts is {data.facts!r}. hint: leave "
                 f"{name} out, users' facts are used whole"
             )
@@ -326,7 +324,7 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         args = sweeps.get(command, TrainArgs(run))
         _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
     example = "configs/scale.yaml" if command == "scale" else "configs/demo.yaml"
-    raise ConfigError(
+    raise UserError(
         f"`{command}` needs a configuration file first. hint: memory-layers {command} {example}"
     )
 
@@ -343,7 +341,7 @@ def _parse(command: str, kind: Any, flags: list[str], default: Any = None) -> An
         )
     except ValueError as error:
         # tyro prints what is wrong with one part of a run, not with how its parts fit together.
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _print_recall(values: dict[str, Any]) -> None:

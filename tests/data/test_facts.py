@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import stable_hash
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.fact_files import load_facts, save_facts
-from memory_layers.data.facts import Fact, FactSet, RelationTemplates, build_corpus, stable_hash
-from memory_layers.data.lines import DataError
+from memory_layers.data.facts import Fact, FactSet, RelationTemplates, build_corpus
 
 TEMPLATES = """\
 capital:
@@ -113,7 +114,7 @@ def test_load_accepts_a_byte_order_mark(tmp_path: Path) -> None:
     ],
 )
 def test_load_refuses_bad_facts(tmp_path: Path, facts: str | bytes, line: int, says: str) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         load_facts(write(tmp_path, facts))
     assert_form(caught.value, tmp_path / "facts.jsonl", line)
 
@@ -178,7 +179,7 @@ def question(text: str) -> str:
 def test_load_refuses_bad_templates(
     tmp_path: Path, templates: str | bytes, line: int, says: str
 ) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         load_facts(write(tmp_path, templates=templates))
     assert_form(caught.value, tmp_path / "templates.yaml", line)
 
@@ -186,19 +187,19 @@ def test_load_refuses_bad_templates(
 @pytest.mark.parametrize("missing", ["facts.jsonl", "templates.yaml"])
 def test_load_names_a_missing_file(tmp_path: Path, missing: str) -> None:
     (write(tmp_path) / missing).unlink()
-    with pytest.raises(DataError, match="there is no such file") as caught:
+    with pytest.raises(UserError, match="there is no such file") as caught:
         load_facts(tmp_path)
     assert_form(caught.value, tmp_path / missing, 1)
 
 
 def test_load_names_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no such folder.*got nothing"):
+    with pytest.raises(UserError, match=r"there is no such folder.*got nothing"):
         load_facts(tmp_path / "absent")
-    with pytest.raises(DataError, match=r"there is no such folder.*got a file"):
+    with pytest.raises(UserError, match=r"there is no such folder.*got a file"):
         load_facts(write(tmp_path) / "facts.jsonl")
 
 
-def assert_form(error: DataError, path: Path, line: int) -> None:
+def assert_form(error: UserError, path: Path, line: int) -> None:
     message = str(error)
     assert message.startswith(f"{path}:{line}: ")
     assert re.search(r", expected .+, got .+\. hint: .+", message, re.DOTALL)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests_support import write_facts
 
+from memory_layers.common.errors import UserError
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
-from memory_layers.data.lines import DataError
 from memory_layers.data.prepare import hold_out, prepare_data, read_facts
 from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.data.tokens import IGNORE, Document, TokenStream, read_pieces
@@ -88,7 +88,7 @@ def test_failed_build_leaves_nothing(config: DataConfig, tmp_path: Path, fault: 
         config = replace(config, tokenizer=str(tmp_path / "empty"))
     else:
         config = replace(config, shown_fraction=0.001)
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         prepare_data(config)
     cache = tmp_path / "cache"
     assert not cache.exists() or not list(cache.iterdir())
@@ -157,7 +157,7 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
         vocab_size=300,
         cache_dir=str(tmp_path / "cache"),
     )
-    with pytest.raises(DataError, match=r"too little text .* hint: data\.text_heldout: 0"):
+    with pytest.raises(UserError, match=r"too little text .* hint: data\.text_heldout: 0"):
         prepare_data(config)
     assert len(texts_of(replace(config, text_heldout=0.0))) == 1
 
@@ -233,7 +233,7 @@ def test_own_wordings_of_builtin_facts(tmp_path: Path) -> None:
     before = prepare_data(config).folder
     templates.write_text(templates.read_text().replace(": {answer}", " - {answer}"))
     assert prepare_data(config).folder != before
-    with pytest.raises(DataError, match=r"short\.yaml: no templates for the relations currency"):
+    with pytest.raises(UserError, match=r"short\.yaml: no templates for the relations currency"):
         read_facts(replace(config, relations=("capital", "currency")))
     with pytest.raises(ValueError, match=r"data\.templates is for the built-in facts"):
         DataConfig(facts=str(tmp_path), templates=str(templates))

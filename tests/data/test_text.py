@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_layers.data.lines import DataError
+from memory_layers.common.errors import UserError
 from memory_layers.data.text import iter_text, load_text
 
 
@@ -38,7 +38,7 @@ def test_documents_come_one_by_one(tmp_path: Path) -> None:
     file.write_text('{"text": "a"}\nbroken')
     documents = iter_text(file)
     assert next(documents) == "a"
-    with pytest.raises(DataError, match=r"a\.jsonl:2: "):
+    with pytest.raises(UserError, match=r"a\.jsonl:2: "):
         next(documents)
 
 
@@ -65,17 +65,17 @@ def test_bad_files_are_refused(
 ) -> None:
     file = tmp_path / name
     file.write_bytes(content)
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(UserError, match=says) as caught:
         load_text(tmp_path if by_folder else file)
     assert str(caught.value).startswith(f"{file}:{line}: ")
 
 
 def test_bad_paths_are_refused(tmp_path: Path) -> None:
     for missing in ("a.txt", "a.md", "folder"):
-        with pytest.raises(DataError, match=f"{missing}:1: there is no such file"):
+        with pytest.raises(UserError, match=f"{missing}:1: there is no such file"):
             load_text(tmp_path / missing)
-    with pytest.raises(DataError, match="the folder has no files"):
+    with pytest.raises(UserError, match="the folder has no files"):
         load_text(tmp_path)
     (tmp_path / "inner").mkdir()
-    with pytest.raises(DataError, match=r"inner:1: .*got a folder"):
+    with pytest.raises(UserError, match=r"inner:1: .*got a folder"):
         load_text(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from memory_layers.data.lines import DataError
+from memory_layers.common.errors import UserError
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = ["The capital of Ægypt is Kairo.", "  two  spaces\n", "東京 🗼 is in Japan"]
@@ -37,7 +37,7 @@ def test_same_text_same_tokenizer(tmp_path: Path) -> None:
 def test_without_end_of_text_refused(tmp_path: Path) -> None:
     bare = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=bare).save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"no eos_token. hint"):
+    with pytest.raises(UserError, match=r"no eos_token. hint"):
         load_tokenizer(tmp_path)
 
 
@@ -45,6 +45,6 @@ def test_without_end_of_text_refused(tmp_path: Path) -> None:
 def test_no_tokenizer_refused_in_one_line(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(DataError, match=r"hint: it needs tokenizer.json") as error:
+    with pytest.raises(UserError, match=r"hint: it needs tokenizer.json") as error:
         load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)

@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from memory_layers import MemoryAdamW, MemoryConfig
 from memory_layers.cli import main
+from memory_layers.common.errors import UserError
 from memory_layers.data.config import DataConfig
 from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import corpus_of
 from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.eval_model import questions_of
-from memory_layers.evaluate.harness import TaskError, load_manager, run_tasks
+from memory_layers.evaluate.command import questions_of
+from memory_layers.evaluate.harness import load_manager, run_tasks
 from memory_layers.evaluate.questions import ask, passes_needed, summarize_replies
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import add_memory
@@ -226,7 +227,7 @@ def test_refused(
     manager = load_manager()
 
     def refused(*tasks: str, **options: Any) -> str:
-        with pytest.raises(TaskError) as error:
+        with pytest.raises(UserError) as error:
             run_tasks(model, tokenizer, tasks, manager=manager, **options)
         return str(error.value)
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from memory_layers.config import MoeConfig
 from memory_layers.layers.experts import (
     ExpertChoice,
     Experts,
@@ -17,7 +18,6 @@ from memory_layers.layers.experts import (
     balance_loss,
     scale_balance,
 )
-from memory_layers.moe_config import MoeConfig
 
 D, MLP, T = 6, 10, 13
 

@@ -13,12 +13,13 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from memory_layers import MemoryAdamW
+from memory_layers.common.errors import UserError
+from memory_layers.config import MoeConfig
 from memory_layers.layers.experts import ExpertChoice, TokenChoice
 from memory_layers.models import add_experts, add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
-from memory_layers.moe_config import MoeConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
-from memory_layers.plan.job import Job, PlanError
+from memory_layers.plan.job import Job
 from memory_layers.train.config import ModelConfig, RunConfig
 
 IDS = torch.arange(18).view(2, 9) * 7 % 40
@@ -173,5 +174,5 @@ def test_runs_that_cannot_be_are_refused(changes: dict[str, Any], message: str) 
 
 
 def test_plan_says_that_it_does_not_cover_experts() -> None:
-    with pytest.raises(PlanError, match="plan does not cover moe"):
+    with pytest.raises(UserError, match="plan does not cover moe"):
         Job(run(), Layout(1, 1, 1, 1))

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from memory_layers.common.errors import UserError
 from memory_layers.plan.command import plan_command
-from memory_layers.train.config import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = str(CONFIGS / "tiny.yaml")
@@ -98,5 +98,5 @@ def test_a_batch_that_ranks_cannot_share_is_raised_and_said() -> None:
     ],
 )
 def test_mistakes(arguments: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         plan_command(arguments, print)

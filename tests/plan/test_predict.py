@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from jobs import ALONE, job, memory
 
+from memory_layers.common.errors import UserError
 from memory_layers.parallel.config import Layout
 from memory_layers.plan import DEVICES, Job, measure_cpu, predict, smallest
 from memory_layers.plan.communication import Collective
-from memory_layers.plan.job import PlanError
 from memory_layers.plan.predict import Efficiency, default_layout, seconds_of, with_ranks
 from memory_layers.plan.reference_layout import reference_table
 from memory_layers.plan.scale import scale_predictions, scale_section
@@ -114,12 +114,12 @@ def test_the_ranks_must_be_able_to_share() -> None:
     planned = job(batch_size=4)
     with pytest.raises(ValueError, match=r"train.batch_size must be a multiple of .* 3"):
         replace(planned, layout=Layout(1, 3, 1, 3))
-    with pytest.raises(PlanError, match=r"parallel.tensor must divide attention heads, 4, got 8"):
+    with pytest.raises(UserError, match=r"parallel.tensor must divide attention heads, 4, got 8"):
         replace(planned, layout=Layout(1, 1, 8, 8))
     dense = job(memory=memory(grad_mode="dense"))
-    with pytest.raises(PlanError, match=r'plan covers memory.grad_mode "factored", got \'dense'):
+    with pytest.raises(UserError, match=r'plan covers memory.grad_mode "factored", got \'dense'):
         predict(dense, H100)
-    with pytest.raises(PlanError, match=r'needs memory.grad_mode "factored", got \'dense\''):
+    with pytest.raises(UserError, match=r'needs memory.grad_mode "factored", got \'dense\''):
         replace(dense, layout=Layout(1, 2, 1, 2))
 
 

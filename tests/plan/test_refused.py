@@ -4,8 +4,8 @@ import pytest
 from jobs import job, memory
 from live_bytes import measure
 
+from memory_layers.common.errors import UserError
 from memory_layers.plan import DEVICES, predict
-from memory_layers.plan.job import PlanError
 
 REFUSED = {
     "query_norm": "layer",
@@ -18,7 +18,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_memory_layer_of_another_kind_is_refused(name: str) -> None:
-    with pytest.raises(PlanError, match=rf"memory\.{name} .*, got .*hint: "):
+    with pytest.raises(UserError, match=rf"memory\.{name} .*, got .*hint: "):
         job(memory=memory(**{name: REFUSED[name]}))
 
 

@@ -9,12 +9,12 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers import MemoryConfig
+from memory_layers.common.errors import UserError
 from memory_layers.models import PRESETS, build_model
 from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
 from memory_layers.study.flops import count_flops
 from memory_layers.study.measure import count_parameters
-from memory_layers.train.config import ConfigError
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
@@ -93,7 +93,7 @@ def test_results_and_report(tmp_path: Path) -> None:
 def test_flag_that_a_variant_overrides_is_refused(tmp_path: Path) -> None:
     config = load_compare(write_comparison(tmp_path, variants={"a": {"optim": {"lr": 0.1}}}))
     base = config.base
-    with pytest.raises(ConfigError, match=r"--optim\.lr has no effect: variant 'a'"):
+    with pytest.raises(UserError, match=r"--optim\.lr has no effect: variant 'a'"):
         config.with_base(replace(base, optim=replace(base.optim, lr=0.2)))
     changed = config.with_base(replace(base, optim=replace(base.optim, eps=1e-6)))
     assert changed.variants()["a"].optim.eps == 1e-6
@@ -110,7 +110,7 @@ def test_flag_that_a_variant_overrides_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_bad_comparisons(tmp_path: Path, changes: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_compare(write_comparison(tmp_path, **changes))
 
 

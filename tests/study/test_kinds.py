@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from memory_layers.config import MemoryConfig
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.models import PRESETS
-from memory_layers.moe_config import MoeConfig
 from memory_layers.study.config import load_compare
 from memory_layers.study.kinds import KINDS, kind_of
 from memory_layers.train.config import RunConfig

@@ -11,10 +11,10 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
+from memory_layers.common.errors import UserError
 from memory_layers.study import scale as study_scale
 from memory_layers.study.measure import measure_run
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
-from memory_layers.train.config import ConfigError
 from memory_layers.train.loop import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -123,14 +123,14 @@ def test_the_grid(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         load_scale(write_sweep(tmp_path, **changes))
     assert message in str(error.value)
 
 
 def test_slots_that_are_squares() -> None:
     check_slots((0, 1, 2**20, 3**20), "slots")
-    with pytest.raises(ConfigError, match=r"slots must be different whole numbers"):
+    with pytest.raises(UserError, match=r"slots must be different whole numbers"):
         check_slots([True], "--slots")
 
 
@@ -142,11 +142,11 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
         changed = {k: replace(getattr(base, k), **v) for k, v in parts.items()}
         return config.changed(replace(base, **changed), (0, 16), (5,))
 
-    with pytest.raises(ConfigError, match=r"--model.hidden_size has no effect: base 'b' sets"):
+    with pytest.raises(UserError, match=r"--model.hidden_size has no effect: base 'b' sets"):
         change(model={"hidden_size": 32})
-    with pytest.raises(ConfigError, match=r"--train.seed has no effect.* use --seeds"):
+    with pytest.raises(UserError, match=r"--train.seed has no effect.* use --seeds"):
         change(train={"seed": 1})
-    with pytest.raises(ConfigError, match=r"--memory.sub_keys has no effect.* use --slots"):
+    with pytest.raises(UserError, match=r"--memory.sub_keys has no effect.* use --slots"):
         change(memory={"sub_keys": 16})
     longer = change(train={"steps": 7})
     assert list(longer.jobs()) == [f"{b}-slots{n}-seed5" for b in "ab" for n in (0, 16)]
@@ -182,7 +182,7 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
     monkeypatch.setattr(study_scale, "run_all", in_this_process(most=0))
     with pytest.raises(Interrupted):
         scale(replace(config, slots=(64, 256)), tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"runs with 1 threads each, got 2. hint: --threads 1"):
+    with pytest.raises(UserError, match=r"runs with 1 threads each, got 2. hint: --threads 1"):
         scale(config, tmp_path / "out", threads=2)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from memory_layers import MemoryConfig
+from memory_layers.common.errors import UserError
 from memory_layers.study.config import CompareConfig, check_seeds, load_compare
-from memory_layers.train.config import ConfigError
 
 BASE = """
 name: x
@@ -57,9 +57,9 @@ def test_memory_of_the_base_can_be_changed_and_left_out(tmp_path: Path) -> None:
 def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
     config = load(tmp_path, BASE + VARIANTS)
     base = config.base
-    with pytest.raises(ConfigError, match=r"--optim\.value_lr has no effect: variant 'memory'"):
+    with pytest.raises(UserError, match=r"--optim\.value_lr has no effect: variant 'memory'"):
         config.with_base(replace(base, optim=replace(base.optim, value_lr=0.3)))
-    with pytest.raises(ConfigError, match=r"--train\.seed has no effect.*use --seeds"):
+    with pytest.raises(UserError, match=r"--train\.seed has no effect.*use --seeds"):
         config.with_base(replace(base, train=replace(base.train, seed=1)))
     longer = config.with_base(replace(base, train=replace(base.train, steps=7)))
     assert {run.train.steps for run in longer.variants().values()} == {7}
@@ -143,7 +143,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
 
@@ -152,7 +152,7 @@ def test_mistakes(tmp_path: Path, text: str, message: str) -> None:
     "seeds", [[], [0, 0], [-1], [1.0], [True], ["1"], [[1]], [{}], None, 1, "12", {"a": 1}]
 )
 def test_bad_seeds(seeds: object) -> None:
-    with pytest.raises(ConfigError, match="--seeds must be different whole numbers >= 0"):
+    with pytest.raises(UserError, match="--seeds must be different whole numbers >= 0"):
         check_seeds(seeds, "--seeds")
 
 

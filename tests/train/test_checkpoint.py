@@ -22,6 +22,7 @@ from tiny_runs import tiny_run
 from torch.distributed.checkpoint import FileSystemWriter
 from transformers import PreTrainedModel
 
+from memory_layers.common.errors import UserError
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train import checkpoint, folders
 from memory_layers.train.checkpoint import (
@@ -30,7 +31,6 @@ from memory_layers.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
 )
-from memory_layers.train.config import ConfigError
 from memory_layers.train.folders import CheckpointError
 
 Trained = tuple[PreTrainedModel, MemoryAdamW]
@@ -301,12 +301,12 @@ def test_spoiled_bytes(tmp_path: Path, full: Trained) -> None:
 
 def test_checkpoint_of_another_model(tmp_path: Path, full: Trained) -> None:
     folder = save(Checkpoints(tmp_path, 1), 2, full)
-    with pytest.raises(ConfigError, match=r"surplus, such as model.model.memory_table") as error:
+    with pytest.raises(UserError, match=r"surplus, such as model.model.memory_table") as error:
         load_checkpoint(folder, *build(CASES["row"]))
     assert "missing, such as model.model.layers.0.mlp.memory_table" in str(error.value)
-    with pytest.raises(ConfigError, match=r"memory_table.weight/rows-0+ \(\[36, 5\] float32"):
+    with pytest.raises(UserError, match=r"memory_table.weight/rows-0+ \(\[36, 5\] float32"):
         load_checkpoint(folder, *build(CASES["master"]))
-    with pytest.raises(ConfigError, match="hint: resume with the settings that it was saved with"):
+    with pytest.raises(UserError, match="hint: resume with the settings that it was saved with"):
         load_checkpoint(folder, *build(CASES["narrow"]))
 
 
@@ -332,7 +332,7 @@ def test_run_may_go_on_with_other_parallelism(tmp_path: Path) -> None:
     path.write_text(json.dumps({**values, "parallel": {"memory": 64}}))
     claim_folder(tmp_path / "out", config)
     path.write_text(json.dumps({**values, "name": "y"}))
-    with pytest.raises(ConfigError, match="name was 'y', is 'x'"):
+    with pytest.raises(UserError, match="name was 'y', is 'x'"):
         claim_folder(tmp_path / "out", config)
 
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from memory_layers.common.errors import UserError
+from memory_layers.evaluate.trained import load_trained
 from memory_layers.models import add_memory
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train import folders
 from memory_layers.train.checkpoint import Checkpoints, list_checkpoints
-from memory_layers.train.config import ConfigError
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.folders import CheckpointError
-from memory_layers.train.trained import load_trained
 
 IDS = torch.arange(12).reshape(1, 12)
 
@@ -150,9 +150,9 @@ def test_newest_of_a_run_is_taken(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="neither a checkpoint nor the folder of a run"):
+    with pytest.raises(UserError, match="neither a checkpoint nor the folder of a run"):
         export_checkpoint(tmp_path, tmp_path / "exported")
-    with pytest.raises(ConfigError, match="neither a checkpoint"):
+    with pytest.raises(UserError, match="neither a checkpoint"):
         export_checkpoint(tmp_path / "nowhere", tmp_path / "exported")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "trainer.pt").touch()
@@ -165,7 +165,7 @@ def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(dense(), tmp_path)
     (tmp_path / "config.json").write_text('{"name": "a run"}')
     for out in (tmp_path, checkpoint, tmp_path / "checkpoints", tmp_path / "config.json"):
-        with pytest.raises(ConfigError, match="exists and is no model folder"):
+        with pytest.raises(UserError, match="exists and is no model folder"):
             export_checkpoint(checkpoint, out)
     assert checkpoint.is_dir()
     (tmp_path / "empty").mkdir()
@@ -177,7 +177,7 @@ def test_checkpoint_that_is_not_of_its_config(tmp_path: Path) -> None:
     values = json.loads((checkpoint / "config.json").read_text())
     values["memory"]["sub_keys"] = 7
     (checkpoint / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match=r"tensors are .* such as model\.layers\.0\.mlp\.keys"):
+    with pytest.raises(UserError, match=r"tensors are .* such as model\.layers\.0\.mlp\.keys"):
         export_checkpoint(checkpoint, tmp_path / "exported")
 
 

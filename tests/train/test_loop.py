@@ -12,11 +12,12 @@ import torch
 from tiny_runs import metrics_of, tiny_run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from memory_layers.common.errors import UserError
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import memory_layers_of
 from memory_layers.train import loop
 from memory_layers.train.checkpoint import list_checkpoints
-from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.config import RunConfig
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loop import DivergedError, Interrupted, TrainedModel, train
@@ -181,7 +182,7 @@ def test_another_configuration_is_refused_with_its_fields(tmp_path: Path) -> Non
         (replace(config, memory=None), "memory was .*, is None"),
         (replace(config, train=replace(config.train, steps=9)), r"train\.steps was 4, is 9"),
     ):
-        with pytest.raises(ConfigError, match=named):
+        with pytest.raises(UserError, match=named):
             run(other, tmp_path / "out")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from memory_layers import MemoryConfig
+from memory_layers.common.errors import UserError
 from memory_layers.study.flops import shape_of
 from memory_layers.train.config import (
-    ConfigError,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -117,7 +117,7 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(UserError) as error:
         load(tmp_path, text)
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "run.yaml"))
@@ -125,12 +125,12 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, text: str, message: str)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no\.yaml: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"no\.yaml: cannot be read: No such file"):
         read_yaml(tmp_path / "no.yaml")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(ConfigError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         read_yaml(tmp_path / "x.yaml")
 
 

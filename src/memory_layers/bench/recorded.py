@@ -68,7 +68,7 @@ def record_reads(folder: Path, tokens: int, device: torch.device) -> Reads:
     from memory_layers.data.config import DataConfig
     from memory_layers.data.facts import build_corpus
     from memory_layers.data.prepare import read_facts
-    from memory_layers.train.trained import load_trained
+    from memory_layers.evaluate.trained import load_trained
 
     model, tokenizer = load_trained(folder)
     layers = [module for module in model.modules() if isinstance(module, MemoryLayer)]

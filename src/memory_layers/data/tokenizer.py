@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_layers.data.lines import DataError
+from memory_layers.common.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """Load a tokenizer folder.
 
     Raises:
-        DataError: The folder holds no fast tokenizer, or one without an end-of-text token.
+        UserError: The folder holds no fast tokenizer, or one without an end-of-text token.
     """
     from transformers import AutoTokenizer
 
@@ -48,12 +48,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(":. ")
-        raise DataError(
+        raise UserError(
             f"{folder} holds no tokenizer that transformers can load: {reason}. "
             "hint: it needs tokenizer.json and tokenizer_config.json"
         ) from error
     if not tokenizer.is_fast:
-        raise DataError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
+        raise UserError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
-        raise DataError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
+        raise UserError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
     return tokenizer

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.common.errors import UserError
 from memory_layers.evaluate.questions import Question
 from memory_layers.evaluate.task_scores import answer_likelihood, question
 
@@ -25,10 +26,6 @@ TASKS = Path(__file__).parent / "tasks"
 DEFAULT_ANSWER_TOKENS = 256
 # Where a task has no data set of the hub: it makes its own, or names files.
 NO_DATASET = (None, "", "json", "csv", "parquet", "text")
-
-
-class TaskError(ValueError):
-    """A task, or the data of one, is not there."""
 
 
 def run_tasks(
@@ -60,7 +57,7 @@ def run_tasks(
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
-        TaskError: No task has such a name, its data are not there, or it runs code unasked.
+        UserError: No task has such a name, its data are not there, or it runs code unasked.
     """
     manager = manager or load_manager()
     from lm_eval import simple_evaluate
@@ -76,7 +73,7 @@ def run_tasks(
     }
     found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
     if twice := sorted(task for task, count in found.items() if count > 1):
-        raise TaskError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
+        raise UserError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
     leaves = [leaf for part in named.values() for leaf in part]
     longest = _longest(model)
     if not run_code:
@@ -94,12 +91,12 @@ def run_tasks(
                 log_samples=False,
             )
         except AssertionError as error:
-            raise TaskError(
+            raise UserError(
                 f"the harness cannot run {', '.join(tasks)}: {error or 'it says no more'}. hint: "
                 "a smaller --num-fewshot"
             ) from error
         except ConnectionError as error:
-            raise TaskError(
+            raise UserError(
                 f"a dataset cannot be fetched from the hub: {error}. hint: --data-dir FOLDER takes "
                 "it from FOLDER/ORGANISATION/NAME"
             ) from error
@@ -232,7 +229,7 @@ def _leaves(
         yield {"task": str(name), **changes}
         return
     if entry is None:
-        raise TaskError(
+        raise UserError(
             f"no task is named {name!r}. hint: {', '.join(ours)}, or one that "
             "`lm-eval ls tasks` lists"
         )
@@ -262,7 +259,7 @@ def _too_long(leaf: Mapping[str, Any], longest: int | None) -> bool:
 def _refuse_code(leaves: Sequence[Mapping[str, Any]]) -> None:
     unsafe = sorted({leaf["task"] for leaf in leaves if leaf.get("unsafe_code")})
     if unsafe:
-        raise TaskError(
+        raise UserError(
             f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
             "--run-code True allows it"
         )
@@ -296,7 +293,7 @@ def _adapted(
         name, changed = str(leaf["task"]), {}
         if data_dir is not None:
             if leaf.get("dataset_path") in NO_DATASET or name not in index:
-                raise TaskError(
+                raise UserError(
                     f"the data of {name} are not one data set, so --data-dir cannot stand in for "
                     "it. hint: leave out the task, or --data-dir"
                 )
@@ -338,13 +335,13 @@ def _local_dataset(leaf: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:
             for kind_of_split in ("training", "validation", "test", "fewshot"):
                 split = leaf.get(f"{kind_of_split}_split")
                 if split is not None and split not in named:
-                    raise TaskError(
+                    raise UserError(
                         f"{leaf['task']} needs {place / split}.{suffix} too, found there: "
                         f"{', '.join(named)}. hint: a file with a few documents does for examples"
                     )
             kwargs = {"data_files": named}
             return {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": kwargs}
-    raise TaskError(
+    raise UserError(
         f"{leaf['task']}: there are no data in {place}. hint: hf download {source} --repo-type "
         f"dataset --local-dir {data_dir / str(source)}, or a file for each split, such as "
         f"{place / 'validation.jsonl'}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from memory_layers.data.spans import answer_tokens
 from memory_layers.evaluate.batches import by_length
-from memory_layers.spans import answer_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from memory_layers.common.seeds import mixed
+
 ROWS = 4096
 COLUMNS = 16
 
@@ -35,14 +37,3 @@ def draw_normal(table: Tensor, std: float, first_column: int = 0) -> None:
             inside = slice(max(start, 0), min(start + COLUMNS, width))
             part = block[: high - low, inside.start - start : inside.stop - start]
             table[low:high, inside] = part.to(table.dtype)
-
-
-def mixed(*numbers: int) -> int:
-    """Spread small numbers over 63 bits, each change over about half of them (splitmix64)."""
-    bits = 0
-    for number in numbers:
-        bits = (bits + number + 0x9E3779B97F4A7C15) % 2**64
-        bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EB % 2**64
-        bits ^= bits >> 31
-    return bits >> 1

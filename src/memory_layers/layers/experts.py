@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from memory_layers.moe_config import MoeConfig
+from memory_layers.config import MoeConfig
 
 
 class Experts(nn.Module):

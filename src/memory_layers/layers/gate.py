@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from memory_layers.config import Gate
+from memory_layers.config.memory import Gate
 
 
 class SiluGate(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from memory_layers.config import QueryNorm
+from memory_layers.config.memory import QueryNorm
 
 
 class QueryProjection(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from memory_layers.config import GradMode
+from memory_layers.config.memory import GradMode
 from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.pending import PendingReads
 from memory_layers.ops.huge_pages import advise_huge_pages

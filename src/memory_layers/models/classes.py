@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from memory_layers.config import MemoryConfig
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
 from memory_layers.layers.experts import ExpertChoice, Experts, TokenChoice
 from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
@@ -32,7 +32,6 @@ from memory_layers.layers.query import QueryProjection
 from memory_layers.layers.values import SinkValue
 from memory_layers.models.families import FAMILIES, Family, find_family, load_class
 from memory_layers.models.saving import FORMAT_VERSION, check_format, write_remote_code
-from memory_layers.moe_config import MoeConfig
 
 _OWN_MODULES = (
     ValueTable, ProductKeys, QueryProjection, SinkValue, SiluGate, SigmoidGate, PlainOutput,

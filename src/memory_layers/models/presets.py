@@ -11,10 +11,9 @@ from types import MappingProxyType
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from memory_layers.config import MemoryConfig
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import build_layer
 from memory_layers.models.surgery import add_experts, add_memory
-from memory_layers.moe_config import MoeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from memory_layers.config import MemoryConfig
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models.classes import (
@@ -26,7 +26,6 @@ from memory_layers.models.families import (
     is_of,
     load_class,
 )
-from memory_layers.moe_config import MoeConfig
 
 
 def add_memory(

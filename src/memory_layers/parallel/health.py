@@ -14,10 +14,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 SECONDS_TO_ANSWER = 3.0
 
 
-class LostRankError(RuntimeError):
-    """A rank died, or did not join a collective in time. Names the rank and its step."""
-
-
 @dataclass(frozen=True)
 class Note:
     """Where a rank was.

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from memory_layers.common.errors import LostRankError
 from memory_layers.parallel.config import Layout, ParallelConfig
-from memory_layers.parallel.health import Heartbeat, LostRankError, Watchdog, is_lost_contact
+from memory_layers.parallel.health import Heartbeat, Watchdog, is_lost_contact
 from memory_layers.parallel.mesh import Meshes, make_meshes
 
 Result = TypeVar("Result")

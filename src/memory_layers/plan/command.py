@@ -11,12 +11,13 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from memory_layers.common.errors import UserError
 from memory_layers.parallel.config import Layout
 from memory_layers.plan.devices import DEVICES, Device, measure_cpu
-from memory_layers.plan.job import Job, PlanError
+from memory_layers.plan.job import Job
 from memory_layers.plan.predict import predict, smallest
 from memory_layers.plan.report import as_values, render
-from memory_layers.train.config import ConfigError, RunConfig, load_run, read_yaml
+from memory_layers.train.config import RunConfig, load_run, read_yaml
 
 Say = Callable[[str], None]
 
@@ -69,13 +70,13 @@ def plan_command(arguments: list[str], say: Say, *, width: int | None = None) ->
         The exit code: 0 also for a run that does not fit.
 
     Raises:
-        ConfigError: It cannot be planned as asked.
+        UserError: It cannot be planned as asked.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         say(USAGE.rstrip())
         return 0 if arguments else 2
     if arguments[0].startswith("-"):
-        raise PlanError(
+        raise UserError(
             f"`plan` expects a configuration file first, got {arguments[0]}. hint: memory-layers "
             "plan configs/tiny.yaml --ranks 8"
         )
@@ -83,16 +84,16 @@ def plan_command(arguments: list[str], say: Say, *, width: int | None = None) ->
     path, *flags = [argument for argument in arguments if argument != "--json"]
     args = _parse(Path(path), flags)
     if args.ranks < 1:
-        raise PlanError(f"--ranks must be at least 1, got {args.ranks}. hint: --ranks 8")
+        raise UserError(f"--ranks must be at least 1, got {args.ranks}. hint: --ranks 8")
     device = find_device(args.device)
     try:
         layout = args.run.parallel.resolve(args.ranks)
         run = _shared(args.run, layout)
         job = Job(run, layout)
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
-        raise PlanError(f"--ranks {args.ranks}: {error}") from error
+        raise UserError(f"--ranks {args.ranks}: {error}") from error
     prediction = predict(job, device)
     fewest = smallest(job, device)
     if as_json:
@@ -117,7 +118,7 @@ def find_device(name: str) -> Device:
         name: As given to --device.
 
     Raises:
-        PlanError: There is no such device.
+        UserError: There is no such device.
     """
     if name == CPU:
         return measure_cpu()
@@ -126,7 +127,7 @@ def find_device(name: str) -> Device:
     known = (*DEVICES, CPU)
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(known)}"
-    raise PlanError(f"--device: there is no device {name!r}. hint: {hint}")
+    raise UserError(f"--device: there is no device {name!r}. hint: {hint}")
 
 
 def _shared(run: RunConfig, layout: Layout) -> RunConfig:
@@ -139,7 +140,7 @@ def _shared(run: RunConfig, layout: Layout) -> RunConfig:
 
 def _parse(path: Path, flags: list[str]) -> _PlanArgs:
     if "variants" in read_yaml(path):
-        raise PlanError(
+        raise UserError(
             f"{path} lists variants, a plan is for one run. hint: a file without `variants:`, as "
             "configs/tiny.yaml"
         )
@@ -151,8 +152,8 @@ def _parse(path: Path, flags: list[str]) -> _PlanArgs:
             default=_PlanArgs(load_run(path)),
             config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
         )
-    except ConfigError:
+    except UserError:
         raise
     except ValueError as error:
         # tyro prints what is wrong with one part of a run, not with how its parts fit together.
-        raise PlanError(str(error)) from error
+        raise UserError(str(error)) from error

@@ -8,9 +8,10 @@ from types import MappingProxyType
 
 from transformers import LlamaConfig
 
+from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MemorySizes
 from memory_layers.parallel.config import Layout
-from memory_layers.train.config import ConfigError, RunConfig, check_shares
+from memory_layers.train.config import RunConfig, check_shares
 
 FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
 
@@ -23,10 +24,6 @@ _COVERED: Mapping[str, object] = MappingProxyType(
         "train_keys": True,
     }
 )  # fmt: skip
-
-
-class PlanError(ConfigError):
-    """A configuration or flag that cannot be planned for."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,11 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse what the ranks cannot share, and memory layers whose work is not covered."""
         if self.run.moe is not None:
-            raise PlanError("plan does not cover moe yet. hint: plan the run without it")
+            raise UserError("plan does not cover moe yet. hint: plan the run without it")
         for name, covered in _COVERED.items():
             value = getattr(self.memory, name, covered)
             if value != covered:
-                raise PlanError(
+                raise UserError(
                     f"plan covers memory.{name} {covered!r}, got {value!r}. hint: plan without it"
                 )
         check_shares(self.run.train, self.layout)
@@ -66,12 +63,12 @@ class Job:
             sizes["the vocabulary"] = self.vocab
         for name, size in sizes.items():
             if size % tensor:
-                raise PlanError(
+                raise UserError(
                     f"parallel.tensor must divide {name}, {size}, got {tensor}. "
                     "hint: --parallel.tensor 1"
                 )
         if self.memory is not None and self.memory.grad_mode != "factored" and self.sharded:
-            raise PlanError(
+            raise UserError(
                 f'a sharded table needs memory.grad_mode "factored", got '
                 f"{self.memory.grad_mode!r}. hint: leave it out"
             )

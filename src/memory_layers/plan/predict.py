@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from memory_layers.common.errors import UserError
 from memory_layers.parallel.config import Layout
 from memory_layers.plan import saved
 from memory_layers.plan.communication import ALL_TO_ALL, Collective, communication_of
 from memory_layers.plan.devices import Device
-from memory_layers.plan.job import Job, PlanError
+from memory_layers.plan.job import Job
 from memory_layers.plan.parameters import Counts, count, parameters_of, units_of
 from memory_layers.plan.rehearsal import Footprint, rehearse
 from memory_layers.plan.work import Flops, Traffic, flops_of, traffic_of
@@ -123,11 +124,11 @@ def predict(job: Job, device: Device, efficiency: Efficiency | None = None) -> P
         efficiency: Assumed shares of the peaks.
 
     Raises:
-        PlanError: The table's gradient is not kept as factors: its bytes are not covered here.
+        UserError: The table's gradient is not kept as factors: its bytes are not covered here.
     """
     efficiency = efficiency or Efficiency()
     if job.memory is not None and job.memory.grad_mode != "factored":
-        raise PlanError(
+        raise UserError(
             f'plan covers memory.grad_mode "factored", got {job.memory.grad_mode!r}. hint: leave '
             "it out, another mode holds a gradient of the table's size"
         )

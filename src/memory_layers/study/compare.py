@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.prepare import prepare_data
-from memory_layers.provenance import commit, device_name, versions
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.outcome import read_outcome
 from memory_layers.study.report import write_report
 from memory_layers.study.runs import Job, cores, run_all, workers_for
 from memory_layers.train.checkpoint import claim_folder
-from memory_layers.train.config import ConfigError
 
 
 def compare(
@@ -40,12 +40,12 @@ def compare(
         see outcome.py.
 
     Raises:
-        ConfigError: `out` holds another comparison, or there are no facts to ask for.
-        DataError: The data is malformed.
+        UserError: `out` holds another comparison, or there are no facts to ask for.
+        UserError: The data is malformed.
         Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     if config.base.data.facts is None:
-        raise ConfigError("a comparison measures recall and needs data.facts. hint: facts: builtin")
+        raise UserError("a comparison measures recall and needs data.facts. hint: facts: builtin")
     variants = config.variants()
     # Once for each, however many variants share it.
     prepared = {data: prepare_data(data) for data in {run.data: None for run in variants.values()}}

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
+from memory_layers.common.errors import UserError
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
-from memory_layers.train.config import ConfigError, RunConfig, from_dict, read_yaml
+from memory_layers.train.config import RunConfig, from_dict, read_yaml
 
 Measure = Literal["flops", "parameters"]
 MEASURES: tuple[Measure, ...] = ("flops", "parameters")
@@ -56,13 +57,13 @@ class CompareConfig:
         """Return the full configuration of each variant as it stands, with the first seed.
 
         Raises:
-            ConfigError: A variant names an unknown field, its fields do not fit together, or it
+            UserError: A variant names an unknown field, its fields do not fit together, or it
                 is trained on another number of tokens.
         """
         runs = {name: self._run(name, variant) for name, variant in self.overrides.items()}
         counts = {name: tokens_of(run) for name, run in runs.items()}
         if len(set(counts.values())) > 1:
-            raise ConfigError(
+            raise UserError(
                 f"variants must be trained on the same number of tokens, got {counts}. "
                 f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `variants:`"
             )
@@ -77,7 +78,7 @@ class CompareConfig:
         """Return for each measure of `match` the variant that the others are made to equal.
 
         Raises:
-            ConfigError: No variant can be it, or one that is to be changed is named.
+            UserError: No variant can be it, or one that is to be changed is named.
         """
         kinds = self.kinds()
         plain = [name for name, variant in self.overrides.items() if variant.times == 1]
@@ -96,12 +97,12 @@ class CompareConfig:
                 found[measure] = candidates[measure][0]
             else:
                 missing = {"flops": "a dense variant", "parameters": "a variant with memory"}
-                raise ConfigError(
+                raise UserError(
                     f"match: {measure} needs {missing[measure]} to equal. "
                     f"hint: add one, or name another under `reference: {{{measure}: NAME}}`"
                 )
         if found.get("flops") not in (None, *plain):
-            raise ConfigError(f"reference.flops: {found['flops']!r} has `times:` itself")
+            raise UserError(f"reference.flops: {found['flops']!r} has `times:` itself")
         return found
 
     def jobs(
@@ -129,19 +130,19 @@ class CompareConfig:
         """Return this comparison on another base.
 
         Raises:
-            ConfigError: A field was changed that every run takes from its variant or seed.
+            UserError: A field was changed that every run takes from its variant or seed.
         """
         before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
         changed = {name for name in before | after if before.get(name) != after.get(name)}
         for name, variant in self.overrides.items():
             clash = sorted(changed & set(flat_fields(variant.changes)))
             if clash:
-                raise ConfigError(
+                raise UserError(
                     f"--{clash[0]} has no effect: variant {name!r} sets its own. "
                     "hint: change it in the file, under `variants:`"
                 )
         if "train.seed" in changed:
-            raise ConfigError("--train.seed has no effect on a comparison. hint: use --seeds")
+            raise UserError("--train.seed has no effect on a comparison. hint: use --seeds")
         return replace(self, base=base)
 
     def _run(self, name: str, variant: Variant) -> RunConfig:
@@ -154,7 +155,7 @@ class CompareConfig:
             try:
                 values |= KINDS[variant.kind](shaped)
             except ValueError as error:
-                raise ConfigError(f"{where}: kind {variant.kind!r}: {error}") from error
+                raise UserError(f"{where}: kind {variant.kind!r}: {error}") from error
         return from_dict(RunConfig, {**merge_fields(values, variant.changes), "name": name}, where)
 
 
@@ -168,7 +169,7 @@ def load_compare(path: Path) -> CompareConfig:
     """Read a comparison: the fields of a run, and `variants:`, `seeds:`, `match:`, `reference:`.
 
     Raises:
-        ConfigError: The file cannot be used. The field at fault is named.
+        UserError: The file cannot be used. The field at fault is named.
     """
     values = read_yaml(path)
     entries = values.pop("variants", None)
@@ -176,21 +177,21 @@ def load_compare(path: Path) -> CompareConfig:
     match = _read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
     if not isinstance(entries, dict) or not entries:
-        raise ConfigError(
+        raise UserError(
             f"{path}: needs `variants:`, names and what each changes. hint: to train one model, "
             "use `memory-layers train`"
         )
     overrides = {}
     for name, entry in entries.items():
         if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise ConfigError(f"{path}: variants: {name!r} must be letters, digits, - and _")
+            raise UserError(f"{path}: variants: {name!r} must be letters, digits, - and _")
         overrides[name] = _read_variant(entry, f"{path}: variants.{name}")
     parts = {"": values, **{f"variants.{n}.": v.changes for n, v in overrides.items()}}
     for where, part in parts.items():
         if isinstance(part.get("train"), dict) and "seed" in part["train"]:
-            raise ConfigError(f"{path}: {where}train.seed has no effect. hint: use `seeds:`")
+            raise UserError(f"{path}: {where}train.seed has no effect. hint: use `seeds:`")
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
-        raise ConfigError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
+        raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
     check_seeds(seeds, f"{path}: seeds")
     _check_reference(references, match, overrides, f"{path}: reference")
     config = CompareConfig(
@@ -208,12 +209,12 @@ def load_compare(path: Path) -> CompareConfig:
 def _read_match(match: Any, where: str) -> tuple[Measure, ...]:  # noqa: ANN401
     names = [match] if isinstance(match, str) else match
     if not isinstance(names, list):
-        raise ConfigError(f"{where} must be a list of {', '.join(MEASURES)}, got {match!r}")
+        raise UserError(f"{where} must be a list of {', '.join(MEASURES)}, got {match!r}")
     for name in names:
         if name not in MEASURES:
             close = get_close_matches(str(name), MEASURES, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(MEASURES)}"
-            raise ConfigError(f"{where}: unknown measure {name!r}. hint: {hint}")
+            raise UserError(f"{where}: unknown measure {name!r}. hint: {hint}")
     return tuple(name for name in MEASURES if name in names)
 
 
@@ -221,7 +222,7 @@ def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
     if isinstance(entry, str):
         return Variant(kind=check_kind(entry, where), changes={})
     if not isinstance(entry, dict | None):
-        raise ConfigError(
+        raise UserError(
             f"{where} must be a mapping or the name of a kind, got {entry!r}. "
             f"hint: kinds: {', '.join(KINDS)}"
         )
@@ -229,15 +230,15 @@ def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
     times = changes.pop("times", 1.0)
     if "kind" not in changes:
         if times != 1.0:
-            raise ConfigError(f"{where}.times needs a kind. hint: kind: dense")
+            raise UserError(f"{where}.times needs a kind. hint: kind: dense")
         return Variant(changes=changes)
     kind = check_kind(changes.pop("kind"), where)
     check_options(kind, changes, where)
     number = isinstance(times, int | float) and not isinstance(times, bool)
     if not number or not 1 <= times < float("inf"):
-        raise ConfigError(f"{where}.times must be a number >= 1, got {times!r}")
+        raise UserError(f"{where}.times must be a number >= 1, got {times!r}")
     if times != 1 and kind != "dense":
-        raise ConfigError(f"{where}.times is for dense models, got kind {kind!r}. hint: remove it")
+        raise UserError(f"{where}.times is for dense models, got kind {kind!r}. hint: remove it")
     return Variant(kind=kind, times=float(times), changes=changes)
 
 
@@ -248,14 +249,14 @@ def _check_reference(
     where: str,
 ) -> None:
     if not isinstance(references, dict):
-        raise ConfigError(f"{where} must name a variant for a measure, got {references!r}")
+        raise UserError(f"{where} must name a variant for a measure, got {references!r}")
     for measure, name in references.items():
         if measure not in match:
-            raise ConfigError(f"{where}.{measure} has no effect: match is {list(match)}")
+            raise UserError(f"{where}.{measure} has no effect: match is {list(match)}")
         if name not in overrides:
             close = get_close_matches(str(name), overrides, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"variants: {', '.join(overrides)}"
-            raise ConfigError(f"{where}.{measure}: unknown variant {name!r}. hint: {hint}")
+            raise UserError(f"{where}.{measure}: unknown variant {name!r}. hint: {hint}")
 
 
 def _check_free(config: CompareConfig, path: Path) -> None:
@@ -264,7 +265,7 @@ def _check_free(config: CompareConfig, path: Path) -> None:
     for name, variant in config.overrides.items():
         where = f"{path}: variants.{name}"
         if variant.times != 1 and "flops" not in config.match:
-            raise ConfigError(f"{where}.times has no effect. hint: match: [flops]")
+            raise UserError(f"{where}.times has no effect. hint: match: [flops]")
         for measure, reference in references.items():
             fields = {
                 "flops": ("model.mlp_size", "moe.expert_size"),
@@ -272,23 +273,23 @@ def _check_free(config: CompareConfig, path: Path) -> None:
             }
             own = sorted(set(fields[measure]) & set(flat_fields(variant.changes)))
             if own and name != reference:
-                raise ConfigError(
+                raise UserError(
                     f"{where}.{own[0]} has no effect: match: {measure} sets it. hint: remove it, "
                     f"or make {name} the `reference:` of {measure}"
                 )
         if variant.times != 1 and "hidden_size" in (variant.changes.get("model") or {}):
-            raise ConfigError(f"{where}.model.hidden_size has no effect: `times:` sets it")
+            raise UserError(f"{where}.model.hidden_size has no effect: `times:` sets it")
 
 
 def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
     """Refuse seeds that are not different whole numbers from 0.
 
     Raises:
-        ConfigError: They are not.
+        UserError: They are not.
     """
     whole = isinstance(seeds, list | tuple) and all(type(s) is int and s >= 0 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
+        raise UserError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
 
 
 def merge_fields(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

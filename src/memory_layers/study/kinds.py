@@ -11,8 +11,9 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
+from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig
-from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.config import RunConfig
 
 # What they concern is the optimizer's share of value tables.
 _VALUE_OPTIONS = (
@@ -97,13 +98,13 @@ def check_kind(kind: object, where: str) -> str:
     """Return the name of a kind.
 
     Raises:
-        ConfigError: There is no such kind. The closest name is given.
+        UserError: There is no such kind. The closest name is given.
     """
     if isinstance(kind, str) and kind in KINDS:
         return kind
     close = get_close_matches(str(kind), KINDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"kinds: {', '.join(KINDS)}"
-    raise ConfigError(f"{where}: unknown kind {kind!r}. hint: {hint}")
+    raise UserError(f"{where}: unknown kind {kind!r}. hint: {hint}")
 
 
 def check_options(kind: str, changes: Mapping[str, Any], where: str) -> None:
@@ -115,28 +116,28 @@ def check_options(kind: str, changes: Mapping[str, Any], where: str) -> None:
         where: The variant, for errors.
 
     Raises:
-        ConfigError: It changes such a field.
+        UserError: It changes such a field.
     """
     uses = {"memory": not (kind == "dense" or is_moe(kind)), "moe": is_moe(kind)}
     for section, is_used in uses.items():
         if section in changes and not is_used:
-            raise ConfigError(f"{where}.{section} has no effect on kind {kind!r}. hint: remove it")
+            raise UserError(f"{where}.{section} has no effect on kind {kind!r}. hint: remove it")
         if section in changes and not isinstance(changes[section], Mapping):
-            raise ConfigError(
+            raise UserError(
                 f"{where}.{section} must be a mapping of fields, got {changes[section]!r}. "
                 "hint: for a model without, use kind 'dense'"
             )
     if not uses["memory"]:
         for name in _VALUE_OPTIONS:
             if name in (changes.get("optim") or {}):
-                raise ConfigError(
+                raise UserError(
                     f"{where}.optim.{name} has no effect on kind {kind!r}, which has no value "
                     "table. hint: remove it"
                 )
     for field in _FIXED.get(kind, ()):
         section, name = field.split(".")
         if name in changes.get(section, {}):
-            raise ConfigError(
+            raise UserError(
                 f"{where}.{field} is what kind {kind!r} sets. hint: remove it, or another kind"
             )
 

@@ -53,7 +53,7 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
         vocab_sizes: Length of the tokenizer of each variant.
 
     Raises:
-        ConfigError: There is nothing to equal.
+        UserError: There is nothing to equal.
     """
     variants, kinds, references = config.variants(), config.kinds(), config.references()
     matcher = _Matcher(config, kinds, references, vocab_sizes)

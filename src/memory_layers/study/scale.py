@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.prepare import prepare_data
-from memory_layers.provenance import commit, device_name, versions
 from memory_layers.study.config import (
     TOKEN_FIELDS,
     check_seeds,
@@ -27,7 +28,7 @@ from memory_layers.study.outcome import read_outcome
 from memory_layers.study.runs import Job, run_all, workers_for
 from memory_layers.study.scale_report import write_scale_report
 from memory_layers.train.checkpoint import claim_folder
-from memory_layers.train.config import ConfigError, RunConfig, from_dict, read_yaml
+from memory_layers.train.config import RunConfig, from_dict, read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class ScaleConfig:
         """Return base, slots and configuration, with the first seed, of each cell of the grid.
 
         Raises:
-            ConfigError: A base names an unknown field, its fields do not fit together, or bases
+            UserError: A base names an unknown field, its fields do not fit together, or bases
                 read different numbers of tokens.
         """
         cells = {}
@@ -62,13 +63,13 @@ class ScaleConfig:
                 title = f"{name}-slots{slots}"
                 where = f"bases.{name} with slots {slots}"
                 if slots and not isinstance(values["memory"], Mapping):
-                    raise ConfigError(f"{where}: needs `memory:`. hint: memory: {{layers: [1]}}")
+                    raise UserError(f"{where}: needs `memory:`. hint: memory: {{layers: [1]}}")
                 memory = {**values["memory"], "sub_keys": math.isqrt(slots)} if slots else None
                 changed = {**values, "memory": memory, "name": title}
                 cells[title] = (name, slots, from_dict(RunConfig, changed, where))
         counts = {name: tokens_of(run) for name, _, run in cells.values()}
         if len(set(counts.values())) > 1:
-            raise ConfigError(
+            raise UserError(
                 f"bases must be trained on the same number of tokens, got {counts}. "
                 f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `bases:`"
             )
@@ -92,17 +93,17 @@ class ScaleConfig:
         """Return this sweep with what the flags of the command line say.
 
         Raises:
-            ConfigError: A field was changed that every run takes from the grid or from its base.
+            UserError: A field was changed that every run takes from the grid or from its base.
         """
         before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
         changed = {name for name in before | after if before.get(name) != after.get(name)}
         for field, flag in (("train.seed", "--seeds"), ("memory.sub_keys", "--slots")):
             if field in changed:
-                raise ConfigError(f"--{field} has no effect on a sweep. hint: use {flag}")
+                raise UserError(f"--{field} has no effect on a sweep. hint: use {flag}")
         for name, changes in self.bases.items():
             clash = sorted(changed & set(flat_fields(changes)))
             if clash:
-                raise ConfigError(
+                raise UserError(
                     f"--{clash[0]} has no effect: base {name!r} sets its own. "
                     "hint: change it in the file, under `bases:`"
                 )
@@ -115,38 +116,38 @@ def load_scale(path: Path) -> ScaleConfig:
     """Read a sweep: the fields of a run, and `bases:`, `slots:` and `seeds:`.
 
     Raises:
-        ConfigError: The file cannot be used. The field at fault is named.
+        UserError: The file cannot be used. The field at fault is named.
     """
     values = read_yaml(path)
     if "variants" in values:
-        raise ConfigError(f"{path} lists variants. hint: memory-layers compare {path}")
+        raise UserError(f"{path} lists variants. hint: memory-layers compare {path}")
     bases = values.pop("bases", None)
     slots, seeds = values.pop("slots", None), values.pop("seeds", [0])
     if not isinstance(bases, dict) or not bases:
-        raise ConfigError(
+        raise UserError(
             f"{path}: needs `bases:`, names and what each changes. "
             "hint: bases: {small: {}, large: {model: {hidden_size: 128}}}"
         )
     for name, changes in bases.items():
         if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise ConfigError(f"{path}: bases: {name!r} must be letters, digits, - and _")
+            raise UserError(f"{path}: bases: {name!r} must be letters, digits, - and _")
         if changes is not None and not isinstance(changes, dict):
-            raise ConfigError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
+            raise UserError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
         bases[name] = changes or {}
         if "data" in bases[name]:
-            raise ConfigError(f"{path}: bases.{name}.data: all runs of a sweep learn the same data")
+            raise UserError(f"{path}: bases.{name}.data: all runs of a sweep learn the same data")
     own_slots = {name: part.pop("slots") for name, part in bases.items() if "slots" in part}
     for name, sizes in own_slots.items():
         check_slots(sizes, f"{path}: bases.{name}.slots")
     for where, part in {"": values, **{f"bases.{n}.": c for n, c in bases.items()}}.items():
         for field, instead in (("train.seed", "seeds:"), ("memory.sub_keys", "slots:")):
             if field in flat_fields(part):
-                raise ConfigError(f"{path}: {where}{field} has no effect. hint: use `{instead}`")
+                raise UserError(f"{path}: {where}{field} has no effect. hint: use `{instead}`")
         if part.get("moe") is not None:
-            raise ConfigError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
+            raise UserError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
     check_slots(slots, f"{path}: slots")
     if set(own_slots) == set(bases):
-        raise ConfigError(
+        raise UserError(
             f"{path}: slots has no effect, every base sets its own. hint: leave one without"
         )
     check_seeds(seeds, f"{path}: seeds")
@@ -165,18 +166,18 @@ def check_slots(slots: Any, where: str) -> None:  # noqa: ANN401
     """Refuse memory sizes that are not different square numbers.
 
     Raises:
-        ConfigError: They are not. The nearest squares are named.
+        UserError: They are not. The nearest squares are named.
     """
     whole = isinstance(slots, list | tuple) and all(type(n) is int and n >= 0 for n in slots)
     if not whole or not slots or len(set(slots)) < len(slots):
-        raise ConfigError(
+        raise UserError(
             f"{where} must be different whole numbers, squares of `sub_keys` or 0 for the dense "
             f"model, got {slots!r}. hint: [0, 4096, 65536, 1048576]"
         )
     for n in slots:
         root = math.isqrt(n)
         if root**2 != n:
-            raise ConfigError(
+            raise UserError(
                 f"{where}: {n} is no square number: a memory has sub_keys * sub_keys slots. "
                 f"hint: {root**2} = {root} * {root} or {(root + 1) ** 2} = {root + 1} * {root + 1}"
             )
@@ -210,12 +211,12 @@ def scale(
         The content of results.json. A run that failed is in it, with its error, and in no fit.
 
     Raises:
-        ConfigError: `out` holds another sweep, or there are no facts to ask for.
-        DataError: The data is malformed.
+        UserError: `out` holds another sweep, or there are no facts to ask for.
+        UserError: The data is malformed.
         Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     if config.base.data.facts is None:
-        raise ConfigError("a sweep measures recall and needs data.facts. hint: facts: builtin")
+        raise UserError("a sweep measures recall and needs data.facts. hint: facts: builtin")
     jobs = config.jobs()
     _claim_threads(out, threads)
     for name, (_, _, run) in jobs.items():
@@ -289,7 +290,7 @@ def _claim_threads(out: Path, threads: int) -> None:
     if path.is_file():
         before = json.loads(path.read_text("utf-8"))["threads"]
         if before != threads:
-            raise ConfigError(
+            raise UserError(
                 f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
                 f"hint: --threads {before}, or choose another --out"
             )

@@ -26,8 +26,9 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memory_layers.common.errors import UserError
 from memory_layers.optim import MemoryAdamW
-from memory_layers.train.config import ConfigError, RunConfig
+from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import CheckpointError, not_written, publish
 from memory_layers.train.state import (
     BLOCK_BYTES,
@@ -186,7 +187,7 @@ def load_checkpoint(
         group: All its ranks call this. None: this process is alone.
 
     Raises:
-        ConfigError: Tensors are missing, surplus, or of another shape or type.
+        UserError: Tensors are missing, surplus, or of another shape or type.
         CheckpointError: The checkpoint is damaged, or of another version of this package.
     """
     state = read_state(folder)
@@ -229,7 +230,7 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     In a process group, rank 0 alone calls this.
 
     Raises:
-        ConfigError: Another configuration has run there. The differing fields are named.
+        UserError: Another configuration has run there. The differing fields are named.
     """
     path = out / "config.json"
     values = json.loads(json.dumps(asdict(config)))
@@ -238,7 +239,7 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     if path.is_file():
         differing = _differences(_fixed(json.loads(path.read_text("utf-8"))), _fixed(values))
         if differing:
-            raise ConfigError(
+            raise UserError(
                 f"{out} holds a run with another configuration: {'; '.join(differing)}. "
                 "hint: choose another --out, or delete the folder"
             )

@@ -7,18 +7,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from memory_layers.config import MemoryConfig
+from memory_layers.common.errors import UserError
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.data.config import DataConfig
 from memory_layers.models.presets import PRESETS, Preset
-from memory_layers.moe_config import MoeConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
 Config = TypeVar("Config")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used, with the file and field at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,17 +238,17 @@ def check_shares(train: TrainConfig, layout: Layout) -> None:
     """Refuse a batch that the ranks cannot share evenly.
 
     Raises:
-        ConfigError: A size is no multiple of the ranks that share it.
+        UserError: A size is no multiple of the ranks that share it.
     """
     if train.batch_size % layout.readers:
-        raise ConfigError(
+        raise UserError(
             f"train.batch_size must be a multiple of replicate * shard = {layout.readers}, the "
             f"ranks that share a batch, got {train.batch_size}. "
             f"hint: {-(-train.batch_size // layout.readers) * layout.readers}"
         )
     tokens = train.batch_size // layout.readers * train.seq_len
     if tokens % layout.tensor:
-        raise ConfigError(
+        raise UserError(
             f"train.batch_size / {layout.readers} * train.seq_len must be a multiple of "
             f"parallel.tensor = {layout.tensor}, got {tokens}. hint: an even train.seq_len"
         )
@@ -262,23 +258,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        ConfigError: The file is missing, not YAML, or holds something else.
+        UserError: The file is missing, not YAML, or holds something else.
     """
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text") from error
+        raise UserError(f"{path}: is not UTF-8 text") from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML: {problem}") from error
+        raise UserError(f"{path}: is not YAML: {problem}") from error
     if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: must hold `name:` and other fields, got {type(values).__name__}"
-        )
+        raise UserError(f"{path}: must hold `name:` and other fields, got {type(values).__name__}")
     return values
 
 
@@ -291,7 +285,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
         where: Path of the field or file, for errors.
 
     Raises:
-        ConfigError: A field is unknown (the closest name is given), missing, or of a wrong type.
+        UserError: A field is unknown (the closest name is given), missing, or of a wrong type.
     """
     hints = get_type_hints(cls)
     all_fields = fields(cls)  # ty: ignore[invalid-argument-type]
@@ -300,16 +294,16 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
         if name not in known:
             close = get_close_matches(str(name), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown field {name!r}. hint: {hint}")
+            raise UserError(f"{where}: unknown field {name!r}. hint: {hint}")
     for f in all_fields:
         if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
-            raise ConfigError(f"{where}: needs `{f.name}:`")
+            raise UserError(f"{where}: needs `{f.name}:`")
     try:
         return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
-    except ConfigError:
+    except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
@@ -321,16 +315,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
         return _convert(inner, value, where)
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: must be a mapping of fields, got {value!r}")
+            raise UserError(f"{where}: must be a mapping of fields, got {value!r}")
         return from_dict(kind, value, where)
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise ConfigError(f"{where}: must be a list, got {value!r}")
+            raise UserError(f"{where}: must be a list, got {value!r}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in items)
     if origin is Literal:
         if value not in get_args(kind):
-            raise ConfigError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
+            raise UserError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
         return value
     return _convert_scalar(kind, value, where)
 
@@ -343,7 +337,7 @@ def _convert_scalar(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
         except ValueError:
             pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{where}: must be of type {kind.__name__}, got {value!r}")
+        raise UserError(f"{where}: must be of type {kind.__name__}, got {value!r}")
     return value
 
 
@@ -351,6 +345,6 @@ def load_run(path: Path) -> RunConfig:
     """Read a run configuration.
 
     Raises:
-        ConfigError: As read_yaml and from_dict.
+        UserError: As read_yaml and from_dict.
     """
     return from_dict(RunConfig, read_yaml(path), str(path))

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
+from memory_layers.common.errors import UserError
 from memory_layers.train.checkpoint import STATE_FILE, list_checkpoints, read_state
-from memory_layers.train.config import ConfigError
 from memory_layers.train.folders import write_folder
 from memory_layers.train.state import SavedTensor, saved_tensors
 from memory_layers.train.storage import damaged, read_metadata, read_tensors
@@ -47,7 +47,7 @@ def export_checkpoint(
         progress: Called with the bytes written so far and those of the whole model.
 
     Raises:
-        ConfigError: `checkpoint` is neither, its tensors are not those of its config.json, or
+        UserError: `checkpoint` is neither, its tensors are not those of its config.json, or
             `out` is something else than a model folder.
         CheckpointError: The checkpoint is damaged, or `out` cannot be written.
     """
@@ -115,7 +115,7 @@ def _find_checkpoint(path: Path) -> Path:
         read_state(path)
     if found := list_checkpoints(path):
         return found[-1]
-    raise ConfigError(
+    raise UserError(
         f"{path} is neither a checkpoint nor the folder of a run that has one. "
         "hint: give runs/NAME or runs/NAME/checkpoints/step-NNNNNNNN"
     )
@@ -132,7 +132,7 @@ def _check_replaceable(out: Path) -> None:
                 return
         except ValueError:
             pass
-    raise ConfigError(f"{out} exists and is no model folder. hint: choose another --out")
+    raise UserError(f"{out} exists and is no model folder. hint: choose another --out")
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:
@@ -161,7 +161,7 @@ def _check_shapes(
         if name not in saved or shapes.get(name) != saved[name].shape
     )
     if wrong:
-        raise ConfigError(
+        raise UserError(
             f"{folder}: {len(wrong)} tensors are missing, surplus or of another shape than "
             f"config.json says, such as {wrong[0]}. hint: copy the checkpoint again"
         )

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
-from memory_layers.layers.draw import mixed
 from memory_layers.layers.experts import balance_loss, scale_balance
 from memory_layers.models import add_experts, add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
@@ -30,7 +31,7 @@ from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
 from memory_layers.train.checkpoint import Checkpoints, claim_folder, list_checkpoints
-from memory_layers.train.config import ConfigError, RunConfig, check_shares
+from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
@@ -75,8 +76,8 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         show: Show the progress of the run.
 
     Raises:
-        ConfigError: `out` holds another run, or the sizes do not fit the number of processes.
-        DataError: The data is malformed.
+        UserError: `out` holds another run, or the sizes do not fit the number of processes.
+        UserError: The data is malformed.
         DivergedError: The loss became NaN or infinite. The last checkpoint is intact.
         CheckpointError: The disk is full. The last checkpoint is intact.
         Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
@@ -86,7 +87,7 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     try:
         _, layout = place_of(config.parallel, config.train.device)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
     check_shares(config.train, layout)
     with join_world(config.parallel, config.train.device) as world:
         world.first(lambda: claim_folder(out, config))
@@ -143,7 +144,7 @@ def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTraine
         try:
             parallelize(model, world.meshes, config.parallel, seed=seed, device=world.device)
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise UserError(str(error)) from error
     if config.train.gradient_checkpointing:
         # Its name in transformers since 5.23, which warns of the older one.
         enable = getattr(model, "activation_checkpointing_enable", None)

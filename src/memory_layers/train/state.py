@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from memory_layers.common.errors import UserError
 from memory_layers.layers import ValueTable
 from memory_layers.optim import MemoryAdamW
-from memory_layers.train.config import ConfigError
 
 # Loading or exporting a table holds a block or two of it beside the table.
 BLOCK_BYTES = 64 * 2**20
@@ -173,7 +173,7 @@ def check_fit(folder: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -
         metadata: That of the checkpoint.
 
     Raises:
-        ConfigError: Tensors are missing, surplus, or of another shape or type.
+        UserError: Tensors are missing, surplus, or of another shape or type.
     """
     saved = metadata.state_dict_metadata
     problems = {
@@ -189,7 +189,7 @@ def check_fit(folder: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -
         f"{len(names)} {kind}, such as {min(names)}" for kind, names in problems.items() if names
     ]
     if said:
-        raise ConfigError(
+        raise UserError(
             f"{folder} does not fit this model and optimizer, tensors: {'; '.join(said)}. "
             "hint: resume with the settings that it was saved with, or choose another --out"
         )

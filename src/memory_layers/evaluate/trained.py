@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from memory_layers.train.config import ConfigError
+from memory_layers.common.errors import UserError
 
 
 def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -15,7 +15,7 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
             this package does not know.
 
     Raises:
-        ConfigError: The folder holds no such model, or tensors are missing or of other shapes.
+        UserError: The folder holds no such model, or tensors are missing or of other shapes.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -25,9 +25,9 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
 
     # The folder of a run has a config.json too, of another kind.
     if (folder / "model").is_dir():
-        raise ConfigError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
+        raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
     if not (folder / "config.json").is_file():
-        raise ConfigError(
+        raise UserError(
             f"{folder} is no model folder: it has no config.json. "
             "hint: give the folder that training wrote, runs/NAME/model"
         )
@@ -40,12 +40,12 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder} cannot be loaded: {error}") from error
+        raise UserError(f"{folder} cannot be loaded: {error}") from error
     model, report = loaded
     # transformers would go on with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
         if names := sorted(map(str, report[f"{problem}_keys"])):
-            raise ConfigError(
+            raise UserError(
                 f"{folder}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )

@@ -14,14 +14,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import stable_hash
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.facts import Probe, stable_hash
+from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import corpus_of
 from memory_layers.evaluate.harness import results_table, run_tasks
 from memory_layers.evaluate.questions import Question, ask, passes_needed, summarize_replies
 from memory_layers.evaluate.recall import recall_items, summarize_recall
-from memory_layers.train.config import ConfigError
-from memory_layers.train.trained import load_trained
+from memory_layers.evaluate.trained import load_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,8 +73,8 @@ def evaluate_model(
         **selection: Fields of DataConfig, as in training.
 
     Raises:
-        ConfigError: An argument is wrong, or the folder holds no whole model.
-        TaskError: Of run_tasks.
+        UserError: An argument is wrong, or the folder holds no whole model.
+        UserError: Of run_tasks.
     """
     data = _facts(facts, tasks, selection)
     for name, value, least in (
@@ -81,17 +82,17 @@ def evaluate_model(
         ("answered", answered, 0),
     ):  # fmt: skip
         if value is not None and value < least:
-            raise ConfigError(f"--{name} must be >= {least}, got {value}")
+            raise UserError(f"--{name} must be >= {least}, got {value}")
     for name, value, default in (
         ("data-dir", data_dir, None), ("limit", limit, None), ("num-fewshot", num_fewshot, None),
         ("batch-size", batch_size, 8), ("run-code", run_code, False),
     ):  # fmt: skip
         if not tasks and value != default:
-            raise ConfigError(f"--{name} has no effect without --tasks. hint: leave it out")
+            raise UserError(f"--{name} has no effect without --tasks. hint: leave it out")
     if tasks and answered != DEFAULT_ANSWERED:
-        raise ConfigError("--answered has no effect with --tasks. hint: --limit")
+        raise UserError("--answered has no effect with --tasks. hint: --limit")
     if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
+        raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
     place = _device(device)
     loaded, tokenizer = load_trained(model, trust_remote_code=trust_remote_code)
     loaded = loaded.to(place)
@@ -123,30 +124,30 @@ def evaluate_model(
 def _facts(facts: str | None, tasks: Sequence[str], selection: dict[str, Any]) -> DataConfig | None:
     if facts is None:
         if not tasks or "facts" in tasks:
-            raise ConfigError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
+            raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
         for name, default in _SELECTION.items():
             if selection[name] != default:
                 flag = name.replace("_", "-")
-                raise ConfigError(f"--{flag} has no effect without --facts. hint: leave it out")
+                raise UserError(f"--{flag} has no effect without --facts. hint: leave it out")
         return None
     if tasks and "facts" not in tasks:
-        raise ConfigError("--facts has no effect on these tasks. hint: add the task `facts`")
+        raise UserError("--facts has no effect on these tasks. hint: add the task `facts`")
     if facts != BUILTIN and (selection["relations"] or selection["max_subjects"] is not None):
-        raise ConfigError(
+        raise UserError(
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
             "facts are used whole"
         )
     try:
         return DataConfig(facts=facts, **selection)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name}: {error}. hint: cpu, or cuda:0") from error
+        raise UserError(f"--device {name}: {error}. hint: cpu, or cuda:0") from error
 
 
 def _ask_facts(

@@ -6,7 +6,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from memory_layers import __version__
+from memory_layers.common.version import __version__
 
 
 def device_name() -> str:

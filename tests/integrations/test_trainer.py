@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memory_layers import ValueTable
 from memory_layers.data.fact_files import load_facts
+from memory_layers.integrations.trainer import memory_optimizer
 from memory_layers.models import add_memory, load_memory, memory_layers_of
-from memory_layers.trainers import memory_optimizer
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -6,7 +6,7 @@ Next: layers/experts.py, the layers that these fields describe.
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
-from memory_layers.checks import check_fields, check_whole
+from memory_layers.common.checks import check_fields, check_whole
 
 Routing = Literal["expert_choice", "token_choice"]
 

@@ -23,13 +23,13 @@ def serve(
         trust_remote_code: Run code that lies in the folder.
 
     Raises:
-        ConfigError: The folder holds no whole model, or no tokenizer.
+        UserError: The folder holds no whole model, or no tokenizer.
         ImportError: The packages of the extra `serve` are missing.
     """
     import transformers
     from transformers.utils.import_utils import is_serve_available
 
-    from memory_layers.train.trained import load_trained
+    from memory_layers.evaluate.trained import load_trained
 
     if not is_serve_available():
         raise ImportError(

@@ -6,7 +6,7 @@ Next: layers/memory.py, the layer that these fields describe.
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from memory_layers.checks import check_fields, check_whole
+from memory_layers.common.checks import check_fields, check_whole
 
 Gate = Literal["silu", "sigmoid", "none"]
 Placement = Literal["replace", "beside"]

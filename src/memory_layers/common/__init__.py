@@ -1,0 +1,1 @@
+"""What every part of the package shares and none of it is about memory."""

@@ -1,0 +1,122 @@
+"""Files and folders that are written whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
+    """Write files beside their final places and move them there at the end, all or none.
+
+    Args:
+        *paths: The final places, in one folder or several. Folders are made.
+
+    Yields:
+        Paths to write to. Whatever is not moved, as after an error, is removed.
+
+    Raises:
+        OSError: The disk is full or cannot be written. The files that were there are intact.
+    """
+    parts = tuple(path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths)
+    try:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield parts
+        for part in parts:
+            sync(part)
+        for part, path in zip(parts, paths, strict=True):
+            os.replace(part, path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file that appears, or replaces an older one, only when complete.
+
+    Args:
+        path: The final place. Its folder is made.
+        content: Text is written as UTF-8.
+
+    Raises:
+        OSError: The disk is full or cannot be written. A file that was there is intact.
+    """
+    with replacing(path) as (part,):
+        part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
+    """Write a JSON file as write_file does, with an indent of one blank."""
+    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
+    """Make a folder that appears, or replaces an older one, only when complete.
+
+    Args:
+        folder: The final place.
+        size: Bytes that it needs at least.
+
+    Yields:
+        A folder beside it to write into. It is removed after an error.
+
+    Raises:
+        OSError: The disk is full or cannot be written. A folder that was there is intact.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.part-*"):
+        shutil.rmtree(left)
+    require_space(folder.parent, size)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
+    try:
+        yield part
+        publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to begin a write that cannot end.
+
+    Raises:
+        OSError: The disk of `folder` has less than `size` bytes free.
+    """
+    if shutil.disk_usage(folder).free < size:
+        raise OSError(errno.ENOSPC, f"{size / 2**20:.0f} MiB needed")
+
+
+def publish(part: Path, folder: Path) -> None:
+    """Bring a complete folder to the disk, and then to its final place.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    for file in part.rglob("*"):
+        sync(file)
+    part.chmod(0o755)
+    if not folder.exists():
+        os.replace(part, folder)
+    else:
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(part, folder)
+        shutil.rmtree(old)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
