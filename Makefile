@@ -1,9 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # A machine with a GPU may have torch and Triton without a .venv of ours.
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+# Linux machines without an NVIDIA GPU take a CPU build of torch: 200 MB in the place of 6 GB.
+# TORCH_INDEX= takes the one of the ordinary package index, TORCH_INDEX=https://... another build.
+TORCH_INDEX ?= $(shell test "$$(uname -s)" != Linux || nvidia-smi -L 2>/dev/null | grep -q GPU \
+  || echo https://download.pytorch.org/whl/cpu)
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench gpu check format lint types imports fix clean
+.PHONY: help setup resolve demo test bench gpu check format lint types imports fix clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -13,9 +18,12 @@ setup: .venv/installed  ## make .venv with everything needed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. hint: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data,dev,eval,serve,train]"
+	$(if $(TORCH_INDEX),$(PIP_INSTALL) --no-deps --retries 1 --timeout 10 --extra-index-url $(TORCH_INDEX) torch)
+	$(PIP_INSTALL) -e ".[data,dev,eval,serve,train]"
 	@touch $@
+
+resolve:  ## check that what setup installs can be had from the package index alone
+	tools/check_install.sh
 
 demo: setup  ## train memory and dense models on real facts and write a report
 	$(BIN)/memory-layers compare configs/demo.yaml
@@ -36,7 +44,7 @@ gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 1
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops tests/layers tests/optim
 	PYTHONPATH=src $(GPU_PYTHON) -m memory_layers.bench.gpu
 
-check: setup format lint types imports test  ## everything that CI runs
+check: resolve setup format lint types imports test  ## everything that CI runs
 
 format: setup
 	$(BIN)/ruff format --check
