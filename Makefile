@@ -26,7 +26,7 @@ resolve:  ## check that what setup installs can be had from the package index al
 	tools/check_install.sh
 
 demo: setup  ## train memory and dense models on real facts and write a report
-	$(BIN)/memory-layers compare configs/demo.yaml
+	$(BIN)/memory-layers compare demo
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -38,7 +38,7 @@ bench: setup runs/tiny/model  ## time every operation on this CPU, and measure t
 	$(BIN)/memory-layers bench targets
 
 runs/tiny/model: | setup
-	$(BIN)/memory-layers train configs/tiny.yaml
+	$(BIN)/memory-layers train tiny
 
 gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 10 minutes
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops tests/layers tests/optim

@@ -241,7 +241,7 @@ def scaling_section(folder: str) -> str:
     """Return recall and exchange rates of a sweep."""
     results = load(folder)
     if results is None:
-        return missing("memory-layers scale configs/scale.yaml")
+        return missing("memory-layers scale scale")
     lines = [
         "| Base | slots | held-out recall | answer NLL | worth (recall) | worth (answer NLL) |",
         "|:---|---:|---:|---:|---:|---:|",

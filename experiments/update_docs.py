@@ -18,6 +18,7 @@ from memory_layers.bench.results import newest
 from memory_layers.bench.sizes import USED
 from memory_layers.bench.tables import suite_markdown, targets_markdown
 from memory_layers.bench.targets import ROWS
+from memory_layers.configs import find_config
 from memory_layers.plan import DEVICES
 from memory_layers.plan.scale import scale_section
 from memory_layers.study.report import markdown_table
@@ -141,7 +142,7 @@ def sm90_section() -> str:
 
 def largest_section(name: str) -> str:
     """Return the prediction for one of the paper's largest memories on 8 to 1024 H100s."""
-    return scale_section(load_run(ROOT / "configs" / f"{name}.yaml"), DEVICES["h100"])
+    return scale_section(load_run(find_config(name)), DEVICES["h100"])
 
 
 def _file(path: Path) -> str:

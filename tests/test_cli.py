@@ -10,7 +10,9 @@ from tests_support import SHAPE, write_facts
 from memory_layers.cli import main
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("experiments/*/compare.yaml")])
+CONFIGS = sorted(
+    [*ROOT.glob("src/memory_layers/configs/*.yaml"), *ROOT.glob("experiments/*/compare.yaml")]
+)
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_wrong_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cannot be read" in error_of(capsys, "train", str(tmp_path / "no.yaml"))
     assert "cannot be read" in error_of(capsys, "train", str(tmp_path))
     assert "no config.json" in error_of(capsys, "generate", str(tmp_path), "a")
-    assert "memory-layers compare" in error_of(capsys, "train", str(ROOT / "configs" / "demo.yaml"))
+    assert "memory-layers compare" in error_of(capsys, "train", "demo")
     assert "needs `variants:`" in error_of(capsys, "compare", str(config))
     config.write_text("name: [1\n")
     assert "is not YAML" in error_of(capsys, "show", str(config))
@@ -118,7 +120,7 @@ def test_mistyped_flag(config: Path, capsys: pytest.CaptureFixture) -> None:
 def test_selection_of_builtin_facts_is_refused_for_others(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    demo = str(ROOT / "configs" / "demo.yaml")
+    demo = "demo"
     facts = ("--data.facts", str(tmp_path / "facts"), "--out", str(tmp_path / "out"))
     message = error_of(capsys, "compare", demo, *facts, "--data.max-subjects", "9")
     assert "--data.max-subjects selects built-in facts" in message
@@ -136,3 +138,19 @@ def test_report_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -
         assert says in capsys.readouterr().err
     assert main(["report", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_packaged_configurations_have_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "demo", "scale", "compare_all", "1.3b_memory_64m"):
+        assert main(["show", name]) == 0
+    # A folder that happens to have the name stands in nobody's way, a file has it.
+    (tmp_path / "tiny").mkdir()
+    capsys.readouterr()
+    assert main(["show", "tiny"]) == 0
+    assert "name: tiny" in capsys.readouterr().out
+    message = error_of(capsys, "train", "tinny")
+    assert "did you mean 'tiny'" in message
+    assert "demo" in message

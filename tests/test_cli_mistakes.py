@@ -102,7 +102,7 @@ def test_help_of_a_config_shows_its_values(config: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("command", ["train", "compare", "show"])
 def test_no_config(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert f"memory-layers {command} configs/" in error_of(capsys, command)
+    assert f"hint: memory-layers {command} " in error_of(capsys, command)
     assert "needs a configuration file first" in error_of(capsys, command, "--out", tmp_path)
     assert "No such file" in error_of(capsys, command, tmp_path / "no.yaml")
     assert "Is a directory" in error_of(capsys, command, tmp_path)

@@ -25,13 +25,13 @@ commands:
   bench WHAT               measure speed and memory, see bench --help
 
 examples:
-  memory-layers compare configs/demo.yaml
-  memory-layers compare configs/demo.yaml --data.facts my_facts --out runs/mine
-  memory-layers scale configs/scale.yaml --workers 2
+  memory-layers compare demo
+  memory-layers compare demo --data.facts my_facts --out runs/mine
+  memory-layers scale scale --workers 2
   memory-layers report experiments/01-headline/results.json --out headline_report
-  memory-layers train configs/tiny.yaml --train.steps 200 --memory.sub-keys 256
-  torchrun --nproc-per-node 2 -m memory_layers train configs/tiny.yaml
-  memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h100
+  memory-layers train tiny --train.steps 200 --memory.sub-keys 256
+  torchrun --nproc-per-node 2 -m memory_layers train tiny
+  memory-layers plan 8b_memory_16m --ranks 64 --device h100
   memory-layers export runs/tiny/checkpoints/step-00000300 my_model
   memory-layers eval runs/tiny/model --facts builtin
   memory-layers eval runs/tiny/model --tasks nq_open piqa --data-dir datasets
@@ -45,7 +45,7 @@ examples:
 class TrainArgs:
     """Fields of the run can be set as flags.
 
-    Example: memory-layers train configs/tiny.yaml --optim.lr 1e-3 --memory.layers 1 2
+    Example: memory-layers train tiny --optim.lr 1e-3 --memory.layers 1 2
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -57,7 +57,7 @@ class TrainArgs:
 class CompareArgs:
     """Fields of the base run can be set as flags.
 
-    Example: memory-layers compare configs/demo.yaml --data.facts my_facts --train.steps 500
+    Example: memory-layers compare demo --data.facts my_facts --train.steps 500
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -73,7 +73,7 @@ class CompareArgs:
 class ScaleArgs:
     """Fields of the base run can be set as flags.
 
-    Example: memory-layers scale configs/scale.yaml --slots 0 4096 65536 --seeds 0 1 2
+    Example: memory-layers scale scale --slots 0 4096 65536 --seeds 0 1 2
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]

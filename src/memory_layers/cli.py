@@ -24,6 +24,7 @@ from memory_layers.arguments import (
 from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.config import MemoryConfig
+from memory_layers.configs import find_config
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.study.config import check_seeds, load_compare
 from memory_layers.train.config import RunConfig, load_run, read_yaml
@@ -315,7 +316,7 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
 
 def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
     if arguments and not arguments[0].startswith("-"):
-        return Path(arguments[0]), arguments[1:]
+        return find_config(arguments[0]), arguments[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
         # The flags are the fields of any run: show them with the defaults of a plain one.
         layers = MemoryConfig(layers=(1,))
@@ -323,7 +324,7 @@ def _config_path(command: str, arguments: list[str]) -> tuple[Path, list[str]]:
         sweeps = {"compare": CompareArgs(run, (0,)), "scale": ScaleArgs(run, (0, 65_536), (0,))}
         args = sweeps.get(command, TrainArgs(run))
         _parse(f"{command} CONFIG.yaml", type(args), ["--help"], args)
-    example = "configs/scale.yaml" if command == "scale" else "configs/demo.yaml"
+    example = {"train": "tiny", "scale": "scale"}.get(command, "demo")
     raise UserError(
         f"`{command}` needs a configuration file first. hint: memory-layers {command} {example}"
     )

@@ -20,7 +20,7 @@ from memory_layers.plan.job import Job
 from memory_layers.plan.predict import default_layout
 from memory_layers.train.config import load_run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src" / "memory_layers" / "configs"
 
 
 class Recorded(Counted):

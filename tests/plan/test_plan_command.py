@@ -1,7 +1,6 @@
 """`memory-layers plan`: what it prints, and what it says to mistakes."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +8,7 @@ import pytest
 from memory_layers.common.errors import UserError
 from memory_layers.plan.command import plan_command
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-TINY = str(CONFIGS / "tiny.yaml")
-LARGE = str(CONFIGS / "1.3b_memory_64m.yaml")
+TINY, LARGE = "tiny", "1.3b_memory_64m"
 
 
 def plan(*arguments: str) -> str:
@@ -73,7 +70,7 @@ def test_a_dense_model_and_this_cpu() -> None:
 def test_help_has_examples() -> None:
     text = plan("--help")
     assert "examples:" in text
-    assert "memory-layers plan configs/1.3b_memory_64m.yaml --ranks 8" in text
+    assert "memory-layers plan 1.3b_memory_64m --ranks 8" in text
     said: list[str] = []
     assert plan_command([], said.append) == 2
 
@@ -93,7 +90,7 @@ def test_a_batch_that_ranks_cannot_share_is_raised_and_said() -> None:
         ([TINY, "--device", "h10"], r"no device 'h10'. hint: did you mean h100"),
         ([TINY, "--device", "abacus"], r"hint: one of h100, h200"),
         ([TINY, "--ranks", "4", "--parallel.tensor", "3"], r"--ranks 4: .*got 1 \* 1 \* 3"),
-        ([str(CONFIGS / "demo.yaml")], r"lists variants, a plan is for one run"),
+        (["demo"], r"lists variants, a plan is for one run"),
         (["none.yaml"], r"none.yaml: cannot be read"),
     ],
 )

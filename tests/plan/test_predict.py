@@ -15,7 +15,7 @@ from memory_layers.plan.reference_layout import reference_table
 from memory_layers.plan.scale import scale_predictions, scale_section
 from memory_layers.train.config import load_run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "src" / "memory_layers" / "configs"
 H100 = DEVICES["h100"]
 
 

@@ -12,6 +12,7 @@ from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
+from memory_layers.configs import find_config
 from memory_layers.study import scale as study_scale
 from memory_layers.study.measure import measure_run
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
@@ -206,18 +207,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_help_and_hints(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["scale", "--help"])
-    assert "memory-layers scale configs/scale.yaml" in capsys.readouterr().out
+    assert "memory-layers scale scale" in capsys.readouterr().out
     path = write_sweep(tmp_path)
     assert main(["train", str(path)]) == 2
     assert f"lists bases. hint: memory-layers scale {path}" in capsys.readouterr().err
     assert main(["scale", str(path), "--threads", "0"]) == 2
     assert "--threads must be >= 1, got 0" in capsys.readouterr().err
     assert main(["scale"]) == 2
-    assert "hint: memory-layers scale configs/scale.yaml" in capsys.readouterr().err
+    assert "hint: memory-layers scale scale" in capsys.readouterr().err
 
 
 def test_config_of_the_repository_has_enough_to_fit() -> None:
-    config = load_scale(ROOT / "configs" / "scale.yaml")
+    config = load_scale(find_config("scale"))
     sizes = [(base, slots) for base, slots, _ in config.cells().values()]
     assert len([base for base, slots in sizes if not slots]) >= 3
     assert len(config.seeds) >= 3

@@ -48,7 +48,7 @@ class Request:
         if self.slots == "recorded" and self.model is None:
             raise BenchError(
                 "--slots recorded needs --model, the folder of a trained model. hint: "
-                "memory-layers train configs/tiny.yaml, then --model runs/tiny/model"
+                "memory-layers train tiny, then --model runs/tiny/model"
             )
         if self.slots != "recorded" and self.model is not None:
             raise BenchError(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 BUILTIN = "builtin"
+SHORT = "short"
+SHORT_TEMPLATES = Path(__file__).with_name("short_templates.yaml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,8 @@ class DataConfig:
             the prose in the documentation of the installed Python.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
-        templates: A file such as templates.yaml with wordings for the built-in facts, instead of
-            their own. None: their own.
+        templates: A file such as templates.yaml with wordings for the built-in facts, or "short"
+            for short ones that come with the package. None: their own, four a fact.
         max_subjects: Subjects to keep of each built-in source. None: all, a million facts. Users'
             facts are used whole.
         exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
@@ -49,6 +51,13 @@ class DataConfig:
     vocab_size: int = 2048
     cache_dir: str | None = None
     seed: int = 0
+
+    @property
+    def templates_file(self) -> Path | None:
+        """The file that `templates` stands for."""
+        if self.templates == SHORT:
+            return SHORT_TEMPLATES
+        return None if self.templates is None else Path(self.templates)
 
     def __post_init__(self) -> None:
         """Refuse combinations in which a field would have no effect or no data is left."""

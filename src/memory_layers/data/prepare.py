@@ -85,9 +85,9 @@ def read_facts(config: DataConfig) -> FactSet:
         raise ValueError("data.facts is not set")
     if config.facts == BUILTIN:
         facts = builtin_facts(config.relations, config.max_subjects, config.seed)
-        if config.templates is None:
+        if config.templates_file is None:
             return facts
-        own = load_templates(Path(config.templates))
+        own = load_templates(config.templates_file)
         missing = sorted(facts.templates.keys() - own.keys())
         if missing:
             raise UserError(
@@ -241,7 +241,8 @@ def _fingerprint(config: DataConfig) -> str:
     files = [Path(source) for source in config.text if source != BUILTIN]
     if config.facts not in (None, BUILTIN):
         files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
-    files += [Path(name) for name in (config.templates, config.tokenizer) if name is not None]
+    files += [config.templates_file] if config.templates_file else []
+    files += [Path(config.tokenizer)] if config.tokenizer else []
     versions, wordings = {}, {}
     if config.facts == BUILTIN:
         versions = {name: metadata.version(name) for name in FACT_PACKAGES}

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from memory_layers.common.errors import UserError
+from memory_layers.configs import find_config
 from memory_layers.parallel.config import Layout
 from memory_layers.plan.devices import DEVICES, Device, measure_cpu
 from memory_layers.plan.job import Job
@@ -35,11 +36,11 @@ flags:
   --SECTION.FIELD  any field of the run, as for `memory-layers train`
 
 examples:
-  memory-layers plan configs/1.3b_memory_64m.yaml --ranks 8
-  memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --device h200
-  memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --parallel.tensor 8 --json
-  memory-layers plan configs/tiny.yaml --device cpu --train.batch-size 64
-  memory-layers plan configs/tiny.yaml --help
+  memory-layers plan 1.3b_memory_64m --ranks 8
+  memory-layers plan 8b_memory_16m --ranks 64 --device h200
+  memory-layers plan 8b_memory_16m --ranks 64 --parallel.tensor 8 --json
+  memory-layers plan tiny --device cpu --train.batch-size 64
+  memory-layers plan tiny --help
 """
 CPU = "cpu"
 
@@ -48,7 +49,7 @@ CPU = "cpu"
 class _PlanArgs:
     """Fields of the run can be set as flags.
 
-    Example: memory-layers plan configs/8b_memory_16m.yaml --ranks 64 --parallel.tensor 8
+    Example: memory-layers plan 8b_memory_16m --ranks 64 --parallel.tensor 8
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -78,11 +79,11 @@ def plan_command(arguments: list[str], say: Say, *, width: int | None = None) ->
     if arguments[0].startswith("-"):
         raise UserError(
             f"`plan` expects a configuration file first, got {arguments[0]}. hint: memory-layers "
-            "plan configs/tiny.yaml --ranks 8"
+            "plan tiny --ranks 8"
         )
     as_json = "--json" in arguments
     path, *flags = [argument for argument in arguments if argument != "--json"]
-    args = _parse(Path(path), flags)
+    args = _parse(find_config(path), flags)
     if args.ranks < 1:
         raise UserError(f"--ranks must be at least 1, got {args.ranks}. hint: --ranks 8")
     device = find_device(args.device)
@@ -142,7 +143,7 @@ def _parse(path: Path, flags: list[str]) -> _PlanArgs:
     if "variants" in read_yaml(path):
         raise UserError(
             f"{path} lists variants, a plan is for one run. hint: a file without `variants:`, as "
-            "configs/tiny.yaml"
+            "tiny"
         )
     try:
         return tyro.cli(

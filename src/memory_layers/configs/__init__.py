@@ -1,0 +1,34 @@
+"""Configurations that come with the package, each by its name: `memory-layers train tiny`."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from memory_layers.common.errors import UserError
+
+FOLDER = Path(__file__).parent
+
+
+def config_names() -> list[str]:
+    """Return the names of the configurations that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """Return the file of a configuration.
+
+    Args:
+        name: A path, or the name of a configuration that comes with the package.
+
+    Raises:
+        UserError: There is no file and no configuration of that name.
+    """
+    path, names = Path(name), config_names()
+    if path.is_file() or len(path.parts) != 1 or path.suffix in (".yaml", ".yml"):
+        return path
+    if name in names:
+        return FOLDER / f"{name}.yaml"
+    if path.exists():
+        return path
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? There are" if close else "a YAML file, or one of"
+    raise UserError(f"there is no configuration {name!r}. hint: {hint} {', '.join(names)}")
