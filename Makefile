@@ -32,17 +32,17 @@ test: setup  ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: setup runs/tiny/model  ## time every operation on this CPU, and measure the targets
-	for what in find read write step layer train generate; do $(BIN)/memory-layers bench $$what || exit; done
+	for what in find read write step layer train generate; do $(BIN)/python -m benchmarks $$what || exit; done
 	for what in read write step; do \
-	  $(BIN)/memory-layers bench $$what --slots recorded --model runs/tiny/model || exit; done
-	$(BIN)/memory-layers bench targets
+	  $(BIN)/python -m benchmarks $$what --slots recorded --model runs/tiny/model || exit; done
+	$(BIN)/python -m benchmarks targets
 
 runs/tiny/model: | setup
 	$(BIN)/memory-layers train tiny
 
 gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 10 minutes
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops tests/layers tests/optim
-	PYTHONPATH=src $(GPU_PYTHON) -m memory_layers.bench.gpu
+	PYTHONPATH=src $(GPU_PYTHON) -m benchmarks gpu
 
 check: resolve setup format lint types imports test  ## everything that CI runs
 

@@ -1,4 +1,4 @@
-"""Random rows of a table with and without huge pages: python benchmarks/huge_pages.py [--out FILE].
+"""Random rows of a table with and without huge pages: python -m benchmarks.huge_pages [--out FILE].
 
 Reads the same rows from two tables in turn and prints the ratio of the medians, huge over small.
 """

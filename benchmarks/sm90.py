@@ -1,6 +1,6 @@
 """Compile every Triton kernel for an H100 (sm_90), on any machine, and report what it needs.
 
-    python benchmarks/sm90.py [--out benchmarks/sm_90.json] [--only gather] [--each 2]
+    python -m benchmarks.sm90 [--out benchmarks/sm_90.json] [--only gather] [--each 2]
 
 Registers and spilled bytes come from the report of the ptxas that ships with Triton, shared memory
 from Triton.
@@ -22,11 +22,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     raise SystemExit("TRITON_INTERPRET=1 replaces the compiler. hint: unset it")
 
 import triton
-from sm90_cases import Case, all_cases
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.sm90_cases import Case, all_cases
 from memory_layers.common import provenance
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -140,7 +140,7 @@ def main() -> int:
             "target": "sm_90",
             "versions": provenance.versions("torch", "triton"),
             "commit": provenance.commit(),
-            "command": " ".join(["python", "benchmarks/sm90.py", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", "benchmarks.sm90", *sys.argv[1:]]),
             "kernels": [
                 {**asdict(row), "programs_per_processor": row.programs_per_processor}
                 for row in rows

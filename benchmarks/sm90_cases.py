@@ -226,7 +226,7 @@ def write_cases() -> list[Case]:
 
 def baseline_cases() -> list[Case]:
     """Table gradients that ours are timed against: J = 128, V = 256 to 4096, bf16 and fp32."""
-    from memory_layers.bench import gpu_baselines as baselines
+    from benchmarks import gpu_baselines as baselines
 
     cases = [
         Case.of(

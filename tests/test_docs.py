@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_families import tiny_model
 
-from memory_layers.bench import results
+from benchmarks import results
 from memory_layers.models import memory_layers_of
 
 ROOT = Path(__file__).parent.parent
@@ -19,11 +19,6 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "experiments").rglob("README.md")),
 ]
-
-
-@pytest.fixture(autouse=True)
-def modules_beside_update_docs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "experiments")
 
 
 def python_blocks(document: Path) -> list[str]:
@@ -79,14 +74,14 @@ def test_reading_order_exists() -> None:
 def test_generated_tables_are_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["update_docs.py", "--check"])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "experiments" / "update_docs.py"), run_name="__main__")
-    assert end.value.code == 0, "run: python experiments/update_docs.py"
+        runpy.run_path(str(ROOT / "tools" / "update_docs.py"), run_name="__main__")
+    assert end.value.code == 0, "run: python -m tools.update_docs"
 
 
 def test_speed_tables_are_written_from_result_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update_docs = runpy.run_path(str(ROOT / "experiments" / "update_docs.py"))
+    update_docs = runpy.run_path(str(ROOT / "tools" / "update_docs.py"))
     text = "before <!-- bench-find-cuda:begin -->\nold\n<!-- bench-find-cuda:end --> after"
     monkeypatch.setattr(results, "ROOT", tmp_path)
     assert "Not measured yet: `memory-layers bench find --device cuda`" in (

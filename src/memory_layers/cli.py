@@ -21,7 +21,6 @@ from memory_layers.arguments import (
     ServeArgs,
     TrainArgs,
 )
-from memory_layers.bench.errors import BenchError, WrongResultError
 from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.config import MemoryConfig
 from memory_layers.configs import find_config
@@ -65,16 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell("interrupted. to go on, run the same command again")
         return 130
-    except WrongResultError as error:
-        _fail(str(error))
-        return 1
     except LostRankError as error:
         _fail(str(error), own=True)
         # Threads that wait for the lost rank would hold this process.
         os._exit(2)
     except OSError as error:
         return _fail(str(error), own=True)
-    except (UserError, BenchError, DivergedError, ImportError) as error:
+    except (UserError, DivergedError, ImportError) as error:
         return _fail(str(error))
 
 
@@ -270,10 +266,17 @@ def _show(arguments: list[str]) -> int:
 
 
 def _bench(arguments: list[str]) -> int:
-    from memory_layers.bench.command import bench
+    from importlib import import_module
 
+    root = Path(__file__).parents[2]
+    if not (root / "benchmarks" / "__main__.py").is_file():
+        raise UserError(
+            "benchmarks are not part of the installed package. hint: in a checkout of the project, "
+            f"python -m benchmarks {' '.join(arguments)}"
+        )
+    sys.path.insert(0, str(root))
     _quiet_transformers()
-    return bench(arguments, print)
+    return import_module("benchmarks.__main__").main(arguments)
 
 
 def _resolved(run: RunConfig) -> RunConfig:

@@ -11,9 +11,9 @@ from memory_layers.parallel.config import Layout
 from memory_layers.plan import DEVICES, Job, measure_cpu, predict, smallest
 from memory_layers.plan.communication import Collective
 from memory_layers.plan.predict import Efficiency, default_layout, seconds_of, with_ranks
-from memory_layers.plan.reference_layout import reference_table
-from memory_layers.plan.scale import scale_predictions, scale_section
 from memory_layers.train.config import load_run
+from tools.reference_layout import reference_table
+from tools.scale import scale_predictions, scale_section
 
 CONFIGS = Path(__file__).parents[2] / "src" / "memory_layers" / "configs"
 H100 = DEVICES["h100"]

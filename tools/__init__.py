@@ -1,0 +1,1 @@
+"""What writes the tables of this project's documents. It is not part of the package."""
