@@ -2,6 +2,7 @@
 
 import ast
 import json
+from importlib import import_module
 
 import pytest
 from helpers import PACKAGE, fresh_interpreter
@@ -12,7 +13,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 LONGEST = 400
 
 
-def test_import_needs_torch_alone() -> None:
+def test_import_is_lean() -> None:
+    """Importing the package loads nothing, touching a name loads torch and no more."""
     program = """
 import json, sys
 import memory_layers
@@ -23,11 +25,29 @@ for name in memory_layers.__all__:
 print(json.dumps([sorted(loaded), sorted(sys.modules)]))
 """
     at_import, after_names = (set(names) for names in json.loads(fresh_interpreter(program)))
-    assert "torch" in at_import
+    assert "torch" not in at_import
+    assert "torch" in after_names
     for heavy in ("transformers", "numba", "triton", "safetensors", "tokenizers", "matplotlib",
                   "rich", "tyro", "yaml"):  # fmt: skip
         assert heavy not in at_import
         assert heavy not in after_names
+
+
+def test_names_can_be_imported_and_are_listed() -> None:
+    names = ", ".join(memory_layers.__all__)
+    fresh_interpreter(f"from memory_layers import {names}")
+    fresh_interpreter("from memory_layers import *\nMemoryAdamW, add_memory")
+    assert set(memory_layers.__all__) < set(dir(memory_layers))
+    # What a type checker reads is what the interpreter finds.
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {
+        alias.name: getattr(import_module(str(node.module)), alias.name)
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == {name: getattr(memory_layers, name) for name in memory_layers.__all__}
 
 
 def test_public_names() -> None:

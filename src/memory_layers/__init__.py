@@ -1,18 +1,21 @@
-"""Trainable key-value memory for language models. Importing this needs torch alone."""
+"""Trainable key-value memory for language models. Importing this loads nothing, a name loads torch.
+
+Names of models (`add_memory`, `add_experts`) load transformers too.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.version import __version__ as __version__
-from memory_layers.config import MemoryConfig, MoeConfig
-from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable
-from memory_layers.ops.find import product_key_topk
-from memory_layers.ops.read import gather_dot, gather_sum
-from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
-from memory_layers.optim import MemoryAdamW
 
 if TYPE_CHECKING:
+    from memory_layers.config import MemoryConfig, MoeConfig
+    from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable
     from memory_layers.models import add_experts, add_memory
+    from memory_layers.ops.find import product_key_topk
+    from memory_layers.ops.read import gather_dot, gather_sum
+    from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
+    from memory_layers.optim import MemoryAdamW
 
 __all__ = [
     "MemoryAdamW",
@@ -31,9 +34,24 @@ __all__ = [
     "row_sgd_",
 ]
 
+# Where each name is imported from when it is first touched: as above, for the interpreter.
+_HOMES = {
+    "config": ("MemoryConfig", "MoeConfig"),
+    "layers": ("MemoryLayer", "PeerLayer", "ValueTable"),
+    "models": ("add_experts", "add_memory"),
+    "ops.find": ("product_key_topk",),
+    "ops.read": ("gather_dot", "gather_sum"),
+    "ops.write": ("row_adagrad_", "row_adamw_", "row_sgd_"),
+    "optim": ("MemoryAdamW",),
+}
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    # transformers is loaded when a model is touched, not when the package is.
-    if name in ("add_experts", "add_memory"):
-        return getattr(import_module("memory_layers.models"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"memory_layers.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

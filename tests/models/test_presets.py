@@ -8,6 +8,7 @@ import torch
 
 from memory_layers.config import MemoryConfig
 from memory_layers.models import PRESETS, build_model, memory_layers_of
+from memory_layers.models.presets import paper_moe
 
 
 def total(name: str, memory: MemoryConfig | None = None) -> int:
@@ -65,7 +66,7 @@ def test_memory_totals_derived_for_the_other_sizes(name: str, derived: str) -> N
 def experts_and_routers(name: str) -> tuple[int, int]:
     """Total of a model with the paper's MoE, its routers apart."""
     with torch.device("meta"):
-        model = build_model(PRESETS[name], moe=PRESETS[name].moe())
+        model = build_model(PRESETS[name], moe=paper_moe(PRESETS[name]))
     parts = {key: p.numel() for key, p in model.named_parameters() if "router" in key}
     assert len(parts) == PRESETS[name].layers
     return model.num_parameters() - sum(parts.values()), sum(parts.values())
@@ -82,7 +83,7 @@ def experts_and_routers(name: str) -> tuple[int, int]:
 )
 def test_moe_totals(name: str, experts: int, total_b: str) -> None:
     preset = PRESETS[name]
-    assert preset.moe().experts == experts
+    assert paper_moe(preset).experts == experts
     without, routers = experts_and_routers(name)
     assert billions(without, 4) == total_b
     assert routers == preset.layers * preset.hidden_size * experts
@@ -103,7 +104,7 @@ def test_moe_totals_as_printed() -> None:
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("tiny", "small")])
 def test_moe_is_the_smallest_even_one_above_memory(name: str) -> None:
     preset, memory = PRESETS[name], total(name, PRESETS[name].memory())
-    moe = preset.moe()
+    moe = paper_moe(preset)
     assert moe.experts % 2 == 0
     two_fewer = 2 * preset.layers * 3 * preset.hidden_size * preset.to_config().intermediate_size
     without, _ = experts_and_routers(name)
@@ -145,7 +146,7 @@ def test_layers_of_the_paper(name: str, layers: tuple[int, ...]) -> None:
     assert PRESETS[name].memory_plus().layers == layers
     for kind in ("memory", "peer"):
         assert getattr(PRESETS[name], kind)().layers == (PRESETS[name].layers // 2,)
-    assert PRESETS[name].moe().layers is None
+    assert paper_moe(PRESETS[name]).layers is None
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -3,9 +3,10 @@
 It also registers the memory models with transformers' Auto classes.
 """
 
+from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
 from memory_layers.models.classes import backbone_of, register_families
-from memory_layers.models.presets import PRESETS, Preset, build_model
+from memory_layers.models.presets import build_model
 from memory_layers.models.surgery import (
     add_experts,
     add_memory,

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
+from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.data.config import DataConfig
-from memory_layers.models.presets import PRESETS, Preset
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
