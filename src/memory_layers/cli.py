@@ -27,7 +27,6 @@ from memory_layers.configs import find_config
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.study.config import check_seeds, load_compare
 from memory_layers.train.config import RunConfig, load_run, read_yaml
-from memory_layers.train.loop import DivergedError, Interrupted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"unknown command `{name}`. hint: one of {', '.join(commands)}")
     try:
         return commands[name](rest)
-    except Interrupted as stopped:
-        _tell(f"{stopped}\nto go on, run the same command again")
-        return 130
-    except KeyboardInterrupt:
-        _tell("interrupted. to go on, run the same command again")
+    except KeyboardInterrupt as stopped:
+        _tell(f"{str(stopped) or 'interrupted'}\nto go on, run the same command again")
         return 130
     except LostRankError as error:
         _fail(str(error), own=True)
@@ -70,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(2)
     except OSError as error:
         return _fail(str(error), own=True)
-    except (UserError, DivergedError, ImportError) as error:
+    except (UserError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
 
 

@@ -16,7 +16,6 @@ from memory_layers.configs import find_config
 from memory_layers.study import scale as study_scale
 from memory_layers.study.measure import measure_run
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
-from memory_layers.train.loop import Interrupted
 
 ROOT = Path(__file__).parents[2]
 MEMORY = {"layers": [1], "top_k": 4, "heads": 2}
@@ -56,7 +55,7 @@ def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 
             measure_run(*jobs[name], folder / name)
             ended(name)
         if len(waiting) > most:
-            raise Interrupted("stopped")
+            raise KeyboardInterrupt("stopped")
 
     return run_all
 
@@ -159,7 +158,7 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
 ) -> None:
     config = load_scale(write_sweep(tmp_path))
     monkeypatch.setattr(study_scale, "run_all", in_this_process(most=2))
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         scale(config, tmp_path / "out")
     partial = json.loads((tmp_path / "out" / "results.json").read_text())
     assert not partial["complete"]
@@ -181,7 +180,7 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
 
     # A larger sweep takes over what is there; other threads would not give the same numbers.
     monkeypatch.setattr(study_scale, "run_all", in_this_process(most=0))
-    with pytest.raises(Interrupted):
+    with pytest.raises(KeyboardInterrupt):
         scale(replace(config, slots=(64, 256)), tmp_path / "out")
     with pytest.raises(UserError, match=r"runs with 1 threads each, got 2. hint: --threads 1"):
         scale(config, tmp_path / "out", threads=2)

@@ -22,7 +22,6 @@ from memory_layers.cli import main
 from memory_layers.study import compare as study_compare
 from memory_layers.study import runs as study_runs
 from memory_layers.study.outcome import recorded_failures
-from memory_layers.train.loop import DivergedError, Interrupted
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
@@ -121,9 +120,9 @@ def killed(number: int) -> Callable[[Path], int]:
 
 ENDS = [
     (
-        raising(DivergedError("the loss became nan at step 3")),
+        raising(FloatingPointError("the loss became nan at step 3")),
         "diverged",
-        "DivergedError: the loss",
+        "FloatingPointError: the loss",
     ),
     (raising(MemoryError()), "out_of_memory", "MemoryError"),
     (raising(torch.OutOfMemoryError("CUDA out of memory")), "out_of_memory", "CUDA out of memory"),
@@ -133,7 +132,7 @@ ENDS = [
         "can't allocate memory",
     ),
     (raising(OSError(errno.ENOMEM, "Cannot allocate memory")), "out_of_memory", "OSError"),
-    (raising(Interrupted("stopped after step 3")), "killed", "stopped after step 3"),
+    (raising(KeyboardInterrupt("stopped after step 3")), "killed", "stopped after step 3"),
     (killed(signal.SIGKILL), "killed", "killed by SIGKILL. hint: out of memory?"),
     (killed(signal.SIGSEGV), "killed", "killed by SIGSEGV"),
     (raising(RuntimeError("shapes differ")), "failed", "RuntimeError: shapes differ"),
@@ -218,5 +217,5 @@ def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
     assert "run the same command again" in errors
     for path in metrics:
         assert len(list((path.parent / "checkpoints").iterdir())) == 1
-        assert "Interrupted: stopped after step" in (path.parent / "log.txt").read_text()
+        assert "KeyboardInterrupt: stopped after step" in (path.parent / "log.txt").read_text()
     assert not (out / "results.json").exists()

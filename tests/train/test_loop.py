@@ -3,6 +3,7 @@
 import os
 import signal
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from memory_layers.train.checkpoint import list_checkpoints
 from memory_layers.train.config import RunConfig
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
-from memory_layers.train.loop import DivergedError, Interrupted, TrainedModel, train
+from memory_layers.train.loop import TrainedModel, train
 
 
 def run(config: RunConfig, out: Path) -> TrainedModel:
@@ -136,7 +137,7 @@ def test_stopped_between_two_lines_of_metrics(
 
     monkeypatch.setattr(loop._Run, "_step", stop_in_step_six)
     out = tmp_path / "stopped"
-    with pytest.raises(Interrupted, match="stopped after step 7"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 7"):
         run(config, out)
     assert [path.name for path in list_checkpoints(out)] == ["step-00000007"]
     assert not (out / "model").exists()
@@ -180,10 +181,87 @@ def test_another_configuration_is_refused_with_its_fields(tmp_path: Path) -> Non
             r"optim\.value_lr was 0\.02, is 0\.015",
         ),
         (replace(config, memory=None), "memory was .*, is None"),
-        (replace(config, train=replace(config.train, steps=9)), r"train\.steps was 4, is 9"),
+        (replace(config, train=replace(config.train, steps=3)), r"train\.steps was 4, is 3"),
+        # Longer, but not only that.
+        (
+            replace(config, train=replace(config.train, steps=9, seed=1)),
+            r"configuration: train\.seed was 0, is 1\.",
+        ),
     ):
         with pytest.raises(UserError, match=named):
             run(other, tmp_path / "out")
+
+
+def test_another_configuration_is_refused_before_its_data_are_prepared(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path)
+    run(config, tmp_path / "out")
+    prepared = sorted((tmp_path / "cache").iterdir())
+    with pytest.raises(UserError, match=r"data\.seed was 0, is 1"):
+        run(replace(config, data=replace(config.data, seed=1)), tmp_path / "out")
+    assert sorted((tmp_path / "cache").iterdir()) == prepared
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [("data", {"shown_fraction": 0.001}), ("parallel", {"shard": 2}), ("train", {"batch_size": 1})],
+)
+def test_a_start_that_fails_leaves_its_folder_alone(
+    tmp_path: Path, section: str, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the corrected command works, with another configuration in the same folder."""
+    config = tiny_run(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2" if section == "train" else "1")
+    mistaken = replace(config, **{section: replace(getattr(config, section), **wrong)})
+    with pytest.raises(UserError):
+        run(mistaken, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    run(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["finished", "unfinished"])
+def test_a_longer_run_goes_on_from_the_last_checkpoint(
+    tmp_path: Path, stopped: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """With a constant rate, the weights are those of a run that was as long from the start."""
+    config = tiny_run(tmp_path, optim={"schedule": "constant"}, train={"steps": 5})
+    longer = replace(config, train=replace(config.train, steps=9))
+    whole = run(longer, tmp_path / "whole")
+    step, taken = loop._Run._step, []
+
+    def counted(self: loop._Run, number: int, stop: StopSignal) -> bool:
+        taken.append(number)
+        if stopped and number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, number, stop)
+
+    monkeypatch.setattr(loop._Run, "_step", counted)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt) if stopped else nullcontext():
+        run(config, out)
+    capsys.readouterr()
+    trained = train(longer, out)
+    said = capsys.readouterr().err
+    assert "train.steps was 5, is 9" in said.replace("\n", " ")
+    assert taken == list(range(9))
+    assert_same_weights(trained.model, whole.model)
+    assert losses_of(metrics_of(out)) == losses_of(metrics_of(tmp_path / "whole"))
+    # It is the longer run from now on.
+    train(longer, out)
+    assert "train.steps was" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"train\.steps was 9, is 5"):
+        run(config, out)
+
+
+def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, train={"steps": 4})
+    longer = replace(config, train=replace(config.train, steps=8))
+    whole, out = run(longer, tmp_path / "whole"), tmp_path / "out"
+    rates = [line["lr"] for line in whole.history if "lr" in line]
+    before = [line["lr"] for line in run(config, out).history if "lr" in line]
+    assert before[3] < rates[3]
+    after = [line["lr"] for line in run(longer, out).history if "lr" in line]
+    assert after == [*before, *rates[4:]]
 
 
 def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
@@ -194,7 +272,9 @@ def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
     )
     out = tmp_path / "out"
     for _ in range(2):
-        with pytest.raises(DivergedError, match=r"the loss became nan at step \d+.*hint: lower"):
+        with pytest.raises(
+            FloatingPointError, match=r"the loss became nan at step \d+.*hint: lower"
+        ):
             run(config, out)
         checkpoints = list_checkpoints(out)
         assert 1 <= len(checkpoints) < 50

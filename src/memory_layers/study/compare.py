@@ -42,7 +42,7 @@ def compare(
     Raises:
         UserError: `out` holds another comparison, or there are no facts to ask for.
         UserError: The data is malformed.
-        Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     if config.base.data.facts is None:
         raise UserError("a comparison measures recall and needs data.facts. hint: facts: builtin")

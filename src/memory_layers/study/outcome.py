@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from memory_layers.train.loop import DivergedError, Interrupted
-
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 
 
@@ -25,8 +23,10 @@ def recorded_failures(folder: Path) -> Generator[None]:
     """Write down in FOLDER what ends the block early, and let it go on its way."""
     try:
         yield
-    except (RuntimeError, OSError, MemoryError, Interrupted) as error:
-        _write_failure(folder, _status_of(error), f"{type(error).__name__}: {error}")
+    except (RuntimeError, OSError, MemoryError, FloatingPointError, KeyboardInterrupt) as error:
+        _write_failure(
+            folder, _status_of(error), f"{type(error).__name__}: {error}".removesuffix(": ")
+        )
         raise
 
 
@@ -89,9 +89,9 @@ def _write_failure(folder: Path, status: str, error: str) -> None:
 
 
 def _status_of(error: BaseException) -> str:
-    if isinstance(error, DivergedError):
+    if isinstance(error, FloatingPointError):
         return "diverged"
-    if isinstance(error, Interrupted):
+    if isinstance(error, KeyboardInterrupt):
         return "killed"
     # torch has a type of its own for a full GPU and none for a full host.
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (

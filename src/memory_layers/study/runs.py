@@ -18,7 +18,6 @@ from memory_layers.study.outcome import FAILURE, LOG, RESULT, record_exit, recor
 from memory_layers.study.progress import CompareProgress
 from memory_layers.train.config import RunConfig
 from memory_layers.train.interrupt import StopSignal
-from memory_layers.train.loop import Interrupted
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -43,7 +42,7 @@ def run_all(
         ended: Called with the name of a run that has ended, well or not.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     context = multiprocessing.get_context("spawn")
     steps = {name: run.train.steps for name, (_, _, run) in jobs.items()}
@@ -75,7 +74,7 @@ def run_all(
                     ended(name)
             progress.look()
         if stop.requested:
-            raise Interrupted(f"stopped, every run has saved a checkpoint in {folder}")
+            raise KeyboardInterrupt(f"stopped, every run has saved a checkpoint in {folder}")
 
 
 def workers_for(jobs: Mapping[str, Job], asked: int | None, threads: int = 1) -> int:

@@ -213,10 +213,11 @@ def scale(
     Raises:
         UserError: `out` holds another sweep, or there are no facts to ask for.
         UserError: The data is malformed.
-        Interrupted: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     if config.base.data.facts is None:
         raise UserError("a sweep measures recall and needs data.facts. hint: facts: builtin")
+    facts = prepare_data(config.base.data).summary
     jobs = config.jobs()
     _claim_threads(out, threads)
     for name, (_, _, run) in jobs.items():
@@ -231,7 +232,7 @@ def scale(
         "threads": threads,
         "versions": versions("torch", "numba", "transformers", "tokenizers"),
         "commit": commit(),
-        "facts": prepare_data(config.base.data).summary,
+        "facts": facts,
         "bases": list(config.bases),
         "slots": sorted({slots for _, slots, _ in config.cells().values()}),
         "seeds": list(config.seeds),

@@ -12,7 +12,6 @@ It is the same for one process and for many, and loads on any number of them.
 import copy
 import io
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -27,9 +26,9 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import publish, write_json
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.config import RunConfig
-from memory_layers.train.folders import CheckpointError, not_written, publish
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -40,6 +39,7 @@ from memory_layers.train.state import (
 )
 from memory_layers.train.storage import (
     Writer,
+    not_written,
     read_metadata,
     read_plain,
     read_tensors,
@@ -106,7 +106,7 @@ class Checkpoints:
             tokenizer: Saved beside the model.
 
         Raises:
-            CheckpointError: The save before this one failed.
+            OSError: The save before this one failed.
         """
         self.wait()
         folder = self.out / "checkpoints" / f"step-{step:08d}"
@@ -145,7 +145,7 @@ class Checkpoints:
         Call it before the process group is destroyed.
 
         Raises:
-            CheckpointError: It failed, on this rank or another. Those written before are intact.
+            OSError: It failed, on this rank or another. Those written before are intact.
         """
         if self._saving is None:
             return
@@ -155,7 +155,7 @@ class Checkpoints:
             return
         if self._leads:
             shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
-        raise CheckpointError(not_written(folder, reason_of(error))) from error
+        raise not_written(folder, reason_of(error)) from error
 
     def load_newest(
         self, model: PreTrainedModel, optimizer: MemoryAdamW
@@ -187,8 +187,9 @@ def load_checkpoint(
         group: All its ranks call this. None: this process is alone.
 
     Raises:
-        UserError: Tensors are missing, surplus, or of another shape or type.
-        CheckpointError: The checkpoint is damaged, or of another version of this package.
+        UserError: Tensors are missing, surplus, or of another shape or type, or the checkpoint is
+            of another version of this package.
+        OSError: The checkpoint is damaged.
     """
     state = read_state(folder)
     metadata = read_metadata(folder)
@@ -207,47 +208,70 @@ def read_state(folder: Path) -> Mapping[str, Any]:
     """Read what a checkpoint holds beside the tensors of model and optimizer.
 
     Raises:
-        CheckpointError: It is damaged, or of another version of this package.
+        UserError: It is of another version of this package.
+        OSError: It is damaged.
     """
     if (folder / "trainer.pt").is_file():
-        raise CheckpointError(
+        raise UserError(
             f"{folder} was written by an earlier version of memory-layers, this one cannot resume "
             "from it. hint: finish the run with that version, or choose another --out. "
             f"from_pretrained({str(folder)!r}) still loads its weights"
         )
     state = read_plain(folder / STATE_FILE)
     if state["format"] != FORMAT:
-        raise CheckpointError(
+        raise UserError(
             f"{folder} has checkpoint format {state['format']}, this package reads {FORMAT}. "
             "hint: use the version of memory-layers that wrote it"
         )
     return state
 
 
-def claim_folder(out: Path, config: RunConfig) -> None:
-    """Make the folder of a run, or check that the run in it is this one.
+def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
+    """Refuse a folder that holds another run, and change nothing.
 
-    In a process group, rank 0 alone calls this.
+    Args:
+        out: Folder of the run, which need not be there yet.
+        config: The run.
+        longer: Accept a run that differs in nothing but fewer train.steps.
+
+    Returns:
+        The steps that the run in the folder was to take, those of `config` if there is none.
 
     Raises:
         UserError: Another configuration has run there. The differing fields are named.
     """
     path = out / "config.json"
-    values = json.loads(json.dumps(asdict(config)))
-    # What is left out of a config may mean something else in another version of this package.
-    values["optim"]["value_lr"] = config.optim.peak_value_lr
-    if path.is_file():
-        differing = _differences(_fixed(json.loads(path.read_text("utf-8"))), _fixed(values))
-        if differing:
-            raise UserError(
-                f"{out} holds a run with another configuration: {'; '.join(differing)}. "
-                "hint: choose another --out, or delete the folder"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-    os.replace(part, path)
+    if not path.is_file():
+        return config.train.steps
+    old, new = json.loads(path.read_text("utf-8")), _values(config)
+    planned = old["train"]["steps"]
+    if longer and planned < config.train.steps:
+        new["train"]["steps"] = planned
+    if differing := _differences(old, new):
+        raise UserError(
+            f"{out} holds a run with another configuration: {'; '.join(differing)}. "
+            "hint: choose another --out, or delete the folder"
+        )
+    return planned
+
+
+def claim_folder(out: Path, config: RunConfig, *, longer: bool = False) -> None:
+    """Make the folder of a run, or check that the run in it is this one.
+
+    In a process group, rank 0 alone calls this.
+
+    Args:
+        out: Folder of the run.
+        config: The run.
+        longer: As for `check_folder`. The folder then holds the longer run.
+
+    Raises:
+        UserError: Another configuration has run there. The differing fields are named.
+    """
+    planned = check_folder(out, config, longer=longer)
+    path = out / "config.json"
+    if not path.is_file() or planned < config.train.steps:
+        write_json(path, _values(config))
 
 
 def _model_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
@@ -270,11 +294,16 @@ def _packed(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in _FREE}
+def _values(config: RunConfig) -> dict[str, Any]:
+    values = json.loads(json.dumps(asdict(config)))
+    # What is left out of a config may mean something else in another version of this package.
+    values["optim"]["value_lr"] = config.optim.peak_value_lr
+    return values
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
+    if old == new or where in _FREE:
+        return []
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*new, *(name for name in old if name not in new)]
         return [
@@ -282,4 +311,4 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN
             for name in names
             for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
         ]
-    return [] if old == new else [f"{where} was {old!r}, is {new!r}"]
+    return [f"{where} was {old!r}, is {new!r}"]

@@ -11,16 +11,16 @@ from math import prod
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import new_folder
 from memory_layers.train.checkpoint import STATE_FILE, list_checkpoints, read_state
-from memory_layers.train.folders import write_folder
 from memory_layers.train.state import SavedTensor, saved_tensors
-from memory_layers.train.storage import damaged, read_metadata, read_tensors
+from memory_layers.train.storage import damaged, not_written, read_metadata, read_tensors
 
 _MODEL = "model."
 _CONFIGS = ("config.json", "generation_config.json")
@@ -49,7 +49,7 @@ def export_checkpoint(
     Raises:
         UserError: `checkpoint` is neither, its tensors are not those of its config.json, or
             `out` is something else than a model folder.
-        CheckpointError: The checkpoint is damaged, or `out` cannot be written.
+        OSError: The checkpoint is damaged, or `out` cannot be written.
     """
     folder = _find_checkpoint(checkpoint)
     _check_replaceable(out)
@@ -83,7 +83,12 @@ def export_checkpoint(
                 copy = shutil.copytree if file.is_dir() else shutil.copyfile
                 copy(file, part / file.name)
 
-    write_folder(out, size, save)
+    try:
+        with new_folder(out, size) as part:
+            save(part)
+    # torch reports a failed write of its zip file as RuntimeError.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise not_written(out, error) from error
 
 
 class _Source:

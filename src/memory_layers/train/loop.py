@@ -30,7 +30,12 @@ from memory_layers.parallel.apply import parallelize, reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
-from memory_layers.train.checkpoint import Checkpoints, claim_folder, list_checkpoints
+from memory_layers.train.checkpoint import (
+    Checkpoints,
+    check_folder,
+    claim_folder,
+    list_checkpoints,
+)
 from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
@@ -38,14 +43,6 @@ from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
 from memory_layers.train.progress import TrainProgress
 from memory_layers.train.schedule import rate
-
-
-class DivergedError(RuntimeError):
-    """The loss is not a finite number any more."""
-
-
-class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop, and has saved a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +65,21 @@ class TrainedModel:
 
 
 def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
-    """Train a model, or finish a run that was stopped.
+    """Train a model, or go on with a run that was stopped or is to be longer.
 
     Args:
-        config: The run.
+        config: The run. More `train.steps` than those of the run in `out` continue it from its
+            newest checkpoint, with the learning rates of the longer run from there on.
         out: Its folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, model/.
         show: Show the progress of the run.
 
     Raises:
-        UserError: `out` holds another run, or the sizes do not fit the number of processes.
-        UserError: The data is malformed.
-        DivergedError: The loss became NaN or infinite. The last checkpoint is intact.
-        CheckpointError: The disk is full. The last checkpoint is intact.
-        Interrupted: Ctrl-C or SIGTERM. A checkpoint of the last step is saved.
+        UserError: `out` holds another run, the sizes do not fit the number of processes, or the
+            data is malformed. `out` is as it was before.
+        FloatingPointError: The loss became NaN or infinite. The last checkpoint is intact.
+        OSError: The disk is full. The last checkpoint is intact.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. Its message says that a checkpoint of the last step
+            is saved. After a second signal there is neither message nor checkpoint.
         LostRankError: Another rank died or hung. The last checkpoint is intact.
     """
     keep_freed_memory()
@@ -89,18 +88,21 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     except ValueError as error:
         raise UserError(str(error)) from error
     check_shares(config.train, layout)
+    # Before the data, which may take minutes.
+    planned = check_folder(out, config, longer=True)
     with join_world(config.parallel, config.train.device) as world:
-        world.first(lambda: claim_folder(out, config))
         # The first process to come prepares the data, the others of its machine find it done.
         world.first(lambda: prepare_data(config.data))
-        return _train(config, out, prepare_data(config.data), world, show=show)
+        return _train(config, out, prepare_data(config.data), world, planned, show=show)
 
 
 def _train(
-    config: RunConfig, out: Path, data: PreparedData, world: World, *, show: bool
+    config: RunConfig, out: Path, data: PreparedData, world: World, planned: int, *, show: bool
 ) -> TrainedModel:
     model = make_model(config, data, world)
     optimizer = make_optimizer(config, model)
+    # Nothing that a mistake in the configuration can stop comes after this.
+    world.first(lambda: claim_folder(out, config, longer=True))
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     done, counters = checkpoints.load_newest(model, optimizer) or (0, None)
     shows = show and world.is_first
@@ -111,16 +113,23 @@ def _train(
     ):
         if done:
             progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
+            if planned < config.train.steps:
+                progress.say(
+                    f"train.steps was {planned}, is {config.train.steps}: learning rates are those "
+                    "of the longer run from here on"
+                )
         run = _Run(config, out, data, model, optimizer, checkpoints, metrics, progress, world)
         if counters is not None:
             run.take_up(counters)
         try:
             with run.usage.watch():
-                run.steps(done, stop)
-        except (Interrupted, DivergedError):
+                done = run.steps(done, stop)
+        except FloatingPointError:
             checkpoints.wait()
             raise
         checkpoints.wait()
+        if done < config.train.steps:
+            raise KeyboardInterrupt(f"stopped after step {done}, saved in {out}")
         world.first(lambda: export_checkpoint(out, out / "model"))
         return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
@@ -213,8 +222,8 @@ class _Run:
         if self.world.is_first:
             self.usage.take_up(counters["reads"])
 
-    def steps(self, done: int, stop: StopSignal) -> None:
-        """Run the steps that are left."""
+    def steps(self, done: int, stop: StopSignal) -> int:
+        """Run the steps that are left, or those until a stop. Return the steps done in all."""
         settings = self.config.train
         self.model.train()
         for step in range(done, settings.steps):
@@ -233,8 +242,9 @@ class _Run:
             due = settings.checkpoint_every and finished % settings.checkpoint_every == 0
             if last or due or stopping:
                 self._checkpoint(finished)
-            if stopping and not last:
-                raise Interrupted(f"stopped after step {finished}, saved in {self.out}")
+            if stopping:
+                return finished
+        return settings.steps
 
     def _step(self, step: int, stop: StopSignal) -> bool:
         """Take a step, and return whether any rank was asked to stop."""
@@ -268,7 +278,7 @@ class _Run:
         world.beat(step + 1, 1)
         loss, stopping = world.sum(loss * world.leads, stop.requested)
         if not math.isfinite(loss):
-            raise DivergedError(
+            raise FloatingPointError(
                 f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
                 "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
             )

@@ -1,10 +1,11 @@
 """What a run writes down while it goes: metrics.jsonl and TensorBoard."""
 
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from memory_layers.common.files import write_file
 
 
 class MetricsWriter:
@@ -71,9 +72,7 @@ class MetricsWriter:
             # A killed run may have left half a line at the end.
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(kept), "utf-8")
-        os.replace(part, self.path)
+        write_file(self.path, "".join(kept))
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.staging import AsyncStager
 
-from memory_layers.train.folders import CheckpointError, require_space
+from memory_layers.common.files import require_space
 
 # What reading a damaged file of torch or pickle raises.
 _DAMAGED = (
@@ -109,7 +109,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Read what a checkpoint holds, and see that its files are there in full length.
 
     Raises:
-        CheckpointError: It is damaged. Says which file.
+        OSError: It is damaged. Says which file.
     """
     try:
         metadata = dcp.FileSystemReader(folder).read_metadata()
@@ -144,7 +144,7 @@ def read_tensors(
         group: All its ranks call this. None: this process is alone.
 
     Raises:
-        CheckpointError: The checkpoint is damaged.
+        OSError: The checkpoint is damaged.
     """
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     reader = dcp.FileSystemReader(folder)
@@ -165,7 +165,7 @@ def read_plain(file: Path) -> Mapping[str, Any]:
     """Read numbers and tensors that torch.save wrote.
 
     Raises:
-        CheckpointError: The file is damaged or missing.
+        OSError: The file is damaged or missing.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -173,11 +173,19 @@ def read_plain(file: Path) -> Mapping[str, Any]:
         raise damaged(file.parent, file, error) from error
 
 
-def damaged(folder: Path, file: Path, reason: object) -> CheckpointError:
+def damaged(folder: Path, file: Path, reason: object) -> OSError:
     """Return an error that says which file is damaged and what to do."""
-    return CheckpointError(
+    return OSError(
         f"{file} cannot be read: {reason}. hint: the checkpoint is damaged, delete {folder} to "
         "resume from the one before"
+    )
+
+
+def not_written(folder: Path, reason: object) -> OSError:
+    """Return an error that says that a folder could not be written, and what to do."""
+    return OSError(
+        f"could not write {folder}: {reason}. Checkpoints written before are intact. "
+        "hint: free disk space and run the same command again"
     )
 
 
