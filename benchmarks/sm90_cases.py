@@ -132,7 +132,6 @@ def read_cases() -> list[Case]:
         types = {"bf16": 2, "fp32": 4, **({"fp16": 2} if width == 1024 else {})}
         for dtype, item_bytes in types.items():
             name = f"{dtype} V={width}"
-            dots = read.dot_blocks(128, width, item_bytes)
             sums = {**rows.row_blocks(width), "READS": 128, "CHUNK": rows.CHUNK}
             factors = f"*i64 *{dtype} *{dtype} *fp32"
             cases += [
@@ -146,13 +145,7 @@ def read_cases() -> list[Case]:
                     name,
                     read.gather_dot_kernel,
                     f"*{dtype} *i64 *{dtype} *fp32 i32:16 {v} {v} {v} i32:16",
-                    **dots,
-                ),
-                Case.of(
-                    name,
-                    read.gather_dot_by_row_kernel,
-                    f"*{dtype} *i64 *{dtype} *fp32 i32 i32:16 {v} {v} {v} i32:16",
-                    **dots,
+                    **read.dot_blocks(128, width, item_bytes),
                 ),
                 Case.of(name, rows.partial_sums_kernel, f"{factors} {v} {v}", **sums),
                 Case.of(
@@ -174,8 +167,8 @@ def write_cases() -> list[Case]:
     rules = {
         "AdamW": {"FIRST": True, "SECOND": True, "ROWWISE": False},
         "AdamW, row-wise": {"FIRST": True, "SECOND": True, "ROWWISE": True},
-        "Adagrad": {"FIRST": False, "SECOND": True, "ROWWISE": False},
-        "Adagrad, row-wise": {"FIRST": False, "SECOND": True, "ROWWISE": True},
+        "AdamW without first moment": {"FIRST": False, "SECOND": True, "ROWWISE": False},
+        "AdamW, row-wise without first moment": {"FIRST": False, "SECOND": True, "ROWWISE": True},
         "SGD": {"FIRST": False, "SECOND": False, "ROWWISE": False},
     }
     # dtype, decay, master, stochastic.

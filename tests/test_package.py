@@ -64,9 +64,7 @@ def test_public_names() -> None:
         "gather_dot",
         "gather_sum",
         "product_key_topk",
-        "row_adagrad_",
-        "row_adamw_",
-        "row_sgd_",
+        "row_step_",
     ]
     for name in memory_layers.__all__:
         assert getattr(memory_layers, name).__doc__

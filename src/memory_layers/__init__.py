@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from memory_layers.models import add_experts, add_memory
     from memory_layers.ops.find import product_key_topk
     from memory_layers.ops.read import gather_dot, gather_sum
-    from memory_layers.ops.write import row_adagrad_, row_adamw_, row_sgd_
+    from memory_layers.ops.write import row_step_
     from memory_layers.optim import MemoryAdamW
 
 __all__ = [
@@ -29,9 +29,7 @@ __all__ = [
     "gather_dot",
     "gather_sum",
     "product_key_topk",
-    "row_adagrad_",
-    "row_adamw_",
-    "row_sgd_",
+    "row_step_",
 ]
 
 # Where each name is imported from when it is first touched: as above, for the interpreter.
@@ -41,7 +39,7 @@ _HOMES = {
     "models": ("add_experts", "add_memory"),
     "ops.find": ("product_key_topk",),
     "ops.read": ("gather_dot", "gather_sum"),
-    "ops.write": ("row_adagrad_", "row_adamw_", "row_sgd_"),
+    "ops.write": ("row_step_",),
     "optim": ("MemoryAdamW",),
 }
 

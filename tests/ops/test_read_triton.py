@@ -100,8 +100,6 @@ def test_results_and_gradients(precision: Precision, tokens: int, width: int, re
     (d_x,) = torch.autograd.grad(out, x, d_out)
     check(d_x, "sum", slots, d_out, table)
 
-    check(kernels.gather_dot_by_row(table.detach(), slots, x.detach()), "dot", slots, table, x)
-
 
 @pytest.mark.parametrize("reads", [1, 3])
 def test_a_slot_that_most_tokens_read(reads: int) -> None:
@@ -130,7 +128,6 @@ def test_slots_outside_the_table_read_as_zeros_and_are_not_written() -> None:
     assert not out[1].any()
     dots = gather_dot(table, safe, x, impl="reference") * inside
     torch.testing.assert_close(kernels.gather_dot(table, slots, x), dots)
-    torch.testing.assert_close(kernels.gather_dot_by_row(table, slots, x), dots)
     sums = scatter_sum(safe, weights * inside, x, 4, impl="reference")
     torch.testing.assert_close(kernels.scatter_sum(slots, weights, x, 4), sums)
 

@@ -52,32 +52,17 @@ def test_product_key_topk_backward(impl: str, dtype: str) -> None:
     )
 
 
-def write_inputs(dtype: str) -> tuple:
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("rule", ["adamw", "sgd"])
+def test_row_step(impl: str, dtype: str, rule: str, momentum: bool) -> None:
     table = torch.randn(6, 3).to(DTYPES[dtype])
     slots = torch.tensor([[1, 4], [1, 0]])
     gradient = group_by_row(slots, torch.randn(2, 2), torch.randn(2, 3)).scaled(0.5)
-    factors = (gradient.entries, gradient.weights, gradient.vectors)
-    decay = (-torch.rand(6, dtype=torch.float64), torch.empty(0, 0), -1.0)
-    return table, (*(list(part) for part in factors), gradient.scale, *decay)
-
-
-@pytest.mark.parametrize("momentum", [False, True])
-def test_row_adamw(impl: str, dtype: str, momentum: bool) -> None:
-    table, gradient = write_inputs(dtype)
-    first = torch.randn(6, 3) if momentum else torch.randn(0, 0)
+    factors = (gradient.entries, gradient.weights, gradient.vectors, gradient.scale)
+    first, second = torch.randn(6, 3) if momentum else None, torch.rand(6, 3)
+    moments = (first, second) if rule == "adamw" else (None, None)
+    decayed = -torch.rand(6, dtype=torch.float64)
+    numbers = (2, -1.0, 0.1, (0.9, 0.95), 1e-8, None)
     torch.library.opcheck(
-        OPS.row_adamw_,
-        (table, first, torch.rand(6, 3), *gradient, 0.1, 0.9, 0.95, 1e-8, 2, -1, impl),
-    )
-
-
-def test_row_sgd(impl: str, dtype: str) -> None:
-    table, gradient = write_inputs(dtype)
-    torch.library.opcheck(OPS.row_sgd_, (table, *gradient, 0.1, -1, impl))
-
-
-def test_row_adagrad(impl: str, dtype: str) -> None:
-    table, gradient = write_inputs(dtype)
-    torch.library.opcheck(
-        OPS.row_adagrad_, (table, torch.rand(6, 1), *gradient, 0.1, 1e-10, -1, impl)
+        OPS.row_step_, (table, *moments, decayed, None, *factors, rule, *numbers, impl)
     )

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from memory_layers.ops.write import (
     RowGradient,
+    RowState,
     group_by_row,
-    row_adagrad_,
-    row_adamw_,
     row_norm,
-    row_sgd_,
+    row_step_,
     row_sums,
 )
 
@@ -33,7 +32,7 @@ every_impl = pytest.mark.parametrize("impl", IMPLS)
 every_kernel = pytest.mark.parametrize(("impl", "precision"), IMPL_PRECISIONS, ids=precision_id)
 
 N, V = 80, 20
-STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd", "adagrad", "adagrad-row")
+STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd")
 
 
 def exact_gradient(tokens: int = 60, reads: int = 5, **types: torch.dtype) -> RowGradient:
@@ -87,19 +86,18 @@ class Case:
 
     def run(self, impl: str, **options: object) -> None:
         """Take the step in place."""
-        common = {
-            "decayed": self.decayed, "decay_total": self.decay_total, "impl": impl, **options
-        }  # fmt: skip
-        if self.kind.startswith("adamw"):
-            first = None if self.kind == "adamw-no-momentum" else self.first
-            row_adamw_(
-                self.table, first, self.second, self.gradient,
-                step=7, lr=0.01, betas=(0.8, 0.9), eps=1e-6, **common,
-            )  # fmt: skip
-        elif self.kind == "sgd":
-            row_sgd_(self.table, self.gradient, lr=0.25, **common)
-        else:
-            row_adagrad_(self.table, self.second, self.gradient, lr=0.01, eps=1e-6, **common)
+        state = RowState(
+            decayed=self.decayed, decay_total=self.decay_total, master=options.pop("master", None)
+        )
+        if self.kind == "sgd":
+            row_step_(self.table, state, self.gradient, "sgd", lr=0.25, impl=impl, **options)
+            return
+        first = None if self.kind == "adamw-no-momentum" else self.first
+        state = replace(state, exp_avg=first, exp_avg_sq=self.second, step=7)
+        row_step_(
+            self.table, state, self.gradient,
+            lr=0.01, betas=(0.8, 0.9), eps=1e-6, impl=impl, **options,
+        )  # fmt: skip
 
     def exact(self) -> tuple[Tensor, Tensor, Tensor]:
         """Table and state after the step, in fp64, from what they are now."""
@@ -111,9 +109,6 @@ class Case:
         square = g.square().mean(1, keepdim=True) if v.shape[1] == 1 else g.square()
         if self.kind == "sgd":
             update = 0.25 * g
-        elif self.kind.startswith("adagrad"):
-            v[rows] += square
-            update = 0.01 * g / (v[rows].sqrt() + 1e-6)
         else:
             v[rows] = 0.9 * v[rows] + (1 - 0.9) * square
             if self.kind == "adamw-no-momentum":
@@ -251,6 +246,10 @@ def test_stochastic_rounding_takes_a_neighbour(impl: str, kind: str) -> None:
     assert (error > 2**-8 * table.abs() + 1e-6).any(), "all numbers went to the nearest"
 
 
+def sgd(table: Tensor, gradient: RowGradient, **options: object) -> None:
+    row_step_(table, RowState(), gradient, "sgd", **options)
+
+
 def one_row_gradient(width: int, value: float = 1.0, row: int = 0) -> RowGradient:
     slots = torch.tensor([[abs(row)]])
     gradient = group_by_row(slots, torch.ones(1, 1), torch.full((1, width), value))
@@ -269,7 +268,7 @@ def test_stochastic_rounding_is_unbiased(impl: str, fraction: float, sign: int) 
     ups = []
     for seed in range(seeds):
         table = torch.full((rows, width), float(sign), dtype=torch.bfloat16)
-        row_sgd_(table, gradient, lr=fraction, seed=seed, impl=impl)
+        sgd(table, gradient, lr=fraction, seed=seed, impl=impl)
         up = (table.float() - sign).abs() / gap
         assert ((up == 0) | (up == 1)).all()
         ups.append(up)
@@ -288,8 +287,8 @@ def test_small_updates_are_lost_by_nearest_and_kept_by_stochastic_rounding(impl:
     nearest, stochastic = torch.ones(2, 1, 256, dtype=torch.bfloat16)
     gradient = one_row_gradient(256)
     for seed in range(128):
-        row_sgd_(nearest, gradient, lr=2.0**-12, impl=impl)
-        row_sgd_(stochastic, gradient, lr=2.0**-12, seed=seed, impl=impl)
+        sgd(nearest, gradient, lr=2.0**-12, impl=impl)
+        sgd(stochastic, gradient, lr=2.0**-12, seed=seed, impl=impl)
     assert torch.equal(nearest, torch.ones(1, 256, dtype=torch.bfloat16))
     moved = 1 - float(stochastic.float().mean())
     assert moved == pytest.approx(128 * 2.0**-12, rel=0.05)
@@ -301,7 +300,7 @@ def test_nan_and_infinity_survive_rounding(impl: str, seed: int | None) -> None:
     table = torch.zeros(1, 3, dtype=torch.bfloat16)
     values = torch.tensor([[float("nan"), float("inf"), -float("inf")]])
     gradient = group_by_row(torch.tensor([[0]]), torch.ones(1, 1), -values)
-    row_sgd_(table, gradient, lr=1.0, seed=seed, impl=impl)
+    sgd(table, gradient, lr=1.0, seed=seed, impl=impl)
     assert torch.equal(table.isnan(), values.isnan())
     assert torch.equal(table[0, 1:], values[0, 1:].bfloat16())
 
@@ -323,7 +322,6 @@ def test_no_touched_row_changes_nothing(impl: str, kind: str) -> None:
     [
         ("adamw", lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1)),
         ("sgd", lambda p: torch.optim.SGD(p, lr=0.01, weight_decay=0.0)),
-        ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.01)),
     ],
 )
 def test_equals_torch_when_every_row_is_touched(
@@ -341,14 +339,10 @@ def test_equals_torch_when_every_row_is_touched(
         weight.grad = dense(gradient, rows).float()
         optimizer.step()
         if kind == "adamw":
-            row_adamw_(
-                table, first, second, gradient, step=step, lr=0.01, decayed=decayed,
-                decay_total=step * math.log(1 - 0.01 * 0.1), impl=impl,
-            )  # fmt: skip
-        elif kind == "sgd":
-            row_sgd_(table, gradient, lr=0.01, impl=impl)
+            state = RowState(first, second, step, decayed, step * math.log(1 - 0.01 * 0.1))
+            row_step_(table, state, gradient, lr=0.01, impl=impl)
         else:
-            row_adagrad_(table, second, gradient, lr=0.01, impl=impl)
+            sgd(table, gradient, lr=0.01, impl=impl)
         torch.testing.assert_close(table, weight.detach(), rtol=1e-5, atol=2e-6)
 
 
@@ -364,7 +358,7 @@ def test_addresses_beyond_31_bits(impl: str) -> None:
     small = torch.tensor([[2, 1], [2, 0], [1, 1]])
     for target, state, slots in ((table, second, where[small]), (few, few_second, small)):
         gradient = group_by_row(slots, weights, vectors)
-        row_adamw_(target, None, state, gradient, step=1, lr=0.1, impl=impl)
+        row_step_(target, RowState(exp_avg_sq=state), gradient, lr=0.1, impl=impl)
     assert torch.equal(table[where], few)
     assert torch.equal(second[where], few_second)
 
@@ -391,7 +385,7 @@ def test_autograd_notices_that_rows_changed(impl: str, with_master: bool) -> Non
     table = torch.randn(N, V).bfloat16().requires_grad_()
     master = table.detach().float() if with_master else None
     loss = (table * table).sum()
-    row_sgd_(table, exact_gradient(), lr=0.1, master=master, impl=impl)
+    row_step_(table, RowState(master=master), exact_gradient(), "sgd", lr=0.1, impl=impl)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -400,14 +394,10 @@ def test_autograd_notices_that_rows_changed(impl: str, with_master: bool) -> Non
 
 
 def adamw(table: Tensor, **changes: object) -> None:
-    arguments = {
-        "exp_avg": torch.zeros(N, V),
-        "exp_avg_sq": torch.zeros(N, V),
-        "gradient": exact_gradient(),
-        "step": 1,
-        **changes,
-    }
-    row_adamw_(table, **arguments)
+    state = {"exp_avg": torch.zeros(N, V), "exp_avg_sq": torch.zeros(N, V)}
+    kept = {name: changes.pop(name) for name in RowState.__dataclass_fields__ if name in changes}
+    arguments = {"gradient": exact_gradient(), "lr": 0.1, **changes}
+    row_step_(table, RowState(**{**state, **kept}), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +418,9 @@ def adamw(table: Tensor, **changes: object) -> None:
         ({"gradient": one_row_gradient(V, row=-1)}, r"gradient.rows must lie in \[0, 80\)"),
         ({"gradient": one_row_gradient(V + 1)}, r"gradient.vectors must have shape \[T, V=20\]"),
         ({"impl": "fast"}, "impl must be"),
+        ({"rule": "adam"}, 'rule must be "adamw" or "sgd", got \'adam\''),
+        ({"rule": "sgd"}, "has no moments"),
+        ({"exp_avg_sq": None}, "needs exp_avg_sq"),
     ],
 )
 def test_bad_step_arguments_are_named(changes: dict[str, object], message: str) -> None:

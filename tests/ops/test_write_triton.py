@@ -13,11 +13,10 @@ from torch import Tensor
 from memory_layers.ops.triton_rows import CHUNK, MAX_BLOCK_V, TILE
 from memory_layers.ops.write import (
     RowGradient,
+    RowState,
     group_by_row,
-    row_adagrad_,
-    row_adamw_,
     row_norm,
-    row_sgd_,
+    row_step_,
     row_sums,
 )
 from memory_layers.ops.write import triton as kernels
@@ -25,7 +24,7 @@ from memory_layers.ops.write.entries import pack_entries, sort_entries
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, V = 10, 20
-STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd", "adagrad", "adagrad-row")
+STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd")
 gpu_only = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 
 
@@ -52,10 +51,10 @@ def tensors_of(
     table = torch.randn(N, width).to(DEVICE, dtype)
     tensors = {"table": table}
     if kind in ("adamw", "adamw-row"):
-        tensors["first"] = torch.randn(N, width).to(DEVICE) / 8
+        tensors["exp_avg"] = torch.randn(N, width).to(DEVICE) / 8
     if kind != "sgd":
         columns = 1 if kind.endswith("-row") else width
-        tensors["second"] = (torch.rand(N, columns) + 0.5).to(DEVICE)
+        tensors["exp_avg_sq"] = (torch.rand(N, columns) + 0.5).to(DEVICE)
     if decay:
         tensors["decayed"] = -torch.rand(N, dtype=torch.float64).to(DEVICE)
     if master:
@@ -66,22 +65,19 @@ def tensors_of(
 def step(
     kind: str, tensors: dict[str, Tensor], gradient: RowGradient, impl: str, seed: int | None = None
 ) -> None:
-    common = {
-        "decayed": tensors.get("decayed"),
-        "decay_total": -1.25,
-        "master": tensors.get("master"),
-        "seed": seed,
-        "impl": impl,
-    }
-    if kind.startswith("adamw"):
-        row_adamw_(
-            tensors["table"], tensors.get("first"), tensors["second"], gradient,
-            step=7, lr=0.01, betas=(0.8, 0.9), eps=1e-6, **common,
-        )  # fmt: skip
-    elif kind == "sgd":
-        row_sgd_(tensors["table"], gradient, lr=0.25, **common)
+    kept = ("exp_avg", "exp_avg_sq", "decayed", "master")
+    state = RowState(step=7, decay_total=-1.25, **{n: tensors[n] for n in kept if n in tensors})
+    if kind == "sgd":
+        row_step_(tensors["table"], state, gradient, "sgd", lr=0.25, seed=seed, impl=impl)
     else:
-        row_adagrad_(tensors["table"], tensors["second"], gradient, lr=0.01, eps=1e-6, **common)
+        row_step_(
+            tensors["table"], state, gradient,
+            lr=0.01, betas=(0.8, 0.9), eps=1e-6, seed=seed, impl=impl,
+        )  # fmt: skip
+
+
+def sgd(table: Tensor, gradient: RowGradient, **options: object) -> None:
+    row_step_(table, RowState(), gradient, "sgd", **options)
 
 
 def check_step(
@@ -131,8 +127,8 @@ def test_stochastic_rounding_draws_the_bits_of_the_reference(kind: str, seed: in
     gradient = gradient_of(even_slots(), scale=2.0**-9)
     expected = tensors["table"].clone()
     if kind == "sgd":
-        row_sgd_(expected, gradient, lr=0.25, seed=seed, impl="reference")
-        row_sgd_(tensors["table"], gradient, lr=0.25, seed=seed, impl="triton")
+        sgd(expected, gradient, lr=0.25, seed=seed, impl="reference")
+        sgd(tensors["table"], gradient, lr=0.25, seed=seed, impl="triton")
         assert torch.equal(tensors["table"], expected)
     else:
         check_step(kind, tensors, gradient, seed)
@@ -144,7 +140,7 @@ def test_nan_and_infinity_survive_rounding(seed: int | None) -> None:
     one = torch.ones(1, 1, device=DEVICE)
     gradient = group_by_row(torch.zeros(1, 1, dtype=torch.int64, device=DEVICE), one, -values)
     table = torch.zeros(1, 4, dtype=torch.bfloat16, device=DEVICE)
-    row_sgd_(table, gradient, lr=1.0, seed=seed, impl="triton")
+    sgd(table, gradient, lr=1.0, seed=seed, impl="triton")
     torch.testing.assert_close(table, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -199,9 +195,8 @@ def test_rows_outside_the_table_are_not_written() -> None:
     weights, vectors = torch.ones(3, 2, device=DEVICE), torch.ones(3, V, device=DEVICE)
     padded = torch.zeros(N + 2, V, device=DEVICE)
     table = padded[1:-1]
-    none = torch.empty(0, 0, device=DEVICE)
     factors = ([entries], [weights], [vectors], torch.ones((), device=DEVICE))
-    kernels.row_sgd_(table, factors, none, none, decay_total=0.0, lr=1.0, seed=-1)
+    kernels.row_step_(table, RowState(), factors, lr=1.0, betas=(0, 0), eps=0, seed=None)
     assert padded[3].any()
     padded[3] = 0
     assert not padded.any()
@@ -211,7 +206,7 @@ def test_rows_outside_the_table_are_not_written() -> None:
 def test_no_entry_changes_nothing() -> None:
     gradient = gradient_of(torch.zeros(0, 3).long())
     table = torch.ones(N, V, device=DEVICE)
-    row_sgd_(table, gradient, lr=1.0, impl="triton")
+    sgd(table, gradient, lr=1.0, impl="triton")
     assert torch.equal(table, torch.ones_like(table))
     assert row_norm(gradient, impl="triton") == 0
     rows, sums = row_sums(gradient, impl="triton")
@@ -237,10 +232,13 @@ def test_a_step_does_not_wait_and_compiles_once() -> None:
     try:
         for seed in (2, 16, 2**40):
             scaled = gradient.scaled(1 / (row_norm(gradient) + 1))
-            row_adamw_(
-                tensors["table"], tensors["first"], tensors["second"], scaled,
-                step=seed, lr=1.0 / seed, seed=seed, decayed=tensors["decayed"], decay_total=-2.0,
-            )  # fmt: skip
+            row_step_(
+                tensors["table"],
+                RowState(tensors["exp_avg"], tensors["exp_avg_sq"], seed, tensors["decayed"], -2.0),
+                scaled,
+                lr=1.0 / seed,
+                seed=seed,
+            )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(compiled) == before

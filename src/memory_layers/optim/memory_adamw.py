@@ -1,6 +1,6 @@
 """MemoryAdamW: one torch optimizer for dense parameters and value tables.
 
-Dense parameters take torch.optim.AdamW's own step. The rows of a table take ops.write.row_adamw_,
+Dense parameters take torch.optim.AdamW's own step. The rows of a table take ops.write.row_step_,
 fed from the table's pending reads.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from memory_layers.layers import ValueTable
 from memory_layers.ops.huge_pages import advise_huge_pages
-from memory_layers.ops.write import RowGradient, row_adamw_, row_norm
+from memory_layers.ops.write import RowGradient, RowState, row_norm, row_step_
 from memory_layers.optim.clip import clip_dense_
 from memory_layers.optim.gradients import take_row_gradient
 from memory_layers.optim.groups import by_mesh, find_tables, split_parameters
@@ -226,28 +226,20 @@ class MemoryAdamW(torch.optim.AdamW):
             state["decay_total"] += math.log1p(-group["lr"] * group["weight_decay"])
         if gradient is None:
             return
-        master = state.get("master")
-        rounds = weight.dtype == torch.bfloat16 and master is None
         seed = group["seed"] * 1_000_003 + state["step"] + 7919 * table.first_column
-        common: dict[str, Any] = {
-            "decayed": state.get("decayed"),
-            "decay_total": state.get("decay_total", 0.0),
-            "master": master,
-            "seed": seed % 2**31 if rounds else None,
-        }
+        rounds = weight.dtype == torch.bfloat16 and "master" not in state
+        rounding = seed % 2**31 if rounds else None
         if group["value_state"] == "row" and weight.shape[1] != table.value_dim:
-            step_sharded_rows(table, state, gradient, group, common)
+            step_sharded_rows(table, state, gradient, group, rounding)
             return
-        row_adamw_(
+        row_step_(
             weight,
-            state.get("exp_avg"),
-            state["exp_avg_sq"],
+            RowState(**state),
             gradient,
-            step=state["step"],
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
-            **common,
+            seed=rounding,
         )
 
     def init_table_state(self, weight: Tensor) -> None:

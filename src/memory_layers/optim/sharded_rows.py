@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from memory_layers.layers import ValueTable
-from memory_layers.ops.write import RowGradient, group_by_row, row_sgd_, row_sums
+from memory_layers.ops.write import RowGradient, RowState, group_by_row, row_step_, row_sums
 
 
 def step_sharded_rows(
@@ -13,9 +13,9 @@ def step_sharded_rows(
     state: dict[str, Any],
     gradient: RowGradient,
     group: dict[str, Any],
-    common: dict[str, Any],
+    seed: int | None,
 ) -> None:
-    """Take the step of row_adamw_ without first moment and with `exp_avg_sq` [N, 1].
+    """Take the AdamW step of row_step_ without first moment and with `exp_avg_sq` [N, 1].
 
     The mean square of a row's gradient is over all V columns, so it is added up over the ranks
     first: the row gradients [R, width] are multiplied out for that. What is left is an SGD step in
@@ -23,10 +23,10 @@ def step_sharded_rows(
 
     Args:
         table: Holds some of the columns.
-        state: `step` and `exp_avg_sq`, changed in place.
+        state: What RowState holds, changed in place.
         gradient: Of these columns.
         group: lr, betas, eps.
-        common: Further arguments of row_sgd_.
+        seed: As for row_step_.
     """
     rows, sums = row_sums(gradient)
     # Not sums.square(): that would be a second tensor of this size.
@@ -36,8 +36,9 @@ def step_sharded_rows(
     second = beta2 * state["exp_avg_sq"][rows, 0] + (1 - beta2) * squares
     state["exp_avg_sq"][rows, 0] = second
     divisor = (second / (1 - beta2 ** state["step"])).sqrt() + group["eps"]
+    own_rows = {name: state[name] for name in ("decayed", "decay_total", "master") if name in state}
     if table.weight.numel():
         scaled = group_by_row(rows[:, None], (1 / divisor)[:, None], sums)
-        row_sgd_(table.weight, scaled, lr=group["lr"], **common)
-    elif common["decayed"] is not None:
-        common["decayed"][rows] = common["decay_total"]
+        row_step_(table.weight, RowState(**own_rows), scaled, "sgd", lr=group["lr"], seed=seed)
+    elif "decayed" in state:
+        state["decayed"][rows] = state["decay_total"]

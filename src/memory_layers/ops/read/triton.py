@@ -97,37 +97,6 @@ def gather_dot_kernel(
     tl.store(out_ptr + token * reads + j, tl.sum(products, 1), j < reads)
 
 
-@triton.jit(do_not_specialize=["count"])
-def gather_dot_by_row_kernel(
-    table_ptr,
-    entries_ptr,
-    x_ptr,
-    out_ptr,
-    count,
-    num_rows,
-    row_stride,
-    x_stride,
-    width,
-    reads,
-    BLOCK_J: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    e = tl.program_id(0) * BLOCK_J + tl.arange(0, BLOCK_J)
-    entries = tl.load(entries_ptr + e, e < count, other=0)
-    slots = entries >> 32
-    places = entries & 0xFFFFFFFF
-    tokens = places // reads
-    inside = slots < num_rows
-    products = tl.zeros((BLOCK_J, BLOCK_V), tl.float32)
-    for start in range(0, width, BLOCK_V):
-        columns = start + tl.arange(0, BLOCK_V)
-        mask = inside[:, None] & (columns < width)[None, :]
-        rows = tl.load(table_ptr + slots[:, None] * row_stride + columns[None, :], mask, other=0)
-        vectors = tl.load(x_ptr + tokens[:, None] * x_stride + columns[None, :], mask, other=0)
-        products += vectors.to(tl.float32) * rows.to(tl.float32)
-    tl.store(out_ptr + places, tl.sum(products, 1), e < count)
-
-
 def gather_sum(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
     """out[t] = sum_j weights[t, j] * table[slots[t, j]]."""
     (tokens, reads), width = slots.shape, table.shape[1]
@@ -176,30 +145,6 @@ def gather_dot(table: Tensor, slots: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-def gather_dot_by_row(table: Tensor, slots: Tensor, x: Tensor) -> Tensor:
-    """out[t, j] = table[slots[t, j]] . x[t], walking through the entries sorted by row.
-
-    The entries of a row follow one another, so the row comes from memory once and from a cache
-    after that. Where R rows are touched, R * V numbers of the table are read and not T * J * V.
-    Against that stands a sort of T * J numbers, and that x is read once an entry: T * J * V
-    numbers, from the second-level cache if x fits there. So it can win only where rows are read
-    many times each (T * J much larger than R). Where that is has not been measured: gather_dot
-    does not call it.
-    """
-    out = x.new_empty(slots.shape, dtype=torch.float32)
-    reads, width = slots.shape[1], table.shape[1]
-    table, x = with_unit_stride(table), with_unit_stride(x)
-    if out.numel():
-        entries = _sorted_entries(slots, table.shape[0])
-        blocks = dot_blocks(entries.shape[0], width, table.element_size())
-        with on_device_of(table):
-            gather_dot_by_row_kernel[(triton.cdiv(entries.shape[0], blocks["BLOCK_J"]),)](
-                table, entries, x, out, entries.shape[0],
-                table.shape[0], table.stride(0), x.stride(0), width, reads, **blocks,
-            )  # fmt: skip
-    return out
-
-
 def dot_blocks(pairs: int, width: int, item_bytes: int) -> dict[str, Any]:
     """Choose the rows, columns and warps of gather_dot_kernel, 16 bytes of a row a thread."""
     return {
@@ -215,11 +160,8 @@ def scatter_sum(slots: Tensor, weights: Tensor, x: Tensor, num_rows: int) -> Ten
 
     Sorted once, then each touched row is summed by one program in a fixed order and written once.
     """
-    return dense_sums(_sorted_entries(slots, num_rows), weights, x, num_rows)
-
-
-def _sorted_entries(slots: Tensor, num_rows: int) -> Tensor:
-    """Pack row and place of each read into an int64, sorted; slots outside the table become N."""
+    places = torch.arange(slots.numel(), device=slots.device)
     slots = slots.long().flatten()
+    # Slots outside the table become N: dense_sums leaves them out.
     slots = torch.where((slots >= 0) & (slots < num_rows), slots, num_rows)
-    return ((slots << 32) | torch.arange(slots.shape[0], device=slots.device)).sort().values
+    return dense_sums(((slots << 32) | places).sort().values, weights, x, num_rows)

@@ -16,13 +16,13 @@ from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
 from memory_layers.ops.numba_rows import as_array, close_row, open_row
 from memory_layers.ops.write.cpu_factors import (
     NO_ROW,
-    Factors,
     next_row,
     prepare,
     start_of,
     sum_row,
 )
 from memory_layers.ops.write.entries import PLACE_BITS
+from memory_layers.ops.write.state import RowState
 
 FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
@@ -87,8 +87,8 @@ def _mean_square(gradient):  # noqa: ANN001, ANN202
 
 
 @helper
-def _adamw_row_small_state(value, gradient, first, second, numbers):  # noqa: ANN001, ANN202
-    """One row with one second moment for all of it, or without a first moment."""
+def _step_row(value, gradient, first, second, numbers):  # noqa: ANN001, ANN202
+    """Step a row without moments (SGD), without a first one, or with one number as the second."""
     step_size, beta1, rest1, beta2, rest2, second_correction, eps = numbers
     if second.shape[0] == 1:
         second[0] = beta2 * second[0] + rest2 * _mean_square(gradient)
@@ -99,7 +99,10 @@ def _adamw_row_small_state(value, gradient, first, second, numbers):  # noqa: AN
         for v in range(first.shape[0]):
             first[v] = beta1 * first[v] + rest1 * gradient[v]
             gradient[v] = first[v]
-    if second.shape[0] == 1:
+    if second.shape[0] == 0:
+        for v in range(value.shape[0]):
+            value[v] -= step_size * gradient[v]
+    elif second.shape[0] == 1:
         factor = step_size / (np.sqrt(second[0] * second_correction) + eps)
         for v in range(value.shape[0]):
             value[v] -= factor * gradient[v]
@@ -109,10 +112,11 @@ def _adamw_row_small_state(value, gradient, first, second, numbers):  # noqa: AN
 
 
 @helper
-def _adamw_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_total, numbers, seed):  # noqa: ANN001, ANN202
-    width = table.shape[1]
-    momentum = exp_avg.shape[0] > 0
-    full = momentum and exp_avg_sq.shape[1] == width
+def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):  # noqa: ANN001, ANN202
+    """Step the rows of a chunk. Moments and decay without rows are absent."""
+    width, (decayed, decay_total) = table.shape[1], decay
+    has_first, has_second = exp_avg.shape[0] > 0, exp_avg_sq.shape[0] > 0
+    full = has_first and exp_avg_sq.shape[1] == width
     heads = start_of(factors, chunk)
     gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
     row = next_row(factors, heads, chunk)
@@ -126,89 +130,18 @@ def _adamw_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_tota
             upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
             adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
         else:
-            first = exp_avg[row] if momentum else exp_avg.reshape(-1)
-            _adamw_row_small_state(value, gradient, first, exp_avg_sq[row], numbers)
+            first = exp_avg[row] if has_first else exp_avg.reshape(-1)
+            second = exp_avg_sq[row] if has_second else exp_avg_sq.reshape(-1)
+            _step_row(value, gradient, first, second, numbers)
         close_row(table, row, value, seed)
         row = following
 
 
 @kernel
-def _row_adamw_kernel(  # noqa: ANN202
-    table,  # noqa: ANN001
-    exp_avg,  # noqa: ANN001
-    exp_avg_sq,  # noqa: ANN001
-    factors,  # noqa: ANN001
-    decayed,  # noqa: ANN001
-    decay_total,  # noqa: ANN001
-    numbers,  # noqa: ANN001
-    seed,  # noqa: ANN001
-):
+def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):  # noqa: ANN001, ANN202
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
-        _adamw_chunk(
-            chunk, table, exp_avg, exp_avg_sq, factors, decayed, decay_total, numbers, seed
-        )
-
-
-@helper
-def _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed):  # noqa: ANN001, ANN202
-    width = table.shape[1]
-    heads = start_of(factors, chunk)
-    gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
-    row = next_row(factors, heads, chunk)
-    while row != NO_ROW:
-        sum_row(row, factors, heads, chunk, gradient)
-        value = open_row(table, row, buffer)
-        _decay_row(value, row, decayed, decay_total)
-        for v in range(width):
-            value[v] -= lr * gradient[v]
-        close_row(table, row, value, seed)
-        row = next_row(factors, heads, chunk)
-
-
-@kernel
-def _row_sgd_kernel(table, factors, decayed, decay_total, lr, seed):  # noqa: ANN001, ANN202
-    for index in prange(factors.lows.shape[0]):
-        chunk = np.int64(index)
-        _sgd_chunk(chunk, table, factors, decayed, decay_total, lr, seed)
-
-
-@helper
-def _adagrad_chunk(chunk, table, square_sum, factors, decayed, decay_total, lr, eps, seed):  # noqa: ANN001, ANN202
-    width = table.shape[1]
-    rowwise = square_sum.shape[1] != width
-    heads = start_of(factors, chunk)
-    gradient, buffer = np.empty(width, np.float32), np.empty(width, np.float32)
-    row = next_row(factors, heads, chunk)
-    while row != NO_ROW:
-        sum_row(row, factors, heads, chunk, gradient)
-        value = open_row(table, row, buffer)
-        _decay_row(value, row, decayed, decay_total)
-        total = square_sum[row]
-        if rowwise:
-            total[0] += _mean_square(gradient)
-        for v in range(width):
-            if not rowwise:
-                total[v] += gradient[v] * gradient[v]
-            value[v] -= lr * gradient[v] / (np.sqrt(total[0 if rowwise else v]) + eps)
-        close_row(table, row, value, seed)
-        row = next_row(factors, heads, chunk)
-
-
-@kernel
-def _row_adagrad_kernel(  # noqa: ANN202
-    table,  # noqa: ANN001
-    square_sum,  # noqa: ANN001
-    factors,  # noqa: ANN001
-    decayed,  # noqa: ANN001
-    decay_total,  # noqa: ANN001
-    lr,  # noqa: ANN001
-    eps,  # noqa: ANN001
-    seed,  # noqa: ANN001
-):
-    for index in prange(factors.lows.shape[0]):
-        chunk = np.int64(index)
-        _adagrad_chunk(chunk, table, square_sum, factors, decayed, decay_total, lr, eps, seed)
+        _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed)
 
 
 @helper
@@ -258,88 +191,32 @@ def row_norm(
     return squares.sum().sqrt().float()
 
 
-def row_adamw_(
+def row_step_(
     table: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    state: RowState,
     factors: FactorLists,
-    decayed: Tensor,
-    master: Tensor,
     *,
-    decay_total: float,
     lr: float,
-    beta1: float,
-    beta2: float,
+    betas: Sequence[float],
     eps: float,
-    step: int,
-    seed: int,
+    seed: int | None,
 ) -> None:
-    """One AdamW step on the touched rows. An exp_avg without rows means no first moment."""
+    """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
     follow_torch_threads()
     prepared, _alive = prepare(*factors)
-    first_correction = 1 - beta1**step if exp_avg.shape[0] else 1.0
-    correction = 1 / (1 - beta2**step)
-    numbers = (lr / first_correction, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps)
-    _row_adamw_kernel(
-        as_array(master if master.numel() else table),
-        as_array(exp_avg),
-        as_array(exp_avg_sq),
+    beta1, beta2 = betas
+    step_size = lr if state.exp_avg is None else lr / (1 - beta1**state.step)
+    correction = 1 / (1 - beta2**state.step)
+    numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps)
+    none = np.empty((0, 0), np.float32)
+    _row_step_kernel(
+        as_array(table if state.master is None else state.master),
+        none if state.exp_avg is None else as_array(state.exp_avg),
+        none if state.exp_avg_sq is None else as_array(state.exp_avg_sq),
         prepared,
-        as_array(decayed.flatten()),
-        decay_total,
+        (np.empty(0) if state.decayed is None else as_array(state.decayed), state.decay_total),
         tuple(np.float32(number) for number in numbers),
-        seed,
+        -1 if seed is None else seed,
     )
-    _copy_rows(table, master, prepared)
-
-
-def row_sgd_(
-    table: Tensor,
-    factors: FactorLists,
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    seed: int,
-) -> None:
-    """One SGD step on the touched rows."""
-    follow_torch_threads()
-    prepared, _alive = prepare(*factors)
-    target = as_array(master if master.numel() else table)
-    decayed_rows = as_array(decayed.flatten())
-    _row_sgd_kernel(target, prepared, decayed_rows, decay_total, np.float32(lr), seed)
-    _copy_rows(table, master, prepared)
-
-
-def row_adagrad_(
-    table: Tensor,
-    square_sum: Tensor,
-    factors: FactorLists,
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    eps: float,
-    seed: int,
-) -> None:
-    """One Adagrad step on the touched rows."""
-    follow_torch_threads()
-    prepared, _alive = prepare(*factors)
-    _row_adagrad_kernel(
-        as_array(master if master.numel() else table),
-        as_array(square_sum),
-        prepared,
-        as_array(decayed.flatten()),
-        decay_total,
-        np.float32(lr),
-        np.float32(eps),
-        seed,
-    )
-    _copy_rows(table, master, prepared)
-
-
-def _copy_rows(table: Tensor, master: Tensor, prepared: Factors) -> None:
-    if master.numel():
-        _copy_rows_kernel(as_array(table), as_array(master), prepared)
+    if state.master is not None:
+        _copy_rows_kernel(as_array(table), as_array(state.master), prepared)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
+from memory_layers.ops.write.state import RowState
 
 MASK32 = 0xFFFFFFFF
 
@@ -59,93 +60,48 @@ def stochastic_bf16(values: Tensor, rows: Tensor, seed: int) -> Tensor:
     return torch.where(values.isnan(), values, signed.view(torch.float32)).to(torch.bfloat16)
 
 
-def load_rows(
-    table: Tensor, master: Tensor, rows: Tensor, decayed: Tensor, decay_total: float
-) -> Tensor:
-    """Read rows in fp32 (fp64 if the table is), with the weight decay they have missed so far."""
-    source = master if master.numel() else table
-    weight = source[rows].to(torch.promote_types(table.dtype, torch.float32))
-    if decayed.numel():
-        weight *= (decay_total - decayed[rows]).exp().to(weight.dtype)[:, None]
-        decayed[rows] = decay_total
-    return weight
-
-
-def store_rows(table: Tensor, master: Tensor, rows: Tensor, values: Tensor, seed: int) -> None:
-    """Write rows to the table and its master copy, to bf16 stochastically when seed >= 0."""
-    if master.numel():
-        master[rows] = values
-    if table.dtype == torch.bfloat16 and seed >= 0:
+def row_step_(
+    table: Tensor,
+    state: RowState,
+    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
+    *,
+    lr: float,
+    betas: Sequence[float],
+    eps: float,
+    seed: int | None,
+) -> None:
+    """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
+    rows, gradient = row_sums(*factors)
+    source = table if state.master is None else state.master
+    values = source[rows].to(torch.promote_types(table.dtype, torch.float32))
+    if state.decayed is not None:
+        # What the row has missed so far.
+        values *= (state.decay_total - state.decayed[rows]).exp().to(values.dtype)[:, None]
+        state.decayed[rows] = state.decay_total
+    gradient = gradient.to(values.dtype)
+    if state.exp_avg_sq is None:
+        values = values - lr * gradient
+    else:
+        first, divisor = _advance(state, state.exp_avg_sq, rows, gradient, betas)
+        values = values - lr * first / (divisor + eps)
+    if state.master is not None:
+        state.master[rows] = values
+    if seed is not None:
         values = stochastic_bf16(values, rows, seed)
     table[rows] = values.to(table.dtype)
 
 
-def row_adamw_(
-    table: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    step: int,
-    seed: int,
-) -> None:
-    """One AdamW step on the touched rows. An exp_avg without rows means no first moment."""
-    rows, gradient = row_sums(*factors)
-    weight = load_rows(table, master, rows, decayed, decay_total)
-    gradient = gradient.to(weight.dtype)
+def _advance(
+    state: RowState, exp_avg_sq: Tensor, rows: Tensor, gradient: Tensor, betas: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Advance the moments of the rows, and return the first and the root of the second."""
+    beta1, beta2 = betas
     square = gradient.square()
-    if exp_avg_sq.shape[1] != table.shape[1]:
+    if exp_avg_sq.shape[1] != gradient.shape[1]:
         square = square.mean(1, keepdim=True)
     exp_avg_sq[rows] = second = beta2 * exp_avg_sq[rows] + (1 - beta2) * square
     first = gradient
-    if exp_avg.shape[0]:
-        exp_avg[rows] = first = beta1 * exp_avg[rows] + (1 - beta1) * gradient
-        first = first / (1 - beta1**step)
-    divisor = (second / (1 - beta2**step)).sqrt() + eps
-    store_rows(table, master, rows, weight - lr * first / divisor, seed)
-
-
-def row_sgd_(
-    table: Tensor,
-    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    seed: int,
-) -> None:
-    """One SGD step on the touched rows."""
-    rows, gradient = row_sums(*factors)
-    weight = load_rows(table, master, rows, decayed, decay_total)
-    store_rows(table, master, rows, weight - lr * gradient.to(weight.dtype), seed)
-
-
-def row_adagrad_(
-    table: Tensor,
-    square_sum: Tensor,
-    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    eps: float,
-    seed: int,
-) -> None:
-    """One Adagrad step on the touched rows."""
-    rows, gradient = row_sums(*factors)
-    weight = load_rows(table, master, rows, decayed, decay_total)
-    gradient = gradient.to(weight.dtype)
-    square = gradient.square()
-    if square_sum.shape[1] != table.shape[1]:
-        square = square.mean(1, keepdim=True)
-    square_sum[rows] = total = square_sum[rows] + square
-    store_rows(table, master, rows, weight - lr * gradient / (total.sqrt() + eps), seed)
+    if state.exp_avg is not None:
+        state.exp_avg[rows] = first = beta1 * state.exp_avg[rows] + (1 - beta1) * gradient
+        first = first / (1 - beta1**state.step)
+    return first, (second / (1 - beta2**state.step)).sqrt()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memory_layers.ops.triton_rows import Walk, dense_sums, on_device_of, row_blocks, sum_row
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
+from memory_layers.ops.write.state import RowState
 from memory_layers.ops.write.triton_rows import load_row, row_decay, store_row
 
 # Columns of the norm that a program has in registers.
@@ -77,7 +78,7 @@ def row_step_kernel(
     second = keep_second * second + add_second * g * g
     row = decay * row - step_size * first / (sqrt(correction * second) + eps)
 
-    This is AdamW, and with other constants Adagrad, and without moments SGD.
+    This is AdamW, and without moments SGD.
     """
     scale = tl.load(scale_ptr)
     begin = tl.program_id(0) * TILE
@@ -175,105 +176,43 @@ def row_norm(
     return squares.double().sum().sqrt().float() * scale.abs()
 
 
-def row_adamw_(
+def row_step_(
     table: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    state: RowState,
     factors: Factors,
-    decayed: Tensor,
-    master: Tensor,
     *,
-    decay_total: float,
     lr: float,
-    beta1: float,
-    beta2: float,
+    betas: Sequence[float],
     eps: float,
-    step: int,
-    seed: int,
+    seed: int | None,
 ) -> None:
-    """One AdamW step on the touched rows. An exp_avg without rows means no first moment."""
-    _step_rows(
-        table, exp_avg, exp_avg_sq, factors, decayed, master, decay_total, seed,
-        step_size=lr / (1 - beta1**step) if exp_avg.shape[0] else lr,
-        keep_first=beta1, add_first=1 - beta1,
-        keep_second=beta2, add_second=1 - beta2, correction=1 / (1 - beta2**step), eps=eps,
-    )  # fmt: skip
-
-
-def row_sgd_(
-    table: Tensor,
-    factors: Factors,
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    seed: int,
-) -> None:
-    """One SGD step on the touched rows."""
-    none = factors[-1].new_empty(0, 0)
-    _step_rows(table, none, none, factors, decayed, master, decay_total, seed, step_size=lr)
-
-
-def row_adagrad_(
-    table: Tensor,
-    square_sum: Tensor,
-    factors: Factors,
-    decayed: Tensor,
-    master: Tensor,
-    *,
-    decay_total: float,
-    lr: float,
-    eps: float,
-    seed: int,
-) -> None:
-    """One Adagrad step on the touched rows."""
-    none = square_sum.new_empty(0, 0)
-    _step_rows(
-        table, none, square_sum, factors, decayed, master, decay_total, seed,
-        step_size=lr, keep_second=1.0, add_second=1.0, correction=1.0, eps=eps,
-    )  # fmt: skip
-
-
-def _step_rows(
-    table: Tensor,
-    first: Tensor,
-    second: Tensor,
-    factors: Factors,
-    decayed: Tensor,
-    master: Tensor,
-    decay_total: float,
-    seed: int,
-    *,
-    step_size: float,
-    keep_first: float = 0.0,
-    add_first: float = 0.0,
-    keep_second: float = 0.0,
-    add_second: float = 0.0,
-    correction: float = 0.0,
-    eps: float = 0.0,
-) -> None:
-    """Launch the step. Moments, decay and master copy without rows are absent."""
+    """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
     entries, weights, vectors = merge(*factors[:3])
     if not (entries.numel() and table.numel()):
         return
-    numbers = (step_size, keep_first, add_first, keep_second, add_second, correction, eps)
+    beta1, beta2 = betas
+    step_size = lr if state.exp_avg is None else lr / (1 - beta1**state.step)
+    correction = 1 / (1 - beta2**state.step)
+    numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps)
+    absent, second, decayed = factors[-1].new_empty(0), state.exp_avg_sq, state.decayed
     # A float would reach the kernel in fp32, in which the decay of one step is lost.
-    total = decayed.new_full((), decay_total) if decayed.numel() else decayed
+    total = absent if decayed is None else decayed.new_full((), state.decay_total)
     walk = Walk.over(entries, weights, vectors)
+    rest = (state.master, state.exp_avg, second, decayed)
     with on_device_of(table):
         row_step_kernel[walk.grid](
             *walk.arguments,
-            table, master, first, second, decayed, total, factors[-1],
-            table.shape[0], *(float(number) for number in numbers), as_int32(seed),
+            table, *(absent if tensor is None else tensor for tensor in rest), total, factors[-1],
+            table.shape[0], *(float(number) for number in numbers),
+            as_int32(-1 if seed is None else seed),
             **walk.constants,
-            FIRST=bool(first.numel()),
-            SECOND=bool(second.numel()),
-            ROWWISE=bool(second.numel()) and second.shape[1] != table.shape[1],
+            FIRST=state.exp_avg is not None,
+            SECOND=second is not None,
+            ROWWISE=second is not None and second.shape[1] != table.shape[1],
             WIDE=table.shape[1] > walk.constants["BLOCK_V"],
-            DECAY=bool(decayed.numel()),
-            MASTER=bool(master.numel()),
-            STOCHASTIC=table.dtype == torch.bfloat16 and seed >= 0,
+            DECAY=decayed is not None,
+            MASTER=state.master is not None,
+            STOCHASTIC=seed is not None,
         )  # fmt: skip
 
 
