@@ -14,7 +14,7 @@ from benchmarks.check import check_greedy
 from benchmarks.inputs import SEED
 from benchmarks.request import Request
 from benchmarks.variant import Suite, Variant
-from memory_layers.layers import MemoryLayer
+from memory_layers.layers import MemoryLayer, fuse_for_inference
 
 PRESET = "134m"
 BATCHES = (1, 32)
@@ -35,7 +35,7 @@ def generate_suite(request: Request) -> Suite:
     models: dict[str, Any] = {}
     for name, config in ((OURS, memory), (DENSE, None)):
         torch.manual_seed(SEED)
-        models[name] = build_model(preset, config).to(request.device).eval()
+        models[name] = fuse_for_inference(build_model(preset, config).to(request.device).eval())
         # Nothing ends a text: all have the same number of tokens.
         models[name].generation_config.eos_token_id = None
     generator = torch.Generator().manual_seed(SEED)

@@ -61,6 +61,7 @@ def test_public_names() -> None:
         "ValueTable",
         "add_experts",
         "add_memory",
+        "fuse_for_inference",
         "gather_dot",
         "gather_sum",
         "product_key_topk",

@@ -10,7 +10,7 @@ from memory_layers.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from memory_layers.config import MemoryConfig, MoeConfig
-    from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable
+    from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable, fuse_for_inference
     from memory_layers.models import add_experts, add_memory
     from memory_layers.ops.find import product_key_topk
     from memory_layers.ops.read import gather_dot, gather_sum
@@ -26,6 +26,7 @@ __all__ = [
     "ValueTable",
     "add_experts",
     "add_memory",
+    "fuse_for_inference",
     "gather_dot",
     "gather_sum",
     "product_key_topk",
@@ -35,7 +36,7 @@ __all__ = [
 # Where each name is imported from when it is first touched: as above, for the interpreter.
 _HOMES = {
     "config": ("MemoryConfig", "MoeConfig"),
-    "layers": ("MemoryLayer", "PeerLayer", "ValueTable"),
+    "layers": ("MemoryLayer", "PeerLayer", "ValueTable", "fuse_for_inference"),
     "models": ("add_experts", "add_memory"),
     "ops.find": ("product_key_topk",),
     "ops.read": ("gather_dot", "gather_sum"),

@@ -201,6 +201,7 @@ def _generate(arguments: list[str]) -> int:
     import torch
 
     from memory_layers.evaluate.trained import load_trained
+    from memory_layers.models import fuse_for_inference
 
     args = _parse("generate", GenerateArgs, arguments)
     if args.max_tokens < 1 or args.temperature < 0:
@@ -210,6 +211,7 @@ def _generate(arguments: list[str]) -> int:
         )
     _quiet_transformers()
     model, tokenizer = load_trained(args.model, trust_remote_code=args.trust_remote_code)
+    fuse_for_inference(model)
     inputs = tokenizer(args.prompt, return_tensors="pt", add_special_tokens=False)
     if inputs["input_ids"].shape[1] == 0:
         raise UserError("the prompt is empty. hint: give at least one word")

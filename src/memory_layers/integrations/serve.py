@@ -1,6 +1,8 @@
 """Answer the OpenAI protocol for a model, through transformers' own server."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 
 def serve(
@@ -27,9 +29,11 @@ def serve(
         ImportError: The packages of the extra `serve` are missing.
     """
     import transformers
+    from transformers import PreTrainedModel
     from transformers.utils.import_utils import is_serve_available
 
     from memory_layers.evaluate.trained import load_trained
+    from memory_layers.layers import fuse_for_inference
 
     if not is_serve_available():
         raise ImportError(
@@ -39,8 +43,12 @@ def serve(
 
     # Weights are mapped, not read: loading twice costs little, and says what is wrong.
     cls = type(load_trained(folder, trust_remote_code=trust_remote_code)[0])
-    # The server looks the class up by its name among those of transformers.
-    setattr(transformers, cls.__name__, cls)
+
+    def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
+        return fuse_for_inference(cls.from_pretrained(*args, **options))
+
+    # The server looks the class up by its name among those of transformers, and loads it.
+    setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
     Serve(
         force_model=str(folder),
         host=host,

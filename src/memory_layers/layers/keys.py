@@ -1,13 +1,17 @@
 """Step 2: query → scores and slots. Owns the sub-keys, calls ops.find. Next: values.py."""
 
-from typing import Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from memory_layers.common.errors import UserError
 from memory_layers.ops.find import product_key_topk
 from memory_layers.ops.read import gather_dot
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class ProductKeys(nn.Module):
@@ -43,7 +47,7 @@ class ProductKeys(nn.Module):
         self.sub_keys = nn.Parameter(torch.empty(heads, 2, sub_keys, half_dim))
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
         self.sink_key = nn.Parameter(torch.empty(heads, 2, half_dim)) if sink else None
-        self._kept = KeptKeys()
+        self._normalized: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -68,7 +72,8 @@ class ProductKeys(nn.Module):
         sub_keys, sink_key = self.sub_keys, self.sink_key
         if self.gain is not None:
             query = normalize(query) * self.gain
-            sub_keys = self._kept.of(sub_keys) if self._may_keep() else normalize(sub_keys)
+            fused = None if torch.is_grad_enabled() else self._normalized
+            sub_keys = normalize(sub_keys) if fused is None else fused
             sink_key = None if sink_key is None else normalize(sink_key)
         scores, slots = product_key_topk(query, sub_keys, self.top_k)
         if self.random_slots and self.training:
@@ -81,56 +86,60 @@ class ProductKeys(nn.Module):
             scores = torch.cat([scores, on_sink[..., None]], -1)
         return scores, slots
 
+    def fuse(self) -> None:
+        """Normalise the sub-keys once, for passes without gradients, until something undoes it."""
+        if self.gain is not None:
+            self._normalized = normalize(self.sub_keys.detach())
+
     def train(self, mode: bool = True) -> Self:
-        """As any module. Training lets go of what was kept for text."""
+        """As for any module. Training undoes `fuse`."""
         if mode:
-            self._kept = KeptKeys()
+            self._normalized = None
         return super().train(mode)
 
-    def _may_keep(self) -> bool:
-        keys = self.sub_keys
-        return (
-            not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-            and keys.device.type == "cpu"
-            and type(keys) is nn.Parameter
-            and keys.is_contiguous()
-            and not keys.is_inference()
-        )
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Another device or type.
+        self._normalized = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self._normalized = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files are not fused: their sub-keys may change on their own."""
+        return {**self.__dict__, "_normalized": None}
+
+
+def fuse_for_inference(model: ModelT) -> ModelT:
+    """Normalise the sub-keys of all memory layers once instead of in every pass, in place.
+
+    For text, one token at a time: there, normalising takes about as long as finding the slots. The
+    outputs are the same to the bit. Passes that record gradients normalise as before.
+
+    `model.train()`, `load_state_dict` and `to` undo it, and copies and saved files are not fused.
+    Nothing else notices that sub-keys have changed: call this again after editing them.
+
+    Args:
+        model: In eval mode. Without memory layers, or with `qk_norm=False`, nothing changes.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: The model is in training mode.
+    """
+    if model.training:
+        raise UserError("the model is in training mode, got fuse_for_inference. hint: model.eval()")
+    for module in model.modules():
+        if isinstance(module, ProductKeys):
+            module.fuse()
+    return model
 
 
 def normalize(vectors: Tensor) -> Tensor:
     """[..., C] → the same with a root mean square of 1 over C."""
     return F.rms_norm(vectors, vectors.shape[-1:], eps=1e-6)
-
-
-class KeptKeys:
-    """Normalised sub-keys, kept while a model writes text on a CPU.
-
-    Normalising them takes longer there than finding slots for one token. They are normalised anew
-    when the sub-keys change, as autograd counts changes, or lie in another place in memory. A
-    change through `.data` is not counted: it shows where it concerns one of some numbers spread
-    over all keys. Who changes others that way between two texts calls `train()`, then `eval()`.
-    """
-
-    SAMPLE = 64
-
-    def __init__(self) -> None:
-        self._kept: tuple[tuple[int, int], Tensor, Tensor, Tensor] | None = None
-
-    def of(self, sub_keys: Tensor) -> Tensor:
-        """[H, 2, M, C] → the same, normalised."""
-        seen = (sub_keys._version, sub_keys.data_ptr())  # noqa: SLF001
-        # Read and written as a whole: other threads may generate with the same model.
-        kept = self._kept
-        if kept is None or kept[0] != seen or not torch.equal(kept[1], kept[2]):
-            # An odd step, so that not all samples are from one column.
-            some = sub_keys.flatten()[:: sub_keys.numel() // self.SAMPLE | 1]
-            kept = self._kept = (seen, some, some.clone(), normalize(sub_keys))
-        return kept[3]
-
-    def __reduce__(self) -> tuple[type["KeptKeys"], tuple[()]]:
-        """Copies and files do without: their sub-keys are others."""
-        return KeptKeys, ()
 
 
 def score_slots(query: Tensor, sub_keys: Tensor, slots: Tensor) -> Tensor:
