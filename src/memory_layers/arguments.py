@@ -141,7 +141,7 @@ class EvalArgs:
     out: Path | None = None
     """File for the results, as JSON."""
     trust_remote_code: bool = False
-    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
     shown_fraction: float = 0.5
     """As in training: decides which questions count as shown."""
     seed: int = 0
@@ -187,7 +187,7 @@ class GenerateArgs:
     seed: int = 0
     """Seed of the sampling."""
     trust_remote_code: bool = False
-    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
 
 @dataclass(frozen=True)
@@ -208,4 +208,4 @@ class ServeArgs:
     continuous_batching: bool = False
     """Let requests join a batch that is being generated."""
     trust_remote_code: bool = False
-    """Run code that lies in the model folder: for models that got their memory by `mlp=`."""
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""

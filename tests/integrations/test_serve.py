@@ -107,7 +107,9 @@ print(codes)
 
 def test_a_model_by_the_name_of_its_child_needs_trust(tmp_path: Path) -> None:
     base, _ = write_example(tmp_path, "olmo")
-    model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory(), mlp="mlp")
+    model = add_memory(
+        AutoModelForCausalLM.from_pretrained(base), tiny_memory(), target_module="mlp"
+    )
     model.save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "model")
     printed = fresh_interpreter(GENERATE, str(tmp_path / "model"), HF_HOME=str(tmp_path / "home"))

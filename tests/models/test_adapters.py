@@ -103,6 +103,16 @@ def test_freezing_leaves_memory_alone() -> None:
     assert not any(p.requires_grad for p in memory_layers_of(frozen_keys)[0].keys.parameters())
 
 
+def test_folders_of_before_say_mlp(tmp_path: Path) -> None:
+    model = taught("llama")
+    save_memory(model, tmp_path)
+    path = tmp_path / "memory.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["mlp"] = values.pop("target_module")
+    path.write_text(json.dumps(values), "utf-8")
+    assert same(load_memory(tiny_model("llama"), tmp_path), model)
+
+
 def test_another_base_is_refused_with_a_reason(tmp_path: Path) -> None:
     save_memory(taught("llama"), tmp_path)
     other = tiny_model("llama")

@@ -225,12 +225,14 @@ def test_compiles_in_one_graph(name: str) -> None:
 def test_a_model_of_no_family_by_the_name_of_its_child(tmp_path: Path) -> None:
     model = tiny_model("olmo")
     before = logits(model)
-    with pytest.raises(ValueError, match=r"type 'olmo' are not in the table .*llama.* mlp="):
+    with pytest.raises(
+        ValueError, match=r"type 'olmo' are not in the table .*llama.* target_module="
+    ):
         add_memory(model, tiny_memory())
     with pytest.raises(ValueError, match=r"no list of blocks has it. hint: .*mlp, post_a"):
-        add_memory(model, tiny_memory(), mlp="feed_forward")
+        add_memory(model, tiny_memory(), target_module="feed_forward")
     assert torch.equal(logits(model), before)
-    add_memory(model, tiny_memory(placement="beside"), mlp="mlp")
+    add_memory(model, tiny_memory(placement="beside"), target_module="mlp")
     assert torch.equal(logits(model), before)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -258,18 +260,25 @@ def test_other_classes_are_not_lost() -> None:
         assert type(model) is kind
         assert not memory_layers_of(model)
     with pytest.raises(ValueError, match="cannot be imported by that name"):
-        add_memory(Derived(config), tiny_memory(), mlp="mlp")
+        add_memory(Derived(config), tiny_memory(), target_module="mlp")
+
+
+def test_the_former_name_of_target_module_says_the_new_one() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=r"no argument mlp\. hint: target_module='mlp'"):
+        add_memory(model, tiny_memory(), mlp="mlp")  # ty: ignore[invalid-argument-type]
+    assert not memory_layers_of(model)
 
 
 def test_naming_the_child_of_a_known_family_changes_nothing() -> None:
-    named = add_memory(tiny_model("llama"), tiny_memory(), mlp="mlp")
+    named = add_memory(tiny_model("llama"), tiny_memory(), target_module="mlp")
     assert type(named) is type(add_memory(tiny_model("llama"), tiny_memory()))
 
 
 def test_two_models_of_one_type_with_other_children_stay_apart() -> None:
     config = tiny_memory(placement="beside")
-    attention = add_memory(tiny_model("olmo"), config, mlp="input_layernorm")
-    mlp = add_memory(tiny_model("olmo"), config, mlp="mlp")
+    attention = add_memory(tiny_model("olmo"), config, target_module="input_layernorm")
+    mlp = add_memory(tiny_model("olmo"), config, target_module="mlp")
     assert attention.config.model_type != mlp.config.model_type
     for model in (attention, mlp):
         assert type(AutoConfig.for_model(model.config.model_type)) is type(model.config)

@@ -56,7 +56,7 @@ def test_a_mixture_from_a_folder_keeps_all_weights(tmp_path: Path) -> None:
     )  # fmt: skip
     MixtralForCausalLM(config).save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
-    model = add_memory(base, tiny_memory(layers=(1,), placement="beside"), mlp="mlp")
+    model = add_memory(base, tiny_memory(layers=(1,), placement="beside"), target_module="mlp")
     model.save_pretrained(tmp_path / "model")
     again = loaded_whole(tmp_path / "model", trust_remote_code=True)
     assert torch.allclose(logits(again), logits(model), atol=1e-6)
@@ -174,7 +174,7 @@ def test_a_later_format_without_its_field(tmp_path: Path) -> None:
 
 def test_children_and_classes_that_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"takes hidden states alone, it takes .*attention_mask"):
-        add_memory(tiny_llama(), tiny_memory(), mlp="self_attn")
+        add_memory(tiny_llama(), tiny_memory(), target_module="self_attn")
     model = tiny_llama()
     mine = type("Mine", (type(model),), {"__module__": "__main__"})
     main = types.ModuleType("__main__")
@@ -182,4 +182,4 @@ def test_children_and_classes_that_cannot_serve(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "__main__", main)
     model.__class__ = mine
     with pytest.raises(ValueError, match=r"__main__\.Mine cannot be imported.*a script"):
-        add_memory(model, tiny_memory(), mlp="mlp")
+        add_memory(model, tiny_memory(), target_module="mlp")

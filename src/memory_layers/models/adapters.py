@@ -24,10 +24,10 @@ from memory_layers.layers.memory import build_tables
 from memory_layers.models.classes import backbone_of, family_of
 from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.saving import FORMAT_VERSION, check_format
-from memory_layers.models.surgery import add_memory, memory_layers_of
+from memory_layers.models.surgery import ModelT, add_memory, memory_layers_of
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
-_KEYS = ("memory_format", "memory", "mlp", "base", "head")
+_KEYS = ("memory_format", "memory", "target_module", "base", "head")
 # Of each weight, evenly spread: enough to tell two trained models apart in no time.
 _SAMPLES = 256
 _MEMORY = (MemoryLayer, ValueTable)
@@ -50,7 +50,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     description = {
         "memory_format": FORMAT_VERSION,
         "memory": config.to_dict(),
-        "mlp": family.mlp,
+        "target_module": family.mlp,
         "base": {name: _digest(tensor) for name, tensor in found.base.items()},
         "head": _head_digest(model),
     }
@@ -69,7 +69,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+def load_memory(model: ModelT, folder: str | Path) -> ModelT:
     """Add the memory that `save_memory` wrote to its base, in place, and return the model.
 
     Args:
@@ -90,10 +90,10 @@ def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
             f"the model has memory of another configuration than {folder}. "
             "hint: load it onto the plain model"
         )
-    mlp = description["mlp"]
-    family = family_of(model) if has_memory else family_by_child(model, mlp)
+    child = description["target_module"]
+    family = family_of(model) if has_memory else family_by_child(model, child)
     replaced = tuple(
-        f"{family.blocks}.{layer}.{mlp}."
+        f"{family.blocks}.{layer}.{child}."
         for layer in (config.layers if config.placement == "replace" else ())
     )
     found = {k: t for k, t in _split(model).base.items() if not k.startswith(replaced)}
@@ -114,14 +114,14 @@ def load_memory(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
         ) from error
     _check_shapes(weights, _shapes(model, config, family), str(folder / WEIGHTS))
     if not has_memory:
-        add_memory(model, config, mlp=mlp)
+        add_memory(model, config, target_module=child)
     with torch.no_grad():
         for name, tensor in _split(model).memory.items():
             tensor.copy_(weights[name])
     return model
 
 
-def freeze_all_but_memory(model: PreTrainedModel) -> PreTrainedModel:
+def freeze_all_but_memory(model: ModelT) -> ModelT:
     """Let only the memory layers and their tables learn, in place, and return the model.
 
     Raises:
@@ -201,6 +201,8 @@ def _description(path: Path) -> dict[str, Any]:
         description = {}
     # A later version may have other fields.
     check_format(description.get("memory_format", FORMAT_VERSION))
+    if "mlp" in description:
+        description["target_module"] = description.pop("mlp")
     missing = [key for key in _KEYS if key not in description]
     missing += [key for key in ("memory", "base") if not isinstance(description.get(key), dict)]
     if missing:

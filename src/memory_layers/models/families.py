@@ -72,12 +72,12 @@ def find_family(model_type: str) -> Family:
     raise ValueError(f"models of type {model_type!r} are not in the table of families: {known}")
 
 
-def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
+def family_by_child(model: PreTrainedModel, target_module: str) -> Family:
     """Describe a plain model by the name that its blocks give their MLP.
 
     Args:
         model: A causal language model or backbone.
-        mlp: Attribute of each block, [..., D] → [..., D].
+        target_module: Attribute of each block, [..., D] → [..., D].
 
     Returns:
         The row of the table that says the same, if there is one.
@@ -92,7 +92,7 @@ def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
         for name, module in backbone.named_modules()
         if isinstance(module, nn.ModuleList)
         and len(module)
-        and all(isinstance(getattr(block, mlp, None), nn.Module) for block in module)
+        and all(isinstance(getattr(block, target_module, None), nn.Module) for block in module)
     ]
     if len(found) != 1:
         where = f"the lists {', '.join(found)} have" if found else "no list of blocks has"
@@ -104,26 +104,26 @@ def family_by_child(model: PreTrainedModel, mlp: str) -> Family:
             for child, _ in block.named_children()
         })  # fmt: skip
         raise ValueError(
-            f"mlp={mlp!r} must name one child of every block, {where} it. "
+            f"target_module={target_module!r} must name one child of every block, {where} it. "
             f"hint: the blocks have {', '.join(children) or 'no children'}"
         )
     for block in backbone.get_submodule(found[0]).children():
-        _refuse_more_inputs(getattr(block, mlp), mlp)
+        _refuse_more_inputs(getattr(block, target_module), target_module)
     for family in FAMILIES:
-        if (family.blocks, family.mlp) == (found[0], mlp) and is_of(model, family):
+        if (family.blocks, family.mlp) == (found[0], target_module) and is_of(model, family):
             return family
     return Family(
         # Not that of the table, which may say otherwise.
-        f"{model.config.model_type}_{mlp}",
+        f"{model.config.model_type}_{target_module}",
         config=_path(type(model.config)),
         backbone=_path(type(backbone)),
         causal_lm=None if model is backbone else _path(type(model)),
         blocks=found[0],
-        mlp=mlp,
+        mlp=target_module,
     )
 
 
-def _refuse_more_inputs(child: nn.Module, mlp: str) -> None:
+def _refuse_more_inputs(child: nn.Module, target_module: str) -> None:
     """Refuse a child whose forward needs more than hidden states, such as an attention."""
     needed = [
         name
@@ -137,8 +137,8 @@ def _refuse_more_inputs(child: nn.Module, mlp: str) -> None:
     ]
     if len(needed) > 1:
         raise ValueError(
-            f"mlp={mlp!r} must name a child that takes hidden states alone, it takes "
-            f"{', '.join(needed)}. hint: name the feed-forward part of the blocks"
+            f"target_module={target_module!r} must name a child that takes hidden states alone, "
+            f"it takes {', '.join(needed)}. hint: name the feed-forward part of the blocks"
         )
 
 

@@ -3,11 +3,12 @@
 `add_experts` gives it mixtures of experts instead, to compare with.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
@@ -27,10 +28,12 @@ from memory_layers.models.families import (
     load_class,
 )
 
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
 
 def add_memory(
-    model: PreTrainedModel, config: MemoryConfig, *, mlp: str | None = None
-) -> PreTrainedModel:
+    model: ModelT, config: MemoryConfig, *, target_module: str | None = None, mlp: None = None
+) -> ModelT:
     """Add memory layers to a model, in place, and return it.
 
     The model becomes an instance of the family's memory class: it saves, loads and generates like
@@ -40,15 +43,19 @@ def add_memory(
     Args:
         model: A causal language model or backbone.
         config: Sizes and choices, among them which blocks get a memory layer.
-        mlp: For a model of no supported family: the attribute of its blocks that is their
-            feed-forward part, called with hidden states [..., D] alone and returning the same.
+        target_module: For a model of no supported family: the attribute of its blocks that is
+            their feed-forward part, called with hidden states [..., D] alone and returning the
+            same.
+        mlp: Former name of `target_module`.
 
     Raises:
         TypeError: `model` is not a transformers model.
-        ValueError: The family is not supported and `mlp` not given, the model has memory already,
-            or a size is wrong. The model is as it was.
+        UserError: The family is not supported and `target_module` not given, the model has memory
+            already, or a size is wrong. The model is as it was.
     """
-    family = _family_of_plain(model, mlp)
+    if mlp is not None:
+        raise UserError(f"add_memory has no argument mlp. hint: target_module={mlp!r}")
+    family = _family_of_plain(model, target_module)
     backbone = backbone_of(model)
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
@@ -75,7 +82,7 @@ def add_memory(
     return model
 
 
-def add_experts(model: PreTrainedModel, config: MoeConfig) -> PreTrainedModel:
+def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
     """Replace feed-forward blocks of a model by mixtures of experts, in place, and return it.
 
     The model becomes an instance of the family's memory class, as with `add_memory`. The weights
@@ -102,7 +109,7 @@ def add_experts(model: PreTrainedModel, config: MoeConfig) -> PreTrainedModel:
     return model
 
 
-def remove_memory(model: PreTrainedModel) -> PreTrainedModel:
+def remove_memory(model: ModelT) -> ModelT:
     """Take memory layers out of a model, in place, and return it as an instance of its own class.
 
     Weights of the base that were trained or frozen meanwhile stay so.
@@ -147,17 +154,17 @@ def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:
     return [module for module in model.modules() if isinstance(module, MemoryLayer)]
 
 
-def _family_of_plain(model: PreTrainedModel, mlp: str | None = None) -> Family:
+def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -> Family:
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
     for kinds, name in ((MemoryLayer, "memory layers"), (RoutedExperts, "experts")):
         if any(isinstance(module, kinds) for module in model.modules()):
             raise ValueError(f"the model has {name} already. hint: start from the plain model")
-    if mlp is not None:
-        family = family_by_child(model, mlp)
+    if target_module is not None:
+        family = family_by_child(model, target_module)
         register_family(family)
         return family
-    name = "name the feed-forward part of its blocks, add_memory(model, config, mlp=...)"
+    name = "name the feed-forward part of its blocks, add_memory(model, config, target_module=...)"
     try:
         family = find_family(model.config.model_type)
     except ValueError as error:
