@@ -2,6 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Logits of a pass: 2 GiB in fp32.
 MOST_LOGITS = 2**29
@@ -27,3 +35,38 @@ def by_length(
         step = max(1, tokens // (length + extra)) * times
         for low in range(0, len(members), step):
             yield members[low : low + step]
+
+
+@dataclass(frozen=True)
+class SpanScore:
+    """What a model makes of some tokens of a text, given the right ones before each.
+
+    Attributes:
+        correct: Each is the most likely one.
+        nll: Their negative log-likelihood, in nats.
+    """
+
+    correct: bool
+    nll: float
+
+
+def score_spans(
+    model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], tuple[int, int]]]
+) -> list[SpanScore]:
+    """Score a span of tokens of each row, all rows in one pass.
+
+    Args:
+        model: A causal language model.
+        rows: Token ids, as many in each, and the span: its first token and the one after it.
+    """
+    ids = torch.tensor([row for row, _ in rows], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    targets = ids[:, 1:]
+    right = (logits.argmax(-1) == targets).tolist()
+    nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").tolist()
+    scores = []
+    for n, (_, (low, high)) in enumerate(rows):
+        # The first token of a text has nothing before it that could predict it.
+        span = slice(max(low - 1, 0), high - 1)
+        scores.append(SpanScore(all(right[n][span]), sum(nll[n][span])))
+    return scores

@@ -1,149 +1,219 @@
 """Evaluate the model of a folder: on facts by our own evaluator, or on tasks of the harness."""
 
 import json
-import random
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.progress import Progress
+from tyro.conf import FlagConversionOff, Positional
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.seeds import stable_hash
+from memory_layers.common.files import write_json
+from memory_layers.common.progress import progress_of
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.facts import Probe
-from memory_layers.data.prepare import corpus_of
-from memory_layers.evaluate.harness import results_table, run_tasks
-from memory_layers.evaluate.questions import Question, ask, passes_needed, summarize_replies
-from memory_layers.evaluate.recall import recall_items, summarize_recall
-from memory_layers.evaluate.trained import load_trained
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHOICES = 4
-DEFAULT_ANSWERED = 200
+    from memory_layers.data.facts import Probe
+
 # Fields of DataConfig that say which facts there are and what of them was shown.
-_SELECTION = {
-    field.name: field.default
-    for field in fields(DataConfig)
-    if field.name
-    in ("relations", "max_subjects", "templates", "exposures", "shown_fraction", "seed")
-}
+SELECTION = ("relations", "max_subjects", "templates", "exposures", "shown_fraction", "seed")
+# Subjects of each source of built-in facts, where nothing says how many: all are a million facts.
+MAX_SUBJECTS = 200
 
 
-def evaluate_model(
-    model: Path,
-    *,
-    facts: str | None = None,
-    tasks: Sequence[str] = (),
-    data_dir: Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    batch_size: int = 8,
-    run_code: bool = False,
-    answered: int = DEFAULT_ANSWERED,
-    device: str = "cpu",
-    out: Path | None = None,
-    trust_remote_code: bool = False,
-    **selection: Any,  # noqa: ANN401
-) -> str:
-    """Evaluate a model and return what is to be shown: the flags of `memory-layers eval`.
+@dataclass(frozen=True)
+class Eval:
+    """Ask a model facts, or run tasks of lm-evaluation-harness.
 
-    Args:
-        model: A model folder with a tokenizer.
-        facts: A folder of facts, or "builtin".
-        tasks: Tasks of the harness. `facts` stands for those made of the facts.
-        data_dir: Of run_tasks.
-        limit: Of run_tasks.
-        num_fewshot: Of run_tasks.
-        batch_size: Of run_tasks.
-        run_code: Of run_tasks.
-        answered: Without tasks: questions of each kind to answer in words and to choose answers
-            for, at most so many, spread over all.
-        device: To run on.
-        out: File for the results.
-        trust_remote_code: Run code that lies in the folder.
-        **selection: Fields of DataConfig, as in training.
+    With facts alone: the share of answers given exactly under greedy decoding, their likelihood,
+    and F1 and choices on some of them. With --tasks: what the harness measures. The folder of a
+    run is asked the facts that it was trained on, the flags below say otherwise.
+
+    Example: memory-layers eval runs/tiny
+
+    Example: memory-layers eval my_model --facts my_facts --tasks facts
+
+    Example: memory-layers eval runs/tiny --tasks paper --run-code True --out results.json
+
+    Example: memory-layers eval runs/tiny --tasks nq_open piqa --data-dir datasets
+    """
+
+    model: Positional[Path]
+    """Folder of a run, or of a model with its tokenizer."""
+    facts: str | None = None
+    """Folder with facts.jsonl and templates.yaml, or "builtin". Default: those of the run."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts."""
+    data_dir: Path | None = None
+    """Where the datasets of tasks are, as DIR/ORGANISATION/NAME. Default: fetched from the hub."""
+    limit: int | None = None
+    """Use the first so many documents of each task only."""
+    num_fewshot: int | None = None
+    """Examples shown before a question of a task. Default: as the task has it."""
+    batch_size: int = 8
+    """Texts of a task at a time."""
+    run_code: FlagConversionOff[bool] = False
+    """Allow tasks that run programs which the model writes, such as those of `paper`."""
+    answered: int = 200
+    """Without --tasks: questions of each kind for F1 and choices. 0: recall alone, much faster."""
+    device: str = "cpu"
+    """cpu, cuda:0 and so on."""
+    out: Path | None = None
+    """File for the results, as JSON."""
+    trust_remote_code: FlagConversionOff[bool] = False
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
+    shown_fraction: float | None = None
+    """As in training: decides which questions count as shown."""
+    seed: int | None = None
+    """As data.seed in training: decides which questions count as shown."""
+    relations: tuple[str, ...] = ()
+    """Relations of the built-in facts. Default: those of the run, or all."""
+    max_subjects: int | None = None
+    """Subjects of each source of built-in facts. Default: as the run has it, or 200."""
+    templates: str | None = None
+    """As data.templates in training, for the built-in facts."""
+    exposures: tuple[int, ...] = ()
+    """As data.exposures in training: decides which statements are asked for."""
+
+
+def evaluate_model(asked: Eval) -> str:
+    """Evaluate a model and return what is to be shown.
 
     Raises:
         UserError: An argument is wrong, or the folder holds no whole model.
         UserError: Of run_tasks.
     """
-    data = _facts(facts, tasks, selection)
-    for name, value, least in (
-        ("limit", limit, 1), ("num-fewshot", num_fewshot, 0), ("batch-size", batch_size, 1),
-        ("answered", answered, 0),
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise UserError(f"--{name} must be >= {least}, got {value}")
-    for name, value, default in (
-        ("data-dir", data_dir, None), ("limit", limit, None), ("num-fewshot", num_fewshot, None),
-        ("batch-size", batch_size, 8), ("run-code", run_code, False),
-    ):  # fmt: skip
-        if not tasks and value != default:
-            raise UserError(f"--{name} has no effect without --tasks. hint: leave it out")
-    if tasks and answered != DEFAULT_ANSWERED:
-        raise UserError("--answered has no effect with --tasks. hint: --limit")
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
-    place = _device(device)
-    loaded, tokenizer = load_trained(model, trust_remote_code=trust_remote_code)
-    loaded = loaded.to(place)
+    folder, trained_on = _run_of(asked.model)
+    data = _facts(asked, trained_on)
+    _check(asked)
+    place = _device(asked.device)
+    from memory_layers.data.prepare import corpus_of
+    from memory_layers.evaluate.harness import results_table, run_tasks
+    from memory_layers.evaluate.questions import questions_of
+    from memory_layers.evaluate.trained import load_trained
+
+    model, tokenizer = load_trained(folder, trust_remote_code=asked.trust_remote_code)
+    model = model.to(place)
     probes = () if data is None else corpus_of(data).probes
-    if tasks:
-        asked = {f"facts_{kind}": q for kind, q in questions_of(probes, limit).items()}
+    if asked.tasks:
+        own = {f"facts_{kind}": q for kind, q in questions_of(probes, asked.limit).items()}
         results = run_tasks(
-            loaded,
+            model,
             tokenizer,
-            [name for task in tasks for name in (asked if task == "facts" else [task])],
-            questions=asked,
-            data_dir=data_dir,
-            batch_size=batch_size,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            run_code=run_code,
+            [name for task in asked.tasks for name in (own if task == "facts" else [task])],
+            questions=own,
+            data_dir=asked.data_dir,
+            batch_size=asked.batch_size,
+            limit=asked.limit,
+            num_fewshot=asked.num_fewshot,
+            run_code=asked.run_code,
         )
         shown = results_table(results)
     else:
-        results = _ask_facts(loaded, tokenizer, probes, answered)
+        results = _ask_facts(model, tokenizer, probes, asked.answered)
         shown = json.dumps(results, indent=2, ensure_ascii=False)
-    if out is not None:
-        part = out.with_name(f"{out.name}.part")
-        part.write_text(json.dumps(results, indent=1, default=str) + "\n", "utf-8")
-        part.replace(out)
+    if asked.out is not None:
+        write_json(asked.out, json.loads(json.dumps(results, default=str)))
     return shown
 
 
-def _facts(facts: str | None, tasks: Sequence[str], selection: dict[str, Any]) -> DataConfig | None:
-    if facts is None:
-        if not tasks or "facts" in tasks:
-            raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
-        for name, default in _SELECTION.items():
-            if selection[name] != default:
-                flag = name.replace("_", "-")
-                raise UserError(f"--{flag} has no effect without --facts. hint: leave it out")
-        return None
-    if tasks and "facts" not in tasks:
+def _run_of(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the model folder of a run, or of a model, and what the run was trained on."""
+    for run in (folder, folder.resolve().parent):
+        model = run / "model"
+        path = run / "config.json"
+        if model.resolve() not in (folder.resolve(), (folder / "model").resolve()):
+            continue
+        if not (model.is_dir() and path.is_file()):
+            continue
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict) and isinstance(values.get("data"), dict):
+            return model, values["data"]
+    return folder, {}
+
+
+def _facts(asked: Eval, trained_on: dict[str, Any]) -> DataConfig | None:
+    """Return the facts to ask, as the flags or else the run have them."""
+    given = {name: getattr(asked, name) for name in SELECTION}
+    given = {name: value for name, value in given.items() if value not in (None, ())}
+    wanted = not asked.tasks or "facts" in asked.tasks
+    if asked.facts is not None and not wanted:
         raise UserError("--facts has no effect on these tasks. hint: add the task `facts`")
-    if facts != BUILTIN and (selection["relations"] or selection["max_subjects"] is not None):
+    facts = (asked.facts or trained_on.get("facts")) if wanted else None
+    if facts is None and wanted:
+        raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
+    if facts is None:
+        for name in given:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} has no effect without --facts. hint: leave it out")
+        return None
+    if facts != BUILTIN and {"relations", "max_subjects"} & given.keys():
         raise UserError(
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
             "facts are used whole"
         )
+    values: dict[str, Any] = {"facts": facts}
+    if _same(facts, trained_on.get("facts")):
+        for name in trained_on.keys() & set(SELECTION):
+            value = trained_on[name]
+            values[name] = tuple(value) if isinstance(value, list) else value
+        _say(f"asking the facts of the run: {facts}, shown to it in part as it was trained")
+    elif facts == BUILTIN and not {"relations", "max_subjects"} & given.keys():
+        values["max_subjects"] = MAX_SUBJECTS
+        _say(
+            f"asking about {MAX_SUBJECTS} subjects of each built-in source. hint: --max-subjects N "
+            "or --relations NAME for others"
+        )
     try:
-        return DataConfig(facts=facts, **selection)
+        return DataConfig(**{**values, **given})
     except ValueError as error:
-        raise UserError(str(error)) from error
+        moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
+        hint = ". hint: --facts FOLDER says where it is now" if moved else ""
+        raise UserError(f"{error}{hint}") from error
 
 
-def _device(name: str) -> torch.device:
+def _same(facts: str, own: str | None) -> bool:
+    """Whether two names of facts are of the same ones."""
+    if own is None or BUILTIN in (facts, own):
+        return facts == own
+    return Path(facts).resolve() == Path(own).resolve()
+
+
+def _check(asked: Eval) -> None:
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1), ("answered", 0)):
+        value = getattr(asked, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be >= {least}, got {value}")
+    without = (
+        ("answered",)
+        if asked.tasks
+        else (
+            "data_dir",
+            "limit",
+            "num_fewshot",
+            "batch_size",
+            "run_code",
+        )
+    )
+    for field in fields(Eval):
+        if field.name in without and getattr(asked, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            which, hint = ("with", "--limit") if asked.tasks else ("without", "leave it out")
+            raise UserError(f"--{flag} has no effect {which} --tasks. hint: {hint}")
+    if asked.out is not None and not asked.out.parent.is_dir():
+        raise UserError(
+            f"--out {asked.out}: there is no folder {asked.out.parent}. hint: make it first"
+        )
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -153,47 +223,26 @@ def _device(name: str) -> torch.device:
 def _ask_facts(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    probes: Sequence[Probe],
+    probes: Sequence["Probe"],
     answered: int,
 ) -> dict[str, Any]:
-    summary = summarize_recall(probes, recall_items(model, tokenizer, probes, special_tokens=True))
+    from memory_layers.evaluate.questions import (
+        ask,
+        passes_needed,
+        questions_of,
+        summarize_replies,
+    )
+    from memory_layers.evaluate.recall import recall_items, summarize_recall
+
+    with progress_of("facts asked", len(probes)) as progress:
+        results = recall_items(model, tokenizer, probes, special_tokens=True, progress=progress)
+    summary = summarize_recall(probes, results)
     for kind, questions in questions_of(probes, answered).items():
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(f"answer {kind}", total=passes_needed(questions))
-            replies = ask(model, tokenizer, questions, progress=partial(progress.advance, task))
+        with progress_of(f"{kind} answered", passes_needed(questions)) as progress:
+            replies = ask(model, tokenizer, questions, progress=progress)
         summary.setdefault("answered", {})[kind] = summarize_replies(questions, replies)
     return summary
 
 
-def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Question]]:
-    """Return probes as questions with choices, by kind, at most so many, spread over all."""
-    answers = defaultdict(set)
-    kinds = defaultdict(list)
-    for probe in probes:
-        answers[probe.relation].add(probe.text[probe.answer_start : probe.answer_end])
-        # What follows the answer of a statement is no part of it, so only answers at the end count.
-        if probe.answer_end == len(probe.text):
-            kinds[probe.kind].append(probe)
-    ordered = {relation: sorted(found) for relation, found in answers.items()}
-    asked = {}
-    for kind, found in sorted(kinds.items()):
-        count = len(found) if most is None else min(most, len(found))
-        chosen = [found[n * len(found) // count] for n in range(count)]
-        if chosen:
-            asked[kind] = [_question(probe, ordered[probe.relation]) for probe in chosen]
-    return asked
-
-
-def _question(probe: Probe, answers: Sequence[str]) -> Question:
-    before, answer = probe.text[: probe.answer_start], probe.text[probe.answer_start :]
-    prompt = before.rstrip()
-    others = _others(probe, answer, answers)
-    choices = tuple(sorted([answer, *others])) if others else ()
-    return Question(prompt, (answer,), choices, before[len(prompt) :])
-
-
-def _others(probe: Probe, answer: str, answers: Sequence[str]) -> list[str]:
-    """Return wrong answers of the same relation, the same ones each time."""
-    number = int.from_bytes(stable_hash(0, "choices", probe.relation, probe.subject))
-    drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
-    return [other for other in drawn if other != answer][: CHOICES - 1]
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

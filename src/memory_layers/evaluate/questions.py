@@ -3,18 +3,23 @@
 With the numbers that lm-evaluation-harness gives on the same questions: a test holds them to that.
 """
 
+import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812
 
+from memory_layers.common.seeds import stable_number
+from memory_layers.data.facts import Probe
 from memory_layers.evaluate.answers import score_answer
-from memory_layers.evaluate.batches import by_length
+from memory_layers.evaluate.batches import by_length, score_spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHOICES = 4
 
 
 @dataclass(frozen=True)
@@ -82,18 +87,16 @@ def ask(
     model.eval()
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
     texts = _continue(model, tokenizer, prompts, max_tokens, progress)
-    nll: dict[tuple[int, int], float] = {}
     pairs = [(n, c) for n, question in enumerate(questions) for c in range(len(question.choices))]
-    rows = [
-        tokenizer(q.prompt + q.delimiter + q.choices[c])["input_ids"]
-        for q, c in ((questions[n], c) for n, c in pairs)
-    ]
-    for part in by_length(rows, len(tokenizer)):
-        ids = torch.tensor([rows[i] for i in part], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        for i, row in zip(part, losses, strict=True):
-            nll[pairs[i]] = float(row[len(prompts[pairs[i][0]]) - 1 :].sum())
+    rows = []
+    for n, c in pairs:
+        asked = questions[n]
+        ids = tokenizer(asked.prompt + asked.delimiter + asked.choices[c])["input_ids"]
+        rows.append((ids, (len(prompts[n]), len(ids))))
+    nll: dict[tuple[int, int], float] = {}
+    for part in by_length([ids for ids, _ in rows], len(tokenizer)):
+        scores = score_spans(model, [rows[i] for i in part])
+        nll.update((pairs[i], score.nll) for i, score in zip(part, scores, strict=True))
         progress(len(part))
     model.train(was_training)
     return [
@@ -162,3 +165,37 @@ def _continue(
             texts[n] = text.split("\n")[0].strip()
         progress(len(part))
     return texts
+
+
+def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Question]]:
+    """Return probes as questions with choices, by kind, at most so many, spread over all."""
+    answers = defaultdict(set)
+    kinds = defaultdict(list)
+    for probe in probes:
+        answers[probe.relation].add(probe.text[probe.answer_start : probe.answer_end])
+        # What follows the answer of a statement is no part of it, so only answers at the end count.
+        if probe.answer_end == len(probe.text):
+            kinds[probe.kind].append(probe)
+    ordered = {relation: sorted(found) for relation, found in answers.items()}
+    asked = {}
+    for kind, found in sorted(kinds.items()):
+        count = len(found) if most is None else min(most, len(found))
+        chosen = [found[n * len(found) // count] for n in range(count)]
+        if chosen:
+            asked[kind] = [_question(probe, ordered[probe.relation]) for probe in chosen]
+    return asked
+
+
+def _question(probe: Probe, answers: Sequence[str]) -> Question:
+    before, answer = probe.text[: probe.answer_start], probe.text[probe.answer_start :]
+    prompt = before.rstrip()
+    others = _others(probe, answer, answers)
+    choices = tuple(sorted([answer, *others])) if others else ()
+    return Question(prompt, (answer,), choices, before[len(prompt) :])
+
+
+def _others(probe: Probe, answer: str, answers: Sequence[str]) -> list[str]:
+    """Return wrong answers of the same relation, the same ones each time."""
+    number = stable_number(0, "choices", probe.relation, probe.subject)
+    drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
+    return [other for other in drawn if other != answer][: CHOICES - 1]

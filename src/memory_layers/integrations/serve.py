@@ -1,28 +1,36 @@
 """Answer the OpenAI protocol for a model, through transformers' own server."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tyro.conf import FlagConversionOff, Positional
 
-def serve(
-    folder: Path,
-    *,
-    host: str = "localhost",
-    port: int = 8000,
-    device: str = "auto",
-    continuous_batching: bool = False,
-    trust_remote_code: bool = False,
-) -> None:
-    """Serve /v1/completions and /v1/chat/completions until interrupted.
 
-    Args:
-        folder: A model folder with a tokenizer. Chat needs a tokenizer with a chat template.
-        host: To listen at.
-        port: To listen at.
-        device: "auto", "cpu", "cuda:0" and so on.
-        continuous_batching: Let requests join a batch that is being generated.
-        trust_remote_code: Run code that lies in the folder.
+@dataclass(frozen=True)
+class Serve:
+    """Answer the OpenAI protocol, /v1/completions and /v1/chat/completions, until Ctrl-C.
+
+    Example: memory-layers serve runs/tiny/model --port 8000
+    """
+
+    model: Positional[Path]
+    """Folder of a model with its tokenizer. Chat needs one with a chat template."""
+    host: str = "localhost"
+    """To listen at."""
+    port: int = 8000
+    """To listen at."""
+    device: str = "auto"
+    """auto, cpu, cuda:0 and so on."""
+    continuous_batching: FlagConversionOff[bool] = False
+    """Let requests join a batch that is being generated."""
+    trust_remote_code: FlagConversionOff[bool] = False
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
+
+
+def serve(asked: Serve) -> None:
+    """Serve a model until interrupted.
 
     Raises:
         UserError: The folder holds no whole model, or no tokenizer.
@@ -39,21 +47,21 @@ def serve(
         raise ImportError(
             'packages of the server are missing. hint: pip install "memory-layers[serve]"'
         )
-    from transformers.cli.serve import Serve
+    from transformers.cli.serve import Serve as Server
 
     # Weights are mapped, not read: loading twice costs little, and says what is wrong.
-    cls = type(load_trained(folder, trust_remote_code=trust_remote_code)[0])
+    cls = type(load_trained(asked.model, trust_remote_code=asked.trust_remote_code)[0])
 
     def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
         return fuse_for_inference(cls.from_pretrained(*args, **options))
 
     # The server looks the class up by its name among those of transformers, and loads it.
     setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
-    Serve(
-        force_model=str(folder),
-        host=host,
-        port=port,
-        device=device,
-        continuous_batching=continuous_batching,
-        trust_remote_code=trust_remote_code,
+    Server(
+        force_model=str(asked.model),
+        host=asked.host,
+        port=asked.port,
+        device=asked.device,
+        continuous_batching=asked.continuous_batching,
+        trust_remote_code=asked.trust_remote_code,
     )

@@ -1,0 +1,116 @@
+"""The command `memory-layers`: one dataclass for what each of its subcommands takes, one function.
+
+Next: arguments.py, commands.py. `--help` loads neither torch nor transformers.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Annotated, Any, Union
+
+import tyro
+
+from memory_layers.cli import commands
+from memory_layers.cli.arguments import (
+    Bench,
+    Compare,
+    Export,
+    Generate,
+    Init,
+    OfConfig,
+    Plan,
+    Report,
+    Scale,
+    Show,
+    Train,
+)
+from memory_layers.cli.parse import parse, parse_with_config
+from memory_layers.common.errors import LostRankError, UserError
+from memory_layers.common.text import did_you_mean
+from memory_layers.evaluate.command import Eval
+from memory_layers.integrations.serve import Serve
+
+# What a command takes, and the function that runs it.
+COMMANDS: Mapping[str, tuple[type, Callable[[Any], int]]] = MappingProxyType(
+    {
+        "train": (Train, commands.run_train),
+        "compare": (Compare, commands.run_compare),
+        "scale": (Scale, commands.run_scale),
+        "plan": (Plan, commands.run_plan),
+        "report": (Report, commands.run_report),
+        "export": (Export, commands.run_export),
+        "eval": (Eval, commands.run_eval),
+        "generate": (Generate, commands.run_generate),
+        "serve": (Serve, commands.run_serve),
+        "show": (Show, commands.run_show),
+        "init": (Init, commands.run_init),
+        "bench": (Bench, commands.run_bench),
+    }
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: Arguments without the program name. None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_help()
+        return 0 if arguments else 2
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"unknown command `{name}`. hint: {did_you_mean(name, COMMANDS)}")
+        kind, run = COMMANDS[name]
+        if kind is Bench:
+            return commands.run_bench(rest)
+        if issubclass(kind, OfConfig):
+            return run(parse_with_config(name, kind, rest))
+        return run(parse(name, kind, rest))
+    except KeyboardInterrupt as stopped:
+        _tell(f"{str(stopped) or 'interrupted'}\nto go on, run the same command again")
+        return 130
+    except LostRankError as error:
+        _fail(str(error), own=True)
+        # Threads that wait for the lost rank would hold this process.
+        os._exit(2)
+    except OSError as error:
+        return _fail(str(error), own=True)
+    except (UserError, FloatingPointError, ImportError) as error:
+        return _fail(str(error))
+
+
+def _print_help() -> None:
+    """Print all commands, each with the first line of its help and its first example."""
+    kinds: Any = ()
+    for name, (kind, _) in COMMANDS.items():
+        lines = (kind.__doc__ or "").splitlines()
+        example = next(line.strip() for line in lines if "Example: " in line)
+        shown = tyro.conf.subcommand(name, description=f"{lines[0]}\n\n{example}")
+        kinds += (Annotated[kind, shown],)  # ty: ignore[invalid-type-form]
+    with suppress(SystemExit):
+        tyro.cli(
+            Union[kinds],  # noqa: UP007
+            prog="memory-layers",
+            description="Trainable key-value memory for language models. Begin with: "
+            "memory-layers init my_run, then memory-layers train my_run.yaml",
+            args=["--help"],
+        )
+
+
+def _fail(message: str, *, own: bool = False) -> int:
+    _tell(f"error: {message}", own=own)
+    return 2
+
+
+def _tell(message: str, *, own: bool = False) -> None:
+    """Print to stderr. Of many ranks, the first speaks for all but for what is a rank's own."""
+    rank, size = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
+    if own and size > 1:
+        message = f"rank {rank}: {message}"
+    if own or rank == 0:
+        print(message, file=sys.stderr, flush=True)
