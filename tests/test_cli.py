@@ -10,6 +10,10 @@ from tests_support import SHAPE, write_facts
 from memory_layers.cli import main
 
 ROOT = Path(__file__).parent.parent
+COMMANDS = (
+    "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve", "show",
+    "init", "bench",
+)  # fmt: skip
 CONFIGS = sorted(
     [*ROOT.glob("src/memory_layers/configs/*.yaml"), *ROOT.glob("experiments/*/compare.yaml")]
 )
@@ -79,10 +83,14 @@ def test_show_every_config(path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
-    assert "examples:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"Example: memory-layers {command} " in " ".join(shown.split())
     assert main([]) == 2
-    capsys.readouterr()
-    assert "unknown command `trian`" in error_of(capsys, "trian")
+    assert capsys.readouterr().out == shown
+    message = error_of(capsys, "trian")
+    assert "unknown command `trian`" in message
+    assert "did you mean 'train'" in message
     with pytest.raises(SystemExit) as end:
         main(["train", "--help"])
     assert end.value.code == 0

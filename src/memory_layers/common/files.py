@@ -25,9 +25,9 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
         OSError: The disk is full or cannot be written. The files that were there are intact.
     """
     parts = tuple(path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for path in paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
         yield parts
         for part in parts:
             sync(part)

@@ -89,7 +89,7 @@ def evaluate_model(asked: Eval) -> str:
         UserError: Of run_tasks.
     """
     folder, trained_on = _run_of(asked.model)
-    data = _facts(asked, trained_on)
+    data, note = _facts(asked, trained_on)
     _check(asked)
     place = _device(asked.device)
     from memory_layers.data.prepare import corpus_of
@@ -99,6 +99,7 @@ def evaluate_model(asked: Eval) -> str:
 
     model, tokenizer = load_trained(folder, trust_remote_code=asked.trust_remote_code)
     model = model.to(place)
+    sys.stderr.write(note)
     probes = () if data is None else corpus_of(data).probes
     if asked.tasks:
         own = {f"facts_{kind}": q for kind, q in questions_of(probes, asked.limit).items()}
@@ -137,8 +138,8 @@ def _run_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     return folder, {}
 
 
-def _facts(asked: Eval, trained_on: dict[str, Any]) -> DataConfig | None:
-    """Return the facts to ask, as the flags or else the run have them."""
+def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, str]:
+    """Return the facts to ask, as the flags or else the run have them, and a line that says so."""
     given = {name: getattr(asked, name) for name in SELECTION}
     given = {name: value for name, value in given.items() if value not in (None, ())}
     wanted = not asked.tasks or "facts" in asked.tasks
@@ -151,26 +152,27 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> DataConfig | None:
         for name in given:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} has no effect without --facts. hint: leave it out")
-        return None
+        return None, ""
     if facts != BUILTIN and {"relations", "max_subjects"} & given.keys():
         raise UserError(
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
             "facts are used whole"
         )
     values: dict[str, Any] = {"facts": facts}
+    note = ""
     if _same(facts, trained_on.get("facts")):
         for name in trained_on.keys() & set(SELECTION):
             value = trained_on[name]
             values[name] = tuple(value) if isinstance(value, list) else value
-        _say(f"asking the facts of the run: {facts}, shown to it in part as it was trained")
+        note = f"asking the facts of the run, {facts}, and what of them it was shown\n"
     elif facts == BUILTIN and not {"relations", "max_subjects"} & given.keys():
         values["max_subjects"] = MAX_SUBJECTS
-        _say(
+        note = (
             f"asking about {MAX_SUBJECTS} subjects of each built-in source. hint: --max-subjects N "
-            "or --relations NAME for others"
+            "or --relations NAME for others\n"
         )
     try:
-        return DataConfig(**{**values, **given})
+        return DataConfig(**{**values, **given}), note
     except ValueError as error:
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
         hint = ". hint: --facts FOLDER says where it is now" if moved else ""
@@ -242,7 +244,3 @@ def _ask_facts(
             replies = ask(model, tokenizer, questions, progress=progress)
         summary.setdefault("answered", {})[kind] = summarize_replies(questions, replies)
     return summary
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
