@@ -18,9 +18,8 @@ from memory_layers.data.config import DataConfig
 from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import corpus_of
 from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.evaluate.command import questions_of
 from memory_layers.evaluate.harness import load_manager, run_tasks
-from memory_layers.evaluate.questions import ask, passes_needed, summarize_replies
+from memory_layers.evaluate.questions import ask, passes_needed, questions_of, summarize_replies
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import add_memory
 
