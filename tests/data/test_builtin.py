@@ -1,7 +1,5 @@
 """The built-in facts: content, choice of subjects, wordings and errors."""
 
-from __future__ import annotations
-
 import random
 import sys
 from collections import defaultdict
@@ -10,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from memory_layers.data import builtin
-from memory_layers.data.builtin import RELATIONS, SOURCES, builtin_facts
+from memory_layers.data.builtin import RELATIONS, SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.facts import Fact, FactSet, build_corpus
 
 # Lower bounds: the numbers grow and shrink a little with the versions of the packages.
@@ -136,9 +134,13 @@ def test_ambiguous_and_empty_rows_are_dropped() -> None:
     ]
 
 
+def test_every_relation_has_wordings() -> None:
+    assert builtin_templates().keys() == RELATIONS.keys()
+
+
 @pytest.mark.parametrize("name", RELATIONS)
 def test_wordings_are_several_and_differ(name: str) -> None:
-    templates = RELATIONS[name].templates
+    templates = builtin_templates()[name]
     assert 3 <= len(set(templates.statements)) == len(templates.statements) <= 4
     assert templates.question.startswith("Q: ")
     positions = [t.index("{answer}") < t.index("{subject}") for t in templates.statements]
@@ -203,7 +205,7 @@ def test_other_missing_modules_are_not_hidden() -> None:
         raise ModuleNotFoundError("no module named 'other'", name="other")
 
     with pytest.raises(ModuleNotFoundError, match="other"):
-        builtin._read(replace(RELATIONS["capital"].source, load=load), ["capital"])
+        builtin._read(replace(RELATIONS["capital"], load=load), ["capital"])
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """The user format of facts, its errors, and the corpus that is built from facts."""
 
-from __future__ import annotations
-
 import gc
 import json
 import re

@@ -79,6 +79,27 @@ def test_whatever_decides_the_content_is_in_the_name(config: DataConfig, tmp_pat
     assert elsewhere.name == folders[-1].name
 
 
+def test_progress_goes_from_nothing_to_all(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Once upon a time.")
+    config = replace(config, text=(str(tmp_path / "a.txt"),))
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def report(done: int, total: int, name: str) -> None:
+        seen.setdefault(name, []).append((done, total))
+
+    prepare_data(config, report)
+    totals = {name: {total for _, total in counts} for name, counts in seen.items()}
+    assert totals["stating facts"] == {30}
+    assert totals["encoding facts"] == {45}
+    for counts in seen.values():
+        done = [number for number, _ in counts]
+        assert done == sorted(done)
+        assert (done[0], done[-1]) == (0, counts[0][1])
+    seen.clear()
+    prepare_data(config, report)
+    assert not seen
+
+
 @pytest.mark.parametrize("fault", ["facts", "tokenizer", "split"])
 def test_failed_build_leaves_nothing(config: DataConfig, tmp_path: Path, fault: str) -> None:
     if fault == "facts":

@@ -24,7 +24,7 @@ from memory_layers.cli.arguments import (
 )
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
-from memory_layers.common.progress import progress_of
+from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
@@ -126,15 +126,12 @@ def run_export(args: Export) -> int:
     from memory_layers.train.export import export_checkpoint
 
     _quiet_transformers()
-    written = 0
-
-    def progress(done: int, _size: int) -> None:
-        nonlocal written
-        advance(done - written)
-        written = done
-
-    with progress_of("bytes written") as advance:
-        export_checkpoint(args.checkpoint, args.out, progress=progress)
+    with ProgressLine() as line:
+        export_checkpoint(
+            args.checkpoint,
+            args.out,
+            progress=lambda done, size: line.update(done, size, "bytes written"),
+        )
     print(f"model: {args.out}")
     return 0
 

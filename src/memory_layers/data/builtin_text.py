@@ -5,8 +5,6 @@ shows and from the docstrings of the standard library (PSF-2.0). What there is d
 version of Python.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sysconfig

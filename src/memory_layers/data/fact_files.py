@@ -9,16 +9,13 @@ each relation how a fact is stated and how it is asked:
       question: "Q: What is the capital of {subject}? A: {answer}"
 """
 
-from __future__ import annotations
-
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import replacing
 from memory_layers.data.facts import (
     Fact,
     FactSet,
@@ -32,73 +29,69 @@ if TYPE_CHECKING:
     from yaml import Node
 
 FACTS_FILE = "facts.jsonl"
-
 TEMPLATES_FILE = "templates.yaml"
+
+_FIELDS = ("relation", "subject", "answer")
+_ENTRIES = ("statements", "question")
+_SHAPE = "`statements:` (a list of strings) and `question:` (one string)"
 
 
 @collection_paused()
 def load_facts(folder: Path) -> FactSet:
-    """Reads `facts.jsonl` and `templates.yaml` of a folder.
+    """Read `facts.jsonl` and `templates.yaml` of a folder.
 
     White space around relation, subject and answer is removed.
 
     Args:
-        folder: the folder with the two files.
+        folder: The folder with the two files.
 
     Returns:
         The facts in the order of the file, with the templates of all relations.
 
     Raises:
-        UserError: if anything in the files is wrong. It names the file and the line.
+        UserError: Anything in the files is wrong. The error names the file and the line.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError.at(
-            folder,
-            1,
-            "there is no such folder",
-            expected=f"a folder with {FACTS_FILE} and {TEMPLATES_FILE}",
-            got="a file" if folder.exists() else "nothing",
-            hint="check the path",
+        got = "a file" if folder.exists() else "nothing"
+        raise UserError(
+            f"{folder}:1: there is no such folder, expected a folder with {FACTS_FILE} and "
+            f"{TEMPLATES_FILE}, got {got}. hint: check the path"
         )
     templates = load_templates(folder / TEMPLATES_FILE)
-    path = folder / FACTS_FILE
     facts: list[Fact] = []
-    first: dict[tuple[str, str], tuple[int, str]] = {}
-    for number, line in read_lines(path):
-        fact = _parse_fact(path, number, line, templates)
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for where, line in read_lines(folder / FACTS_FILE):
+        fact = _parse_fact(where, line, templates)
         key = (fact.relation, fact.subject)
         if key in first:
             earlier, answer = first[key]
-            raise UserError.at(
-                path,
-                number,
-                f"subject {shorten(fact.subject)} of relation {fact.relation!r} is already there, "
-                f"in line {earlier} with answer {shorten(answer)}",
-                expected="one answer for each subject of a relation",
-                got="the same fact again" if answer == fact.answer else shorten(fact.answer),
-                hint="remove one of the two lines, or make the subject more exact",
+            got = "the same fact again" if answer == fact.answer else shorten(fact.answer)
+            raise UserError(
+                f"{where}: subject {shorten(fact.subject)} of relation {fact.relation!r} is "
+                f"already there, in line {_number(earlier)} with answer {shorten(answer)}, "
+                f"expected one answer for each subject of a relation, got {got}. "
+                "hint: remove one of the two lines, or make the subject more exact"
             )
-        first[key] = (number, fact.answer)
+        first[key] = (where, fact.answer)
         facts.append(fact)
     if not facts:
-        raise empty_file(path, "one fact a line")
+        raise empty_file(folder / FACTS_FILE, "one fact a line")
     return FactSet(tuple(facts), templates)
 
 
 def save_facts(facts: FactSet, folder: Path) -> None:
-    """Writes a fact set in the format that `load_facts` reads.
+    """Write a fact set in the format that `load_facts` reads.
 
-    Both files are written whole beside their final place and then renamed, so a save that is cut
-    off leaves no half-written file.
+    A save that is cut off leaves no half-written file.
 
     Args:
-        facts: what to write.
-        folder: where to. It is created if need be, and the two files are replaced if they exist.
+        facts: What to write.
+        folder: Where to. It is made, and the two files are replaced if they exist.
 
     Raises:
-        ValueError: if there are no facts, or a value is empty or has white space around it, so
-            that it would not be read back as it is.
+        ValueError: There are no facts, or a value is empty or has white space around it, so that
+            it would not be read back as it is.
     """
     import yaml
 
@@ -106,7 +99,7 @@ def save_facts(facts: FactSet, folder: Path) -> None:
         raise ValueError("cannot save an empty fact set: load_facts would refuse the file")
     lines = []
     for fact in facts.facts:
-        row = {"relation": fact.relation, "subject": fact.subject, "answer": fact.answer}
+        row = asdict(fact)
         for name, value in row.items():
             if not value or value != value.strip():
                 raise ValueError(f"{name} is empty or has white space around it in {fact}")
@@ -115,217 +108,164 @@ def save_facts(facts: FactSet, folder: Path) -> None:
         relation: {"statements": list(templates.statements), "question": templates.question}
         for relation, templates in facts.templates.items()
     }
+    text = yaml.safe_dump(wordings, allow_unicode=True, sort_keys=False, width=1000)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        TEMPLATES_FILE: yaml.safe_dump(wordings, allow_unicode=True, sort_keys=False, width=1000),
-        FACTS_FILE: "".join(lines),
-    }
-    partial = {name: folder / f".{name}.{os.getpid()}.partial" for name in contents}
-    try:
-        for name, content in contents.items():
-            with partial[name].open("wb") as file:
-                file.write(content.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
-        for name, temporary in partial.items():
-            temporary.replace(folder / name)
-    finally:
-        for temporary in partial.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _parse_fact(
-    path: Path, number: int, line: str, templates: dict[str, RelationTemplates]
-) -> Fact:
-    row = parse_object(path, number, line)
-    known = [field.name for field in fields(Fact)]
-    relation, subject, answer = (text_field(path, number, row, name).strip() for name in known)
-    if unknown := [name for name in row if name not in known]:
-        raise UserError.at(
-            path,
-            number,
-            f"unknown field {unknown[0]!r}",
-            expected=", ".join(map(repr, known)),
-            got=", ".join(map(repr, row)),
-            hint=f"remove {unknown[0]!r} from the line",
-        )
-    if relation not in templates:
-        raise UserError.at(
-            path,
-            number,
-            f"relation {shorten(relation)} has no templates",
-            expected=f"one of the relations of {TEMPLATES_FILE}: {', '.join(sorted(templates))}",
-            got=shorten(relation),
-            hint=f"correct the name, or add the relation to {TEMPLATES_FILE}",
-        )
-    return Fact(relation, subject, answer)
+    with replacing(folder / TEMPLATES_FILE, folder / FACTS_FILE) as (templates_part, facts_part):
+        templates_part.write_bytes(text.encode("utf-8"))
+        facts_part.write_bytes("".join(lines).encode("utf-8"))
 
 
 def load_templates(path: Path) -> dict[str, RelationTemplates]:
-    """Reads the wordings of relations from a file such as `templates.yaml`.
+    """Read the wordings of relations from a file such as `templates.yaml`.
 
     Raises:
-        UserError: if anything in the file is wrong. It names the file and the line.
+        UserError: Anything in the file is wrong. The error names the file and the line.
     """
+    root = _parse_yaml(path)
+    shape = "relation names, each with its templates"
+    entries = (
+        {} if root is None else _entries(root, f"{path}:1", "the file is not a mapping", shape)
+    )
+    if not entries:
+        raise empty_file(path, "the templates of each relation")
+    for relation, (where, _) in entries.items():
+        if not relation or relation != relation.strip():
+            raise UserError(
+                f"{where}: the name of a relation is empty or has white space around it, expected "
+                f"a name, got {shorten(relation)}. hint: correct the name"
+            )
+    return {relation: _parse_templates(relation, *entry) for relation, entry in entries.items()}
+
+
+def _parse_fact(where: str, line: str, templates: dict[str, RelationTemplates]) -> Fact:
+    row = parse_object(where, line)
+    fact = Fact(*(text_field(where, row, name).strip() for name in _FIELDS))
+    if unknown := [name for name in row if name not in _FIELDS]:
+        raise UserError(
+            f"{where}: unknown field {unknown[0]!r}, expected {', '.join(map(repr, _FIELDS))}, "
+            f"got {', '.join(map(repr, row))}. hint: remove {unknown[0]!r} from the line"
+        )
+    if fact.relation not in templates:
+        name = shorten(fact.relation)
+        raise UserError(
+            f"{where}: relation {name} has no templates, expected one of the relations of "
+            f"{TEMPLATES_FILE}: {', '.join(sorted(templates))}, got {name}. "
+            f"hint: correct the name, or add the relation to {TEMPLATES_FILE}"
+        )
+    return fact
+
+
+def _parse_yaml(path: Path) -> "Node | None":
     import yaml
     from yaml.reader import ReaderError
 
+    # Says in which line the encoding is wrong.
     if not list(read_lines(path)):
-        raise empty_file(path, "the templates of each relation")
+        return None
     text = path.read_bytes().decode("utf-8-sig")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text)
+        # So that every node knows its place.
+        loader.name = str(path)
+        return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        _refuse_yaml(path, mark.line + 1 if mark else 1, error.problem or str(error))
+        line, problem = mark.line + 1 if mark else 1, error.problem or str(error)
     except ReaderError as error:
         # It has no mark, only the offset of a character that YAML does not allow.
         line = text.count("\n", 0, error.position) + 1
-        _refuse_yaml(path, line, f"character U+{ord(text[error.position]):04X} is not allowed")
-    if root is None:
-        raise empty_file(path, "the templates of each relation")
-    templates = {}
-    for relation, (key, value) in _entries(path, root, "relation names, each with its templates"):
-        if not relation.strip() or relation != relation.strip():
-            raise UserError.at(
-                path,
-                _line(key),
-                "the name of a relation is empty or has white space around it",
-                expected="a name",
-                got=shorten(relation),
-                hint="correct the name",
-            )
-        templates[relation] = _parse_templates(path, relation, key, value)
-    if not templates:
-        raise empty_file(path, "the templates of each relation")
-    return templates
+        problem = f"character U+{ord(text[error.position]):04X} is not allowed"
+    raise UserError(
+        f"{path}:{line}: the file is not valid YAML ({problem}), expected YAML, got text that "
+        "cannot be parsed. hint: check the indentation, and put templates in double quotes"
+    )
 
 
-def _parse_templates(path: Path, relation: str, key: Node, value: Node) -> RelationTemplates:
+def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplates:
     from yaml import SequenceNode
 
-    shape = "`statements:` (a list of strings) and `question:` (one string)"
-    entries = dict(_entries(path, value, shape, owner=relation, line=_line(key)))
-    for name in ("statements", "question"):
+    of = f"of relation {relation!r}"
+    entries = _entries(node, where, f"relation {relation!r} has no templates", _SHAPE)
+    for name in _ENTRIES:
         if name not in entries:
-            raise UserError.at(
-                path,
-                _line(key),
-                f"relation {relation!r} has no `{name}:`",
-                expected=shape,
-                got=", ".join(entries) or "nothing",
-                hint=f"add `{name}:` below the relation",
+            raise UserError(
+                f"{where}: relation {relation!r} has no `{name}:`, expected {_SHAPE}, got "
+                f"{', '.join(entries) or 'nothing'}. hint: add `{name}:` below the relation"
             )
-    for name, (name_node, _) in entries.items():
-        if name not in ("statements", "question"):
-            raise UserError.at(
-                path,
-                _line(name_node),
-                f"relation {relation!r} has the unknown entry {name!r}",
-                expected=shape,
-                got=repr(name),
-                hint="correct its name, or remove it",
+    for name, (at, _) in entries.items():
+        if name not in _ENTRIES:
+            raise UserError(
+                f"{at}: relation {relation!r} has the unknown entry {name!r}, expected {_SHAPE}, "
+                f"got {name!r}. hint: correct its name, or remove it"
             )
-    name_node, listed = entries["statements"]
+    at, listed = entries["statements"]
     if not isinstance(listed, SequenceNode) or not listed.value:
-        raise UserError.at(
-            path,
-            _line(name_node),
-            f"`statements:` of relation {relation!r} is not a list with at least one template",
-            expected="a list of strings",
-            got="an empty list" if isinstance(listed, SequenceNode) else _yaml_type(listed),
-            hint='write each template on a line of its own, as - "..."',
+        got = "an empty list" if isinstance(listed, SequenceNode) else _yaml_type(listed)
+        raise UserError(
+            f"{at}: `statements:` {of} is not a list with at least one template, expected a list "
+            f'of strings, got {got}. hint: write each template on a line of its own, as - "..."'
         )
     statements = tuple(
-        _template(path, relation, node, "a statement", _line(node), answer_last=False)
+        _template(_place(node), f"a statement {of}", node, answer_last=False)
         for node in listed.value
     )
-    name_node, asked = entries["question"]
-    question = _template(path, relation, asked, "the question", _line(name_node), answer_last=True)
+    at, asked = entries["question"]
+    question = _template(at, f"the question {of}", asked, answer_last=True)
     return RelationTemplates(statements, question)
 
 
-def _template(
-    path: Path, relation: str, node: Node, what: str, line: int, *, answer_last: bool
-) -> str:
-    text = _string(path, node, f"{what} of relation {relation!r}", line)
+def _template(where: str, what: str, node: "Node", *, answer_last: bool) -> str:
+    text = _string(where, what, node)
     if fault := template_fault(text, answer_last=answer_last):
         problem, expected, hint = fault
-        raise UserError.at(
-            path,
-            line,
-            f"{what} of relation {relation!r} {problem}",
-            expected=expected,
-            got=shorten(text, 100),
-            hint=hint,
+        raise UserError(
+            f"{where}: {what} {problem}, expected {expected}, got {shorten(text, 100)}. "
+            f"hint: {hint}"
         )
     return text
 
 
-def _entries(
-    path: Path, node: Node, shape: str, *, owner: str = "", line: int = 1
-) -> Iterator[tuple[str, tuple[Node, Node]]]:
-    """Name, and the nodes of name and value, of the entries of a YAML mapping."""
+def _entries(node: "Node", where: str, problem: str, shape: str) -> dict[str, tuple[str, "Node"]]:
+    """Return the place and the value of each entry of a mapping, by its name."""
     from yaml import MappingNode
 
     if not isinstance(node, MappingNode):
-        raise UserError.at(
-            path,
-            line,
-            f"relation {owner!r} has no templates" if owner else "the file is not a mapping",
-            expected=shape,
-            got=_yaml_type(node),
-            hint="write one `name:` a line, with its values indented below it",
+        raise UserError(
+            f"{where}: {problem}, expected {shape}, got {_yaml_type(node)}. "
+            "hint: write one `name:` a line, with its values indented below it"
         )
-    first_lines: dict[str, int] = {}
+    entries: dict[str, tuple[str, Node]] = {}
     for key, value in node.value:
-        name = _string(path, key, "a name", _line(key))
-        if name in first_lines:
-            raise UserError.at(
-                path,
-                _line(key),
-                f"{name!r} is already there, in line {first_lines[name]}",
-                expected="each name once",
-                got=f"{name!r} again",
-                hint="merge the two, or rename one of them",
+        at = _place(key)
+        name = _string(at, "a name", key)
+        if name in entries:
+            raise UserError(
+                f"{at}: {name!r} is already there, in line {_number(entries[name][0])}, expected "
+                f"each name once, got {name!r} again. hint: merge the two, or rename one of them"
             )
-        first_lines[name] = _line(key)
-        yield name, (key, value)
+        entries[name] = at, value
+    return entries
 
 
-def _string(path: Path, node: Node, what: str, line: int) -> str:
-    from yaml import ScalarNode
-
-    if isinstance(node, ScalarNode) and node.tag == "tag:yaml.org,2002:str":
+def _string(where: str, what: str, node: "Node") -> str:
+    if node.tag == "tag:yaml.org,2002:str" and isinstance(node.value, str):
         return node.value
-    raise UserError.at(
-        path,
-        line,
-        f"{what} is not a string",
-        expected="a string",
-        got=_yaml_type(node),
-        hint='put it in quotes, such as "..."',
+    raise UserError(
+        f"{where}: {what} is not a string, expected a string, got {_yaml_type(node)}. "
+        'hint: put it in quotes, such as "..."'
     )
 
 
-def _yaml_type(node: Node) -> str:
+def _yaml_type(node: "Node") -> str:
     kind = node.tag.rsplit(":", 1)[-1]
     names = {"seq": "a list", "map": "a mapping", "str": "a string", "null": "nothing"}
     value = f" ({node.value})" if isinstance(node.value, str) and node.value else ""
     return names.get(kind, kind) + value
 
 
-def _line(node: Node) -> int:
-    return node.start_mark.line + 1
+def _place(node: "Node") -> str:
+    return f"{node.start_mark.name}:{node.start_mark.line + 1}"
 
 
-def _refuse_yaml(path: Path, line: int, problem: str) -> NoReturn:
-    raise UserError.at(
-        path,
-        line,
-        f"the file is not valid YAML ({problem})",
-        expected="YAML",
-        got="text that cannot be parsed",
-        hint="check the indentation, and put templates in double quotes",
-    ) from None
+def _number(place: str) -> str:
+    return place.rsplit(":", 1)[1]

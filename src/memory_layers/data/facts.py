@@ -6,8 +6,6 @@ only ever read as a statement can be retrieved by a question. Next: fact_files.p
 where facts come from.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 from collections.abc import Generator, Sequence
@@ -16,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.progress import Report, counted
 from memory_layers.common.seeds import stable_hash, stable_number
 from memory_layers.data.lines import shorten
 
@@ -36,8 +35,8 @@ class RelationTemplates:
     """The wordings of one relation, with the placeholders `{subject}` and `{answer}`.
 
     Attributes:
-        statements: sentences that state the fact.
-        question: question and answer in one text, the answer last.
+        statements: Sentences that state the fact.
+        question: Question and answer in one text, the answer last.
     """
 
     statements: tuple[str, ...]
@@ -79,7 +78,12 @@ class Probe:
     Attributes:
         kind: `statement`, a sentence that is in the documents. `question_shown`, a question that
             is in the documents. `question_heldout`, a question that is in no document.
-        exposures: how many documents state the fact, those that ask for it not counted.
+        relation: Of the fact.
+        subject: Of the fact.
+        text: The statement or the question with its answer.
+        answer_start: Where the answer begins, in characters.
+        answer_end: Where it ends.
+        exposures: How many documents state the fact, those that ask for it not counted.
     """
 
     kind: ProbeKind
@@ -96,9 +100,9 @@ class FactCorpus:
     """Training documents, and the probes that test what was learned from them.
 
     Attributes:
-        documents: the texts.
-        answers: where in each document the answer is, in characters: start and end.
-        probes: the items of the recall test.
+        documents: The texts.
+        answers: Where in each document the answer is, in characters: start and end.
+        probes: The items of the recall test.
     """
 
     documents: tuple[str, ...]
@@ -108,7 +112,7 @@ class FactCorpus:
 
 @contextmanager
 def collection_paused() -> Generator[None]:
-    """Switches the garbage collector off while many objects without cycles are made.
+    """Switch the garbage collector off while many objects without cycles are made.
 
     Looking through a million facts again and again takes longer than making them.
     """
@@ -123,9 +127,14 @@ def collection_paused() -> Generator[None]:
 
 @collection_paused()
 def build_corpus(
-    facts: FactSet, *, shown_fraction: float = 0.5, exposures: Sequence[int] = (), seed: int = 0
+    facts: FactSet,
+    *,
+    shown_fraction: float = 0.5,
+    exposures: Sequence[int] = (),
+    seed: int = 0,
+    progress: Report | None = None,
 ) -> FactCorpus:
-    """Turns facts into training documents and recall probes.
+    """Turn facts into training documents and recall probes.
 
     Every fact is stated in every statement template once, or as often as `exposures` says: in
     templates one after the other from one that a hash picks, all of them before one repeats. The
@@ -134,36 +143,38 @@ def build_corpus(
     often as each statement template, rounded up.
 
     Args:
-        facts: the facts to state.
-        shown_fraction: the part of the distinct subjects whose questions are documents, exact up
+        facts: The facts to state.
+        shown_fraction: The part of the distinct subjects whose questions are documents, exact up
             to rounding.
-        exposures: numbers of statements, each subject takes one of them, picked by a hash.
-        seed: changes the split, the choice of templates and of the statement that is probed.
+        exposures: Numbers of statements, each subject takes one of them, picked by a hash.
+        seed: Changes the split, the choice of templates and of the statement that is probed.
+        progress: Called with the number of facts that are stated, and how many there are.
 
     Returns:
         Documents and probes in the order of the facts. Each fact has one question probe, and one
         statement probe if it is stated in a template that has the answer after the subject.
 
     Raises:
-        ValueError: if `shown_fraction` is not between 0 and 1.
-        UserError: if it leaves one side of the split without a subject.
+        ValueError: `shown_fraction` is not between 0 and 1.
+        UserError: It leaves one side of the split without a subject.
     """
     if not 0 < shown_fraction < 1:
         raise ValueError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
     shown = _shown_subjects(facts, shown_fraction, seed)
-    wordings = {name: _Wording.of(templates) for name, templates in facts.templates.items()}
+    statements_of = {
+        name: [_cut(statement) for statement in templates.statements]
+        for name, templates in facts.templates.items()
+    }
+    question_of = {name: _cut(templates.question) for name, templates in facts.templates.items()}
     documents: list[str] = []
     answers: list[tuple[int, int]] = []
     probes: list[Probe] = []
-    for fact in facts.facts:
-        wording = wordings[fact.relation]
+    for fact in counted(facts.facts, len(facts.facts), "stating facts", progress):
+        statements = stated = statements_of[fact.relation]
         number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
-        stated = wording.statements
         if exposures:
             count = exposures[stable_number(seed, "exposures", fact.subject) % len(exposures)]
-            stated = tuple(
-                wording.statements[(number + n) % len(wording.statements)] for n in range(count)
-            )
+            stated = [statements[(number + n) % len(statements)] for n in range(count)]
         for halves in stated:
             text, start = _fill(halves, fact)
             documents.append(text)
@@ -174,18 +185,26 @@ def build_corpus(
             probes.append(_probe("statement", halves, fact, len(stated)))
         is_shown = fact.subject in shown
         kind: ProbeKind = "question_shown" if is_shown else "question_heldout"
-        question = _probe(kind, wording.question, fact, len(stated))
+        question = _probe(kind, question_of[fact.relation], fact, len(stated))
         probes.append(question)
         if is_shown:
             # As often as each wording of a statement.
-            times = -(-len(stated) // len(wording.statements))
+            times = -(-len(stated) // len(statements))
             documents.extend([question.text] * times)
             answers.extend([(question.answer_start, question.answer_end)] * times)
     return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
 
 
 def template_fault(text: str, *, answer_last: bool) -> tuple[str, str, str] | None:
-    """What is wrong with a template: problem, what is expected and what to do; None if nothing."""
+    """Find what is wrong with a template.
+
+    Args:
+        text: The template.
+        answer_last: It is a question, which must end with the answer.
+
+    Returns:
+        The problem, what is expected and what to do. None: nothing is wrong.
+    """
     both = "{subject} at least once and {answer} once"
     pieces = re.split(r"(\{[^{}]*\})", text)
     for piece in pieces[1::2]:
@@ -215,25 +234,13 @@ def _raise_if_faulty(template: str, *, answer_last: bool) -> None:
 _Halves = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Wording:
-    """The templates of a relation, cut."""
-
-    statements: tuple[_Halves, ...]
-    question: _Halves
-
-    @classmethod
-    def of(cls, templates: RelationTemplates) -> _Wording:
-        return cls(tuple(map(_cut, templates.statements)), _cut(templates.question))
-
-
 def _cut(template: str) -> _Halves:
     before, _, after = template.partition("{answer}")
     return before, after
 
 
 def _fill(halves: _Halves, fact: Fact) -> tuple[str, int]:
-    """The text of a template for a fact, and where in it the answer begins."""
+    """Return the text of a template for a fact, and where in it the answer begins."""
     before = halves[0].replace("{subject}", fact.subject)
     return before + fact.answer + halves[1].replace("{subject}", fact.subject), len(before)
 

