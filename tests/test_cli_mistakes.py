@@ -14,10 +14,11 @@ from tests_support import SHAPE, write_facts
 
 from memory_layers import MemoryConfig
 from memory_layers.cli import main
+from memory_layers.common.reader import from_dict
 from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.models import PRESETS, build_model
 from memory_layers.study.measure import count_parameters
-from memory_layers.train.config import RunConfig, from_dict
+from memory_layers.train.config import RunConfig
 
 COMMANDS = ("train", "compare", "eval", "generate", "show")
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}

@@ -7,12 +7,13 @@ import torch
 from tiny_models import tiny_llama, tiny_memory
 
 from memory_layers import MemoryConfig, add_memory
+from memory_layers.common.reader import from_dict
 from memory_layers.config import MoeConfig
 from memory_layers.models import PRESETS, build_model, memory_layers_of
 from memory_layers.models.surgery import add_experts
 from memory_layers.study.flops import count_flops, forward_flops, shape_of
 from memory_layers.study.measure import count_parameters
-from memory_layers.train.config import RunConfig, from_dict
+from memory_layers.train.config import RunConfig
 
 D, LAYERS, MLP, VOCAB = 64, 2, 172, 300
 PRESET = replace(PRESETS["tiny"], layers=LAYERS, vocab_size=VOCAB)

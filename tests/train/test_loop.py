@@ -241,8 +241,8 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(
         run(config, out)
     capsys.readouterr()
     trained = train(longer, out)
-    said = capsys.readouterr().err
-    assert "train.steps was 5, is 9" in said.replace("\n", " ")
+    said = capsys.readouterr().err.splitlines()
+    assert sum("train.steps was 5, is 9: learning rates" in line for line in said) == 1
     assert taken == list(range(9))
     assert_same_weights(trained.model, whole.model)
     assert losses_of(metrics_of(out)) == losses_of(metrics_of(tmp_path / "whole"))
@@ -251,6 +251,13 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(
     assert "train.steps was" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"train\.steps was 9, is 5"):
         run(config, out)
+
+
+def test_the_start_says_how_many_facts_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(tiny_run(tmp_path, train={"steps": 1}), tmp_path / "out")
+    assert "facts: 30\n" in capsys.readouterr().err
 
 
 def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:

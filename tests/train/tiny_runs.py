@@ -7,7 +7,8 @@ from typing import Any
 
 from tests_support import SHAPE, write_facts
 
-from memory_layers.train.config import RunConfig, from_dict
+from memory_layers.common.reader import from_dict
+from memory_layers.train.config import RunConfig
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 

@@ -25,10 +25,11 @@ from memory_layers.cli.arguments import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.progress import ProgressLine
+from memory_layers.common.reader import read_yaml
 from memory_layers.configs import find_config
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
-from memory_layers.train.config import RunConfig, read_yaml
+from memory_layers.train.config import RunConfig
 
 # Packages that a command may lack, and the extra that installs each.
 EXTRAS = {"lm_eval": "eval", "matplotlib": "train", "tensorboard": "train"}

@@ -10,10 +10,11 @@ import tyro
 
 from memory_layers.cli.arguments import Compare, Scale, Show
 from memory_layers.common.errors import UserError
+from memory_layers.common.reader import read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.configs import find_config
 from memory_layers.data.config import BUILTIN
-from memory_layers.train.config import RunConfig, load_run, read_yaml
+from memory_layers.train.config import RunConfig, load_run
 
 
 def parse(name: str, kind: Any, arguments: Sequence[str], default: Any = None) -> Any:  # noqa: ANN401

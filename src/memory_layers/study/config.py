@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
-from memory_layers.train.config import RunConfig, from_dict, read_yaml
+from memory_layers.train.config import RunConfig
 
 Measure = Literal["flops", "parameters"]
 MEASURES: tuple[Measure, ...] = ("flops", "parameters")

@@ -15,6 +15,7 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.provenance import commit, device_name, versions
+from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.data.prepare import prepare_data
 from memory_layers.study.config import (
     TOKEN_FIELDS,
@@ -28,7 +29,7 @@ from memory_layers.study.outcome import read_outcome
 from memory_layers.study.runs import Job, run_all, workers_for
 from memory_layers.study.scale_report import write_scale_report
 from memory_layers.train.checkpoint import claim_folder
-from memory_layers.train.config import RunConfig, from_dict, read_yaml
+from memory_layers.train.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,17 @@
 """RunConfig: everything a training run depends on, as nested dataclasses read from YAML."""
 
-import types
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.data.config import DataConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,93 +249,6 @@ def check_shares(train: TrainConfig, layout: Layout) -> None:
             f"train.batch_size / {layout.readers} * train.seq_len must be a multiple of "
             f"parallel.tensor = {layout.tensor}, got {tokens}. hint: an even train.seq_len"
         )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        UserError: The file is missing, not YAML, or holds something else.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: is not YAML: {problem}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `name:` and other fields, got {type(values).__name__}")
-    return values
-
-
-def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """Build a nested dataclass from plain values, strictly.
-
-    Args:
-        cls: The dataclass.
-        values: Field names and values. Missing fields take their defaults.
-        where: Path of the field or file, for errors.
-
-    Raises:
-        UserError: A field is unknown (the closest name is given), missing, or of a wrong type.
-    """
-    hints = get_type_hints(cls)
-    all_fields = fields(cls)  # ty: ignore[invalid-argument-type]
-    known = [f.name for f in all_fields]
-    for name in values:
-        if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(known)}"
-            raise UserError(f"{where}: unknown field {name!r}. hint: {hint}")
-    for f in all_fields:
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in values:
-            raise UserError(f"{where}: needs `{f.name}:`")
-    try:
-        return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        inner = next(arg for arg in get_args(kind) if arg is not type(None))
-        return _convert(inner, value, where)
-    if is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where}: must be a mapping of fields, got {value!r}")
-        return from_dict(kind, value, where)
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list | tuple):
-            raise UserError(f"{where}: must be a list, got {value!r}")
-        return tuple(_convert(get_args(kind)[0], item, where) for item in items)
-    if origin is Literal:
-        if value not in get_args(kind):
-            raise UserError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
-        return value
-    return _convert_scalar(kind, value, where)
-
-
-def _convert_scalar(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401
-    # YAML reads 1e-3 as text, because its numbers need a point.
-    if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where}: must be of type {kind.__name__}, got {value!r}")
-    return value
 
 
 def load_run(path: Path) -> RunConfig:
