@@ -13,6 +13,7 @@ import torch
 from tiny_runs import metrics_of, tiny_run
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from memory_layers.common import progress
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import memory_layers_of
@@ -254,10 +255,12 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(
 
 
 def test_the_start_says_how_many_facts_there_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """As soon as it takes longer than a moment."""
+    monkeypatch.setattr(progress, "FIRST_LINE", -1.0)
     train(tiny_run(tmp_path, train={"steps": 1}), tmp_path / "out")
-    assert "facts: 30\n" in capsys.readouterr().err
+    assert "stating facts 0/30 " in capsys.readouterr().err
 
 
 def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Self, TypeVar
 Report = Callable[[int, int, str], object]
 Item = TypeVar("Item")
 
-SECONDS_BETWEEN_LINES = 10.0
+# Of a log file: until the first line, so that short work says nothing, and between two lines.
+FIRST_LINE, NEXT_LINES = 2.0, 10.0
 
 
 class ProgressLine:
@@ -54,16 +55,13 @@ class ProgressLine:
         now = time.monotonic()
         if name != self._name:
             self._name, self._first = name, done
-            self._started = self._last_line = now
+            self._started, self._due = now, now + FIRST_LINE
             self._task = self._bar.add_task(name, total=total, completed=done, status=status)
-            if self._bar.disable and not status:
-                self.say(f"{name}: {total:,}")
         self._bar.update(self._task, completed=done, status=status)
-        late = now - self._last_line > SECONDS_BETWEEN_LINES
-        if self._bar.disable and (late or (status and done == total)):
-            self._last_line = now
+        if self._bar.disable and (now > self._due or (status and done == total)):
+            self._due = now + NEXT_LINES
             left = (now - self._started) / max(1, done - self._first) * (total - done)
-            self.say(f"{name} {done}/{total} {left:.0f} s left  {status}")
+            self.say(f"{name} {done:,}/{total:,}  {left:.0f} s left  {status}".rstrip())
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
