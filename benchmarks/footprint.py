@@ -1,6 +1,6 @@
 """Memory of a training step, and time of the first compilation: each in a process of its own.
 
-`python -m benchmarks.footprint memory N T J V` and `... compile` write JSON to stdout.
+`python -m benchmarks footprint memory N T J V` and `... compile` write JSON to stdout.
 """
 
 import json
@@ -10,13 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
+from benchmarks.cases.stepped import create_moments, value_table
+from benchmarks.harness import peak_extra_bytes
 from benchmarks.inputs import make_table
-from benchmarks.peak import peak_extra_bytes
-from benchmarks.stepping import create_moments, value_table
+from benchmarks.results import ROOT
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryLayer
 from memory_layers.optim import MemoryAdamW
@@ -58,17 +58,16 @@ def measure_compilation() -> dict[str, float]:
 
 
 def _in_fresh_process(arguments: Sequence[str], settings: dict[str, str]) -> dict[str, float]:
-    source = str(Path(__file__).parents[1])
-    path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    places = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.footprint", *arguments],
-        env={**os.environ, **settings, "PYTHONPATH": path},
+        [sys.executable, "-m", "benchmarks", "footprint", *arguments],
+        env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
         text=True,
         check=False,
     )
     if result.returncode:
-        raise RuntimeError(f"bench.footprint {' '.join(arguments)} failed:\n{result.stderr}")
+        raise RuntimeError(f"footprint {' '.join(arguments)} failed:\n{result.stderr}")
     return json.loads(result.stdout)
 
 
@@ -106,11 +105,13 @@ def _compile() -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-def _main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> int:
+    """Measure in this process and print the result.
+
+    Args:
+        arguments: "compile", or "memory" and its sizes.
+    """
     what, *sizes = arguments
     found = _compile() if what == "compile" else _memory(*map(int, sizes))
-    sys.stdout.write(json.dumps(found))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1:])
+    print(json.dumps(found))
+    return 0

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for an H100 (sm_90), on any machine, and report what it needs.
 
-    python -m benchmarks.sm90 [--out benchmarks/sm_90.json] [--only gather] [--each 2]
+    python -m benchmarks sm90 [--out benchmarks/sm_90.json] [--only gather] [--each 2]
 
 Registers and spilled bytes come from the report of the ptxas that ships with Triton, shared memory
 from Triton.
@@ -18,8 +18,10 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from memory_layers.common.errors import UserError
+
 if os.environ.get("TRITON_INTERPRET") == "1":
-    raise SystemExit("TRITON_INTERPRET=1 replaces the compiler. hint: unset it")
+    raise UserError("TRITON_INTERPRET=1 replaces the compiler. hint: unset it")
 
 import triton
 from triton import knobs
@@ -122,13 +124,17 @@ def table(rows: Sequence[Resources]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Compile, print the table, write the file, and fail where a kernel does not fit."""
+def main(arguments: Sequence[str]) -> int:
+    """Compile, print the table, write the file, and fail where a kernel does not fit.
+
+    Args:
+        arguments: What follows `python -m benchmarks sm90`.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
     parser.add_argument("--each", type=int, help="first and last cases of each kernel, so many")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     knobs.nvidia.dump_ptxas_log = True  # prints the report of ptxas
     knobs.compilation.always_compile = True  # a cached kernel has no report
     cases = [case for case in all_cases() if options.only in case.kernel.__name__]
@@ -140,7 +146,7 @@ def main() -> int:
             "target": "sm_90",
             "versions": provenance.versions("torch", "triton"),
             "commit": provenance.commit(),
-            "command": " ".join(["python", "-m", "benchmarks.sm90", *sys.argv[1:]]),
+            "command": " ".join(["python", "-m", "benchmarks", "sm90", *arguments]),
             "kernels": [
                 {**asdict(row), "programs_per_processor": row.programs_per_processor}
                 for row in rows
@@ -155,7 +161,3 @@ def main() -> int:
     for row in bad:
         print(f"does not fit: {row.kernel}, {row.case}", file=sys.stderr)
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

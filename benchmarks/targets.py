@@ -1,17 +1,64 @@
-"""The speed that this project wants to reach on a CPU, measured row by row."""
+"""The speed that this project wants to reach on a CPU: how each row is measured and judged."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
-from benchmarks import find, layer, read, step, tables, write
-from benchmarks.copying import PREFIX
-from benchmarks.measure import find_variant
-from benchmarks.target_runs import GROUPS, Found, Plan, multiplies_bf16
-from benchmarks.timing import Report
+import torch
+
+from benchmarks.cases import SUITES, find, layer, read, step, write
+from benchmarks.cases.stepped import SteppedTable
+from benchmarks.footprint import measure_compilation, measure_memory
+from benchmarks.harness import (
+    COPY,
+    DEFAULT_SECONDS,
+    Report,
+    Variant,
+    find_variant,
+    measure,
+    percentile,
+    time_variants,
+)
+from benchmarks.inputs import make_reads
+from benchmarks.request import Request, Sizes
+from benchmarks.results import NONE, three_digits
+
+# Eager steps of millions of rows take seconds each.
+EAGER_REPEATS = 3
 
 Row = dict[str, Any]
+Found = dict[str, Any]
+# A figure as a number, and as it is written.
+Figure = tuple[float, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes of the table of targets, and how often each is timed.
+
+    Attributes:
+        sizes: Of every row but growth.
+        growth: N of the tables of the growth row.
+        growth_width: V of these.
+        memory_tokens: T of the memory row: so many that the kernel's count of pages is exact
+            enough for 5 %.
+        memory_slots: N of the memory row, two tables.
+        few: Repeats of suites with a baseline that takes seconds.
+        many: Repeats of the others.
+        seconds: Time spent on a suite, at least.
+    """
+
+    sizes: Sizes = field(default_factory=Sizes)
+    growth: tuple[int, ...] = (2**18, 2**20, 2**22)
+    growth_width: int = 256
+    memory_tokens: int = 2**14
+    memory_slots: tuple[int, ...] = (2**18, 2**20)
+    few: int = 9
+    many: int = 15
+    seconds: float = DEFAULT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -21,15 +68,17 @@ class Target:
     Attributes:
         what: The first column.
         limit: The figure to reach.
-        at_most: The figure must not be above the limit, instead of not below.
         unit: Written after the figure.
-        group: What is run to measure it.
+        group: What is run to measure it, a name in GROUPS.
+        figure: Takes the figure out of what the group measured.
+        at_most: The figure must not be above the limit, instead of not below.
     """
 
     what: str
     limit: float
     unit: str
     group: str
+    figure: Callable[[Found], Figure]
     at_most: bool = False
 
     @property
@@ -37,32 +86,10 @@ class Target:
         """The target as it is written."""
         return f"{'≤' if self.at_most else '≥'} {self.limit:g} {self.unit}"
 
-
-ROWS: Mapping[str, Target] = MappingProxyType(
-    {
-        "read_write": Target(
-            "READ + WRITE in training over the faster eager baseline", 14, "×", "step"
-        ),
-        "growth": Target(
-            "READ + WRITE per touched row, largest table over smallest", 1.3, "×", "growth",
-            at_most=True,
-        ),
-        "read_fp32": Target("READ from an fp32 table over embedding_bag fp32", 0.9, "×", "read"),
-        "read_bf16": Target("READ from a bf16 table over embedding_bag fp32", 1.6, "×", "read"),
-        "write": Target("WRITE, share of a streaming copy", 0.8, "of a copy", "write"),
-        "find_selection": Target("FIND, selection alone over three topk", 5, "×", "find"),
-        "find_fp32": Target("FIND in fp32 over matmul and three topk", 2.2, "×", "find"),
-        "find_bf16": Target("FIND in bf16 over matmul and three topk", 4, "×", "find"),
-        "layer": Target("Memory layer in training over eager PyTorch", 6, "×", "layer"),
-        "memory": Target(
-            "Extra memory of a training step over T (2 J + V) numbers", 1.05, "×", "memory",
-            at_most=True,
-        ),
-        "compile": Target(
-            "First compilation of a training step, empty cache", 20, "s", "compile", at_most=True
-        ),
-    }
-)  # fmt: skip
+    def verdict(self, value: float) -> str:
+        """Judge a figure."""
+        reached = value <= self.limit if self.at_most else value >= self.limit
+        return "holds" if reached else "falls short"
 
 
 def measure_targets(
@@ -97,9 +124,20 @@ def measure_targets(
 
 def target_line(row: Row) -> str:
     """Write a row as a line: what, figure, target, verdict."""
-    return f"{row['what']} ({row['size']}): {row['figure'] or '–'}, target {row['target']}: " + (
-        tables.verdict(row)
-    )
+    figure = row["figure"] or NONE
+    return f"{row['what']} ({row['size']}): {figure}, target {row['target']}: {verdict(row)}"
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Return `holds`, `falls short`, or `not measured here` with the reason."""
+    return row["verdict"] if row["reason"] is None else f"{row['verdict']}: {row['reason']}"
+
+
+def multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for products of bf16 numbers."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text("utf-8") if info.is_file() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _unmeasurable(row: str) -> str | None:
@@ -122,12 +160,9 @@ def _judge(name: str, plan: Plan, found: Found | None) -> Row:
         "verdict": "not measured here",
         "reason": _unmeasurable(name),
     }
-    if found is None or row["reason"] is not None:
-        return row
-    value, figure = _FIGURES[name](found)
-    row |= {"value": value, "figure": figure, "verdict": "falls short"}
-    if value <= target.limit if target.at_most else value >= target.limit:
-        row["verdict"] = "holds"
+    if found is not None and row["reason"] is None:
+        value, figure = target.figure(found)
+        row |= {"value": value, "figure": figure, "verdict": target.verdict(value)}
     return row
 
 
@@ -149,17 +184,110 @@ def _size(name: str, plan: Plan) -> str:
     return f"N = {sizes.slots}, V = {sizes.value_dim}, {rows}, uniform slots"
 
 
-def _speedup(name: str) -> Callable[[Found], tuple[float, str]]:
-    def figure(found: Found) -> tuple[float, str]:
+def _suite(
+    op: str, plan: Plan, report: Report, *, repeats: Literal["few", "many"], dtype: str = "float32"
+) -> Found:
+    request = Request(op=op, sizes=replace(plan.sizes, dtype=dtype))
+    report(f"inputs of {op}")
+    return measure(
+        SUITES[op](request),
+        request.device,
+        repeats=getattr(plan, repeats),
+        seconds=plan.seconds,
+        report=report,
+    )
+
+
+def _find(plan: Plan, report: Report) -> Found:
+    dtype = "both" if multiplies_bf16() else "float32"
+    return _suite("find", plan, report, repeats="few", dtype=dtype)
+
+
+def _memory(plan: Plan, report: Report) -> Found:
+    report("memory of a step, in processes of their own")
+    sizes = (plan.memory_tokens, plan.sizes.reads, plan.sizes.value_dim)
+    return {"tables": [{"slots": n, **measure_memory(n, *sizes)} for n in plan.memory_slots]}
+
+
+def _compile(_plan: Plan, report: Report) -> Found:
+    report("compilation, in processes of their own")
+    return dict(measure_compilation())
+
+
+def _growth(plan: Plan, report: Report) -> Found:
+    """Time a step at every table size: ours in turn, eager one size after the other."""
+    points: Found = {"ours": [], "eager": []}
+    ours = [_step_of(step.OURS, plan, count, "ours") for count in plan.growth]
+    points["ours"] = _timed(ours, plan.many, report)
+    # Lets go of the tables before the next ones are made: together they would not fit.
+    ours.clear()
+    for count in plan.growth:
+        eager = [_step_of(step.DENSE, plan, count, "torch")]
+        points["eager"] += _timed(eager, EAGER_REPEATS, report)
+        eager.clear()
+    return points
+
+
+def _step_of(
+    name: str, plan: Plan, count: int, only: Literal["ours", "torch"]
+) -> tuple[int, int, Variant]:
+    sizes = replace(plan.sizes, slots=count, value_dim=plan.growth_width, dtype="bfloat16")
+    request = Request(op="step", sizes=sizes)
+    reads = make_reads(request)
+    state = SteppedTable(count, reads.width, torch.bfloat16, request.device, only=only)
+    (variant,) = step.step_variants((name,), state, reads)
+    return count, reads.distinct, replace(variant, name=f"{name}, N = {count}")
+
+
+def _timed(
+    steps: Sequence[tuple[int, int, Variant]], repeats: int, report: Report
+) -> list[dict[str, Any]]:
+    variants = [variant for _, _, variant in steps]
+    for variant in variants:
+        report(f"checking {variant.name}")
+        variant.check()
+    cpu = torch.device("cpu")
+    samples = time_variants(variants, cpu, repeats=repeats, seconds=0.0, report=report)
+    points = []
+    for count, distinct, variant in steps:
+        median = percentile(samples[variant.name], 0.5)
+        points.append(
+            {
+                "slots": count,
+                "distinct_rows": distinct,
+                "median_ms": median,
+                "us_per_row": median / distinct * 1e3,
+                "samples_ms": samples[variant.name],
+            }
+        )
+    return points
+
+
+GROUPS: Mapping[str, Callable[[Plan, Report], Found]] = MappingProxyType(
+    {
+        "step": partial(_suite, "step", repeats="few"),
+        "growth": _growth,
+        "read": partial(_suite, "read", repeats="many", dtype="both"),
+        "write": partial(_suite, "write", repeats="few"),
+        "find": _find,
+        "layer": partial(_suite, "layer", repeats="few"),
+        "memory": _memory,
+        "compile": _compile,
+    }
+)
+
+
+def _speedup(name: str) -> Callable[[Found], Figure]:
+    def figure(found: Found) -> Figure:
         variant = find_variant(found, name)
         return variant["speedup"], f"{variant['speedup']:.2f} × ({_ms(variant)})"
 
     return figure
 
 
-def _read(name: str) -> Callable[[Found], tuple[float, str]]:
-    def figure(found: Found) -> tuple[float, str]:
-        ours = find_variant(found, name)
+def _read_speedup(dtype: str) -> Callable[[Found], Figure]:
+    def figure(found: Found) -> Figure:
+        ours = find_variant(found, f"{read.SUM} {dtype}")
         bag = find_variant(found, f"{read.BAG} float32")
         ratio = bag["median_ms"] / ours["median_ms"]
         return ratio, f"{ratio:.2f} × ({_ms(ours)}, {ours['share_of_copy']:.0%} of a copy)"
@@ -167,58 +295,81 @@ def _read(name: str) -> Callable[[Found], tuple[float, str]]:
     return figure
 
 
-def _write(found: Found) -> tuple[float, str]:
+def _write_share(found: Found) -> Figure:
     ours = find_variant(found, write.OURS)
     share = ours["share_of_copy"]
-    plain = find_variant(found, f"{PREFIX} (torch)")["gbs"]
+    plain = find_variant(found, f"{COPY} (torch)")["gbs"]
     return share, (
         f"{share:.2f} of the fastest copy, {ours['gbs'] / plain:.2f} of torch's "
         f"({_ms(ours)}, {ours['gbs']:.1f} GB/s)"
     )
 
 
-def _growth(found: Found) -> tuple[float, str]:
-    ratios = {kind: points[-1]["us_per_row"] / points[0]["us_per_row"]
-              for kind, points in found.items()}  # fmt: skip
-    curves = {
-        kind: ", ".join(tables.number(point["us_per_row"]) for point in points)
-        for kind, points in found.items()
-    }
-    return ratios["ours"], (
-        f"{ratios['ours']:.2f} × ({curves['ours']} µs a row; eager {ratios['eager']:.2f} ×, "
-        f"{curves['eager']} µs)"
+def _growth_ratio(found: Found) -> Figure:
+    per_row = {kind: [point["us_per_row"] for point in points] for kind, points in found.items()}
+    ours, eager = (per_row[kind][-1] / per_row[kind][0] for kind in ("ours", "eager"))
+    curves = {kind: ", ".join(map(three_digits, curve)) for kind, curve in per_row.items()}
+    return ours, (
+        f"{ours:.2f} × ({curves['ours']} µs a row; eager {eager:.2f} ×, {curves['eager']} µs)"
     )
 
 
-def _memory(found: Found) -> tuple[float, str]:
+def _memory_share(found: Found) -> Figure:
     shares = [(table["pending"] + table["growth"]) / table["factors"] for table in found["tables"]]
     return max(shares), f"{', '.join(f'{share:.3f}' for share in shares)} ×"
 
 
-def _compile(found: Found) -> tuple[float, str]:
-    seconds = found["cold"] - found["warm"]
-    return (
-        seconds,
-        f"{seconds:.1f} s ({found['cold']:.1f} s, and {found['warm']:.1f} s when cached)",
-    )
+def _compile_seconds(found: Found) -> Figure:
+    cold, warm = found["cold"], found["warm"]
+    return cold - warm, f"{cold - warm:.1f} s ({cold:.1f} s, and {warm:.1f} s when cached)"
 
 
 def _ms(variant: Mapping[str, Any]) -> str:
-    return f"{tables.number(variant['median_ms'])} ms"
+    return f"{three_digits(variant['median_ms'])} ms"
 
 
-_FIGURES: Mapping[str, Callable[[Found], tuple[float, str]]] = MappingProxyType(
+ROWS: Mapping[str, Target] = MappingProxyType(
     {
-        "read_write": _speedup(step.OURS),
-        "growth": _growth,
-        "read_fp32": _read(f"{read.SUM} float32"),
-        "read_bf16": _read(f"{read.SUM} bfloat16"),
-        "write": _write,
-        "find_selection": _speedup(find.SELECTION),
-        "find_fp32": _speedup(f"{find.OURS} float32"),
-        "find_bf16": _speedup(f"{find.OURS} bfloat16"),
-        "layer": _speedup(layer.OURS),
-        "memory": _memory,
-        "compile": _compile,
+        "read_write": Target(
+            "READ + WRITE in training over the faster eager baseline", 14, "×", "step",
+            _speedup(step.OURS),
+        ),
+        "growth": Target(
+            "READ + WRITE per touched row, largest table over smallest", 1.3, "×", "growth",
+            _growth_ratio, at_most=True,
+        ),
+        "read_fp32": Target(
+            "READ from an fp32 table over embedding_bag fp32", 0.9, "×", "read",
+            _read_speedup("float32"),
+        ),
+        "read_bf16": Target(
+            "READ from a bf16 table over embedding_bag fp32", 1.6, "×", "read",
+            _read_speedup("bfloat16"),
+        ),
+        "write": Target(
+            "WRITE, share of a streaming copy", 0.8, "of a copy", "write", _write_share
+        ),
+        "find_selection": Target(
+            "FIND, selection alone over three topk", 5, "×", "find", _speedup(find.SELECTION)
+        ),
+        "find_fp32": Target(
+            "FIND in fp32 over matmul and three topk", 2.2, "×", "find",
+            _speedup(f"{find.OURS} float32"),
+        ),
+        "find_bf16": Target(
+            "FIND in bf16 over matmul and three topk", 4, "×", "find",
+            _speedup(f"{find.OURS} bfloat16"),
+        ),
+        "layer": Target(
+            "Memory layer in training over eager PyTorch", 6, "×", "layer", _speedup(layer.OURS)
+        ),
+        "memory": Target(
+            "Extra memory of a training step over T (2 J + V) numbers", 1.05, "×", "memory",
+            _memory_share, at_most=True,
+        ),
+        "compile": Target(
+            "First compilation of a training step, empty cache", 20, "s", "compile",
+            _compile_seconds, at_most=True,
+        ),
     }
-)
+)  # fmt: skip

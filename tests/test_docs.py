@@ -11,6 +11,7 @@ from tiny_families import tiny_model
 
 from benchmarks import results
 from memory_layers.models import memory_layers_of
+from tools import speed
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -84,7 +85,7 @@ def test_speed_tables_are_written_from_result_files(
     update_docs = runpy.run_path(str(ROOT / "tools" / "update_docs.py"))
     text = "before <!-- bench-find-cuda:begin -->\nold\n<!-- bench-find-cuda:end --> after"
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    assert "Not measured yet: `memory-layers bench find --device cuda`" in (
+    assert "Not measured yet: `python -m benchmarks find --device cuda`" in (
         update_docs["updated"](text)
     )
     variant = {"name": "x", "median_ms": 2.0, "p20_ms": 1.5, "p80_ms": 2.5, "speedup": 3.0}
@@ -92,7 +93,7 @@ def test_speed_tables_are_written_from_result_files(
     record = results.make_record("find", torch.device("cpu"), "c", {"variants": [variant]})
     record |= {"device_type": "cuda", "device": "a GPU", "sizes": {"tokens": 7}, "slots": "uniform"}
     results.write_result(record, tmp_path / "benchmarks" / "results" / "gpu" / "a.json")
-    update_docs["suite_section"].__globals__["ROOT"] = tmp_path
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
     after = update_docs["updated"](text)
     assert "| x | 2.00 (1.50 to 2.50) | 3.00 × | 1.000 | 500.0 | 50% | 1.0 MiB |" in after
     assert "tokens = 7" in after

@@ -11,16 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.results import newest
-from benchmarks.sizes import USED
-from benchmarks.tables import suite_markdown, targets_markdown
-from benchmarks.targets import ROWS
+from benchmarks.request import USED
 from memory_layers.configs import find_config
 from memory_layers.plan import DEVICES
 from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
 from tools import results_sections as studies
-from tools.floors import floors_table
+from tools import speed
 from tools.scale import scale_section
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +30,6 @@ DOCUMENTS = (
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
 DEMO = ROOT / "experiments" / "00-demo"
-SM90 = ROOT / "benchmarks" / "sm_90.json"
 
 
 def demo_section() -> str:
@@ -59,93 +55,9 @@ def demo_section() -> str:
     )
 
 
-def complete_targets() -> list[tuple[Path, dict]]:
-    """Return the newest table of targets of each machine that has every row."""
-    found = newest("targets", "cpu")
-    return [(path, r) for path, r in found if len(r["results"]["rows"]) == len(ROWS)]
-
-
-def targets_section() -> str:
-    """Return the newest table of targets of each machine, and where its file is."""
-    found = complete_targets()
-    parts = [f"{targets_markdown(record)}\n{_file(path)}" for path, record in found]
-    return "\n\n".join(parts) or "Not measured yet: `memory-layers bench targets`."
-
-
-def suite_section(op: str, device_type: str) -> str:
-    """Return the newest results of a suite on a kind of device, a table for each size and slots.
-
-    Args:
-        op: Name of the suite.
-        device_type: "cpu" or "cuda".
-    """
-    parts = []
-    for path, record in newest(op, device_type):
-        sizes = ", ".join(f"{name} = {value}" for name, value in record["sizes"].items())
-        slots = f", {record['slots']} slots" if op in ("read", "write", "step") else ""
-        parts.append(f"{sizes}{slots}:\n\n{suite_markdown(record)}\n{_file(path)}")
-    missing = f"Not measured yet: `memory-layers bench {op} --device {device_type}`."
-    return "\n\n".join(parts) or missing
-
-
-def floors_section() -> str:
-    """Return bytes, operations and floors, with the bandwidth of the newest table of targets."""
-    found = complete_targets()
-    if not found:
-        return floors_table(None)
-    path, record = found[-1]
-    bandwidth = record["results"]["groups"]["step"]["bandwidth_gbs"]
-    source = f"Copy: {bandwidth:.1f} GB/s on {record['device']}. {_file(path)}"
-    return f"{floors_table(bandwidth * 1e9)}\n\n{source}"
-
-
-def generate_parts() -> str:
-    """Return where the time goes while text is written, from the newest result of each machine."""
-    parts = []
-    for path, record in newest("generate", "cpu"):
-        facts = record["results"]["facts"]
-        columns = facts["ms_by_part"]
-        # The parts of the memory layers come last: they are inside another row.
-        rows = sorted({part for spent in columns.values() for part in spent}, key=_part_order)
-        lines = ["| ms a token | " + " | ".join(columns) + " |", "|:---|" + "---:|" * len(columns)]
-        for row in rows:
-            cells = [
-                f"{spent[row] / facts['new_tokens']:.2f}" if row in spent else "–"
-                for spent in columns.values()
-            ]
-            lines.append(f"| {row} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines) + f"\n\n{_file(path)}")
-    return "\n\n".join(parts) or "Not measured yet: `memory-layers bench generate`."
-
-
-def _part_order(part: str) -> tuple[bool, str]:
-    return part.startswith("memory: "), part
-
-
-def sm90_section() -> str:
-    """Return the worst registers, spills and shared memory of each kernel compiled for sm_90."""
-    if not SM90.exists():
-        return "Not compiled yet: `python -m benchmarks.sm90 --out benchmarks/sm_90.json`."
-    record = json.loads(SM90.read_text("utf-8"))
-    kernels: dict[str, list[dict]] = {}
-    for found in record["kernels"]:
-        kernels.setdefault(found["kernel"], []).append(found)
-    lines = ["| kernel | cases | registers | spilled bytes | shared KiB |", "|---|---|---|---|---|"]
-    for name, cases in sorted(kernels.items()):
-        registers = max(case["registers"] for case in cases)
-        spilled = max(case["spill_store_bytes"] + case["spill_load_bytes"] for case in cases)
-        shared = max(case["shared_bytes"] for case in cases) / 1024
-        lines.append(f"| `{name}` | {len(cases)} | {registers} | {spilled} | {shared:.1f} |")
-    return "\n".join(lines) + f"\n\nTriton {record['versions']['triton']}. {_file(SM90)}"
-
-
 def largest_section(name: str) -> str:
     """Return the prediction for one of the paper's largest memories on 8 to 1024 H100s."""
     return scale_section(load_run(find_config(name)), DEVICES["h100"])
-
-
-def _file(path: Path) -> str:
-    return f"Result file: `{path.relative_to(ROOT)}`."
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -166,14 +78,14 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipe-remedy-usage": partial(studies.usage_section, "02-recipe", "remedy.json"),
     "recipe-remedy-differences": partial(studies.recipe_differences, "02-recipe", "remedy.json"),
     "teach": studies.teach_section,
-    "generate-parts": generate_parts,
+    "generate-parts": speed.generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
-    "targets": targets_section,
-    "floors": floors_section,
-    "sm90": sm90_section,
+    "targets": speed.targets_section,
+    "floors": speed.floors_section,
+    "sm90": speed.sm90_section,
     **{marker: partial(largest_section, name) for marker, name in LARGEST.items()},
     **{
-        f"bench-{op}-{device_type}": partial(suite_section, op, device_type)
+        f"bench-{op}-{device_type}": partial(speed.suite_section, op, device_type)
         for op in USED
         for device_type in ("cpu", "cuda")
     },
@@ -188,7 +100,7 @@ def replace_section(text: str, name: str, content: str) -> str:
 
 
 def updated(text: str) -> str:
-    """Return a document with every section that it has markers for written anew."""
+    """Return a document with every section that it has markers for written again."""
     for name in re.findall("<!-- ([a-z0-9-]+):begin -->", text):
         text = replace_section(text, name, SECTIONS[name]())
     return text

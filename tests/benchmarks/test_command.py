@@ -1,4 +1,4 @@
-"""`memory-layers bench`: files, refusals, comparisons. A wrong variant: no numbers, no file."""
+"""`python -m benchmarks`: files, refusals, comparisons. A wrong variant: no numbers, no file."""
 
 import json
 from functools import partial
@@ -8,9 +8,11 @@ import pytest
 import yaml
 from tests_support import SHAPE, write_facts
 
-from benchmarks import command, read, results
-from benchmarks.tables import suite_markdown
+from benchmarks import __main__ as command
+from benchmarks import results
+from benchmarks.cases import SUITES, read
 from memory_layers.cli import main
+from tools.speed import suite_markdown
 
 SMALL = ("--sizes", "tokens=20", "slots=500", "value_dim=16", "heads=2", "top_k=4")
 
@@ -18,12 +20,12 @@ SMALL = ("--sizes", "tokens=20", "slots=500", "value_dim=16", "heads=2", "top_k=
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "measure", partial(command.measure, seconds=0.0))
-    monkeypatch.setattr("benchmarks.copying.SMALLEST_BYTES", 2**20)
+    monkeypatch.setattr("benchmarks.harness.SMALLEST_COPY", 2**20)
 
 
 def error_of(capsys: pytest.CaptureFixture, *arguments: object, code: int = 2) -> str:
     capsys.readouterr()
-    assert main(["bench", *map(str, arguments)]) == code
+    assert command.main([*map(str, arguments)]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     last = captured.err.splitlines()[-1]
@@ -32,7 +34,7 @@ def error_of(capsys: pytest.CaptureFixture, *arguments: object, code: int = 2) -
 
 
 def run(path: Path, *flags: str) -> dict:
-    assert main(["bench", "read", *SMALL, "--repeats", "2", "--out", str(path), *flags]) == 0
+    assert command.main(["read", *SMALL, "--repeats", "2", "--out", str(path), *flags]) == 0
     return json.loads(path.read_text("utf-8"))
 
 
@@ -49,7 +51,7 @@ def test_result_file_holds_what_the_numbers_depend_on(
     assert record["sizes"]["tokens"] == 20
     assert record["slots"] == "zipf"
     assert record["impl"] == "reference"
-    assert record["command"].startswith("memory-layers bench read --sizes tokens=20")
+    assert record["command"].startswith("python -m benchmarks read --sizes tokens=20")
     assert record["results"]["facts"]["distribution"]["exponent"] == 1.0
     assert set(results.REQUIRED) <= set(record)
     assert {"torch", "numba", "python", "memory_layers"} <= set(record["versions"])
@@ -105,13 +107,13 @@ def test_existing_files_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("reed",), "did you mean read?"),
-        (("read", "--sizes", "tokns=3"), "did you mean tokens?"),
+        (("reed",), "did you mean 'read'?"),
+        (("read", "--sizes", "tokns=3"), "did you mean 'tokens'?"),
         (("read", "--repeats", "0"), "--repeats must be >= 1, got 0"),
         (("read", "--slots", "recorded"), "needs --model"),
         (("read", "--slots", "recorded", "--model", "x", "--sizes", "slots=4"), "is the model's"),
         (("read", "--slots", "recorded", "--model", "x"), "no config.json"),
-        (("targets", "--rows", "read_fp23"), "did you mean read_fp32?"),
+        (("targets", "--rows", "read_fp23"), "did you mean 'read_fp32'?"),
         (("compare", "a.json"), "compare expects two result files"),
         (("compare", "a.json", "b.json"), "a.json cannot be read"),
     ],
@@ -130,26 +132,41 @@ def test_first_mistakes(
 @pytest.mark.parametrize("flags", [("--slots", "zipff"), ("--devise", "cpu"), ("--device", "tpu")])
 def test_wrong_flags(flags: tuple[str, ...], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["bench", "read", *flags])
+        command.main(["read", *flags])
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture) -> None:
-    assert main(["bench", "--help"]) == 0
+    assert command.main(["--help"]) == 0
     assert "examples:" in capsys.readouterr().out
-    assert main(["bench"]) == 2
-    for what, example in (("read", "bench step --sizes"), ("targets", "bench targets --rows")):
+    assert command.main([]) == 2
+    for what, example in (("read", "step --sizes"), ("targets", "targets --rows")):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            main(["bench", what, "--help"])
+            command.main([what, "--help"])
         assert end.value.code == 0
-        assert f"Example: memory-layers {example}" in " ".join(capsys.readouterr().out.split())
+        assert f"Example: python -m benchmarks {example}" in " ".join(
+            capsys.readouterr().out.split()
+        )
 
 
-def test_every_command_of_the_usage_exists() -> None:
-    named = [line.split()[0] for line in command.USAGE.split("what:")[1].splitlines()[1:10]]
-    assert named == [*command.SUITES, "targets", "compare"]
+def test_every_command_is_listed(capsys: pytest.CaptureFixture) -> None:
+    command.main(["--help"])
+    words = capsys.readouterr().out.split()
+    for what in (*SUITES, "targets", "compare", *command.MODULES):
+        assert what in words
+
+
+def test_the_package_runs_the_benchmarks_of_its_checkout(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["bench", "--help"]) == 0
+    assert "python -m benchmarks WHAT" in capsys.readouterr().out
+    installed = tmp_path / "lib" / "memory_layers" / "cli.py"
+    monkeypatch.setattr("memory_layers.cli.__file__", str(installed))
+    assert main(["bench", "read"]) == 2
+    assert "in a checkout of the project, python -m benchmarks read" in capsys.readouterr().err
 
 
 def test_compare_says_same_inside_the_spread(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -161,7 +178,7 @@ def test_compare_says_same_inside_the_spread(tmp_path: Path, capsys: pytest.Capt
     slower["results"]["variants"].remove(third)
     (tmp_path / "b.json").write_text(json.dumps(slower))
     capsys.readouterr()
-    assert main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert command.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
     by_name = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert by_name[first["name"]].endswith("100.00 × slower")
     assert by_name[second["name"]].endswith("same")
@@ -200,7 +217,7 @@ def test_recorded_slots_are_those_of_the_model(tmp_path: Path) -> None:
     assert main(["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "out")]) == 0
     flags = ["--slots", "recorded", "--model", str(tmp_path / "out" / "model")]
     flags += ["--sizes", "tokens=100", "dtype=float32", "--repeats", "1"]
-    assert main(["bench", "read", *flags, "--out", str(tmp_path / "a.json")]) == 0
+    assert command.main(["read", *flags, "--out", str(tmp_path / "a.json")]) == 0
     record = json.loads((tmp_path / "a.json").read_text())
     facts = record["results"]["facts"]
     assert facts["distribution"]["name"] == "recorded"

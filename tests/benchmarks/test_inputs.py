@@ -3,8 +3,7 @@
 import torch
 
 from benchmarks.inputs import make_reads, make_table
-from benchmarks.request import Request
-from benchmarks.sizes import Sizes
+from benchmarks.request import Request, Sizes
 
 CPU = torch.device("cpu")
 SIZES = Sizes(tokens=500, slots=1000, value_dim=8, heads=4, top_k=8)

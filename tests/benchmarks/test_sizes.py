@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.request import Request
-from benchmarks.sizes import Sizes, parse_sizes
+from benchmarks.request import Request, Sizes, parse_sizes
 from memory_layers.common.errors import UserError
 
 
@@ -20,8 +19,8 @@ def test_pairs_change_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("op", "pair", "message"),
     [
-        ("read", "tokns=3", "did you mean tokens?"),
-        ("read", "zzz=3", "known: tokens"),
+        ("read", "tokns=3", "did you mean 'tokens'?"),
+        ("read", "zzz=3", "one of tokens"),
         ("read", "tokens", "expects name=value, got 'tokens'"),
         ("read", "tokens=many", "tokens must be a whole number, got 'many'"),
         ("read", "tokens=0", "tokens must be >= 1, got 0"),

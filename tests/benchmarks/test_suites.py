@@ -5,14 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import find, generate, layer, read, step, train, write
-from benchmarks.check import check_greedy
-from benchmarks.errors import WrongResultError
-from benchmarks.measure import find_variant, measure
-from benchmarks.request import Request
-from benchmarks.sizes import Sizes
-from benchmarks.suites import SUITES
-from benchmarks.variant import Suite
+from benchmarks.cases import SUITES, find, generate, layer, read, step, train, write
+from benchmarks.checks import WrongResultError, check_greedy
+from benchmarks.harness import Suite, find_variant, measure
+from benchmarks.request import Request, Sizes
 from memory_layers.layers import MemoryLayer
 from memory_layers.optim import MemoryAdamW
 
@@ -23,7 +19,7 @@ TABLE = {**SMALL, "slots": 3000}
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.copying.SMALLEST_BYTES", 2**20)
+    monkeypatch.setattr("benchmarks.harness.SMALLEST_COPY", 2**20)
 
 
 def request(op: str, **changes: object) -> Request:
@@ -142,7 +138,7 @@ def one_left_out(function: Callable) -> Callable:
     [
         ("read", read, "gather_sum", slightly_off),
         ("read", read, "gather_dot", slightly_off),
-        ("read", read, "_bag", slightly_off),
+        ("read", read, "bag", slightly_off),
         ("find", find, "product_key_topk", shifted_slots),
         ("find", find, "product_key_topk", one_left_out),
         ("find", find, "three_topk", shifted_slots),

@@ -1,7 +1,9 @@
 """The table of targets: every row is measured, judged by its own limit, and rendered."""
 
 import json
-from functools import partial
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,10 @@ import torch
 
 from benchmarks import gpu, targets
 from benchmarks.__main__ import main
-from benchmarks.gpu import run_all
-from benchmarks.sizes import Sizes
-from benchmarks.tables import targets_markdown
-from benchmarks.target_runs import Plan
-from benchmarks.targets import ROWS, measure_targets, target_line
+from benchmarks.request import Request, Sizes
+from benchmarks.results import ROOT, newest
+from benchmarks.targets import ROWS, Plan, measure_targets, target_line
+from tools.speed import targets_markdown
 
 SMALL = Sizes(tokens=24, slots=2000, value_dim=16, heads=2, top_k=4, sub_keys=16)
 PLAN = Plan(
@@ -30,7 +31,7 @@ PLAN = Plan(
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.copying.SMALLEST_BYTES", 2**20)
+    monkeypatch.setattr("benchmarks.harness.SMALLEST_COPY", 2**20)
 
 
 def silent(_line: object) -> None:
@@ -56,24 +57,10 @@ def test_rows_are_measured_and_judged() -> None:
     assert found["groups"]["step"]["variants"]
 
 
-def test_limits_are_those_of_the_issue() -> None:
-    limits = {name: (target.limit, target.at_most) for name, target in ROWS.items()}
-    assert limits == {
-        "read_write": (14, False),
-        "growth": (1.3, True),
-        "read_fp32": (0.9, False),
-        "read_bf16": (1.6, False),
-        "write": (0.8, False),
-        "find_selection": (5, False),
-        "find_fp32": (2.2, False),
-        "find_bf16": (4, False),
-        "layer": (6, False),
-        "memory": (1.05, True),
-        "compile": (20, True),
-    }
-    plan = Plan()
-    assert plan.sizes == Sizes(tokens=2048, slots=2**20, value_dim=512, sub_keys=1024)
-    assert plan.growth == (2**18, 2**20, 2**22)
+def test_the_published_figures_are_held_to_these_targets() -> None:
+    (_, record), *_ = newest("targets", "cpu")
+    published = {row["row"]: row["target"] for row in record["results"]["rows"]}
+    assert published == {name: target.text for name, target in ROWS.items()}
     assert {target.group for target in ROWS.values()} == set(targets.GROUPS)
 
 
@@ -147,16 +134,20 @@ def _out_of_memory(_request: object) -> None:
 def test_gpu_runs_go_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(gpu, "SUITES", {**gpu.SUITES, "write": _out_of_memory})
-    monkeypatch.setattr(gpu, "measure", partial(gpu.measure, seconds=0.0))
-    runs = [("read", SMALL), ("write", SMALL), ("find", SMALL)]
-    cpu = torch.device("cpu")
-    assert run_all(runs, cpu, tmp_path, lines.append, seconds=60, repeats=1) == 1
+    requests = [Request(op=op, sizes=SMALL) for op in ("read", "write", "find")]
+
+    def run(until: float, count: int) -> int:
+        return gpu.run_all(
+            requests[:count], tmp_path, lines.append, until=until, repeats=1, seconds=0.0
+        )
+
+    assert run(60, 3) == 1
     failed = [line for line in lines if line.startswith("failed")]
     assert failed[0] == "failed: out of memory"
     assert failed[1].startswith("failed: write: tokens=24")
     ops = [json.loads(path.read_text())["op"] for path in sorted(tmp_path.iterdir())]
     assert sorted(ops) == ["find", "read"]
-    assert run_all(runs[:1], cpu, tmp_path, lines.append, seconds=-1, repeats=1) == 1
+    assert run(-1, 1) == 1
     assert "the time was up" in lines[-1]
 
 
@@ -164,3 +155,31 @@ def test_gpu_needs_a_gpu(capsys: pytest.CaptureFixture, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["gpu"]) == 2
     assert "torch sees none" in capsys.readouterr().err
+
+
+def test_gpu_run_is_rehearsed_with_torch_triton_and_numpy_alone(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    others = ("numba", "transformers", "safetensors", "tokenizers", "rich", "tyro", "yaml")
+    program = f"""
+import sys
+sys.modules.update(dict.fromkeys({others}))
+from benchmarks import harness
+from benchmarks.__main__ import main
+harness.SMALLEST_COPY = 2**20
+sys.exit(main(["gpu", "--rehearse", "--out", {str(tmp_path)!r}]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out: it needs safetensors" in done.stdout
+    found = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
+    assert {record["op"] for record in found} == {"read", "write", "step", "find", "layer"}
+    (step,) = (record for record in found if record["op"] == "step")
+    names = [variant["name"] for variant in step["results"]["variants"]]
+    assert "atomic-add backward + AdamW(fused=True)" in names

@@ -5,12 +5,18 @@ import time
 import pytest
 import torch
 
-from benchmarks.copying import copy_variants
-from benchmarks.errors import WrongResultError
-from benchmarks.measure import find_variant, measure
-from benchmarks.peak import peak_extra_bytes
-from benchmarks.timing import WARM_UP_ROUNDS, percentile, time_variants
-from benchmarks.variant import Suite, Variant
+from benchmarks.checks import WrongResultError
+from benchmarks.harness import (
+    WARM_UP_ROUNDS,
+    Suite,
+    Variant,
+    copy_variants,
+    find_variant,
+    measure,
+    peak_extra_bytes,
+    percentile,
+    time_variants,
+)
 
 CPU = torch.device("cpu")
 
@@ -54,14 +60,14 @@ def test_percentiles() -> None:
 
 
 def test_speedup_is_over_the_fastest_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.copying.SMALLEST_BYTES", 2**20)
+    monkeypatch.setattr("benchmarks.harness.SMALLEST_COPY", 2**20)
     variants = tuple(
         variant(name, lambda: None, against=("slow", "slower") if name == "ours" else ())
         for name in ("ours", "slow", "slower")
     )
     times = {"ours": [1.0, 2.0, 3.0], "slow": [8.0, 8.0, 8.0], "slower": [9.0, 9.0, 9.0]}
     copies = {"streaming copy (torch)": [0.5] * 3, "streaming copy (memmove)": [0.25] * 3}
-    monkeypatch.setattr("benchmarks.measure.time_variants", lambda *_, **__: times | copies)
+    monkeypatch.setattr("benchmarks.harness.time_variants", lambda *_, **__: times | copies)
     results = measure(Suite(variants), CPU, repeats=3, seconds=0.0, report=silent)
     ours = find_variant(results, "ours")
     assert ours["speedup"] == 4.0

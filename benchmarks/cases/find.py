@@ -1,52 +1,32 @@
 """FIND: `product_key_topk` against a matrix product and three torch.topk."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.check import FP32_EPS, check_selected, check_selection, sample_of
+from benchmarks.baselines import three_topk
+from benchmarks.checks import FP32_EPS, check_selected, check_selection, sample_of
+from benchmarks.harness import Suite, Variant
 from benchmarks.inputs import SEED
-from benchmarks.request import Request
-from benchmarks.sizes import DTYPES
-from benchmarks.variant import Suite, Variant
+from benchmarks.request import DTYPES, Request
 from memory_layers.ops.find import product_key_topk
 
-SELECTION = "selection alone"
-SELECTION_BASELINE = "three topk alone"
-BASELINE = "matmul + three topk"
-OURS = "product_key_topk"
+OURS, BASELINE = "product_key_topk", "matmul + three topk"
+SELECTION, SELECTION_BASELINE = "selection alone", "three topk alone"
 
 
 def find_suite(request: Request) -> Suite:
     """Time the whole of FIND, and on the CPU the selection alone, on scores that are given."""
     variants: list[Variant] = []
     for name in request.sizes.dtypes:
-        query, sub_keys = _inputs(request, DTYPES[name])
-        variants += _whole(request, name, query, sub_keys)
-    if request.device.type == "cpu":
+        variants += _whole(request, name, *_inputs(request, DTYPES[name]))
+    if request.device.type == "cpu" and not request.as_on_gpu:
         query, sub_keys = _inputs(request, torch.float32)
         scores = (query.permute(1, 2, 0, 3) @ sub_keys.transpose(-1, -2)).contiguous()
         variants += _selection(request, scores)
     return Suite(tuple(variants))
-
-
-def three_topk(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Best k of each half, then the best k of all k * k pairs: what plain torch offers.
-
-    Args:
-        half_scores: [H, 2, T, M].
-        k: K.
-
-    Returns:
-        Scores and slots, [H, T, K].
-    """
-    best, index = half_scores.topk(k, dim=-1)  # [H, 2, T, K]
-    pairs = best[:, 0, :, :, None] + best[:, 1, :, None, :]  # [H, T, K, K]
-    scores, pair = pairs.flatten(2).topk(k, dim=-1)  # [H, T, K]
-    i = index[:, 0].gather(-1, pair // k)
-    j = index[:, 1].gather(-1, pair % k)
-    return scores, i * half_scores.shape[3] + j
 
 
 def _whole(request: Request, name: str, query: Tensor, sub_keys: Tensor) -> list[Variant]:
@@ -62,9 +42,9 @@ def _whole(request: Request, name: str, query: Tensor, sub_keys: Tensor) -> list
         return three_topk(query.permute(1, 2, 0, 3) @ sub_keys.transpose(-1, -2), k)
 
     def check_ours() -> None:
-        found = ours()
-        sampled = (found[0][sample], found[1][sample])
-        check_selection(f"{OURS} {name}", sampled, query[sample], sub_keys)
+        scores, slots = ours()
+        found = (scores[sample], slots[sample])
+        check_selection(f"{OURS} {name}", found, query[sample], sub_keys)
 
     def check_baseline() -> None:
         scores, slots = (x.transpose(0, 1)[sample] for x in baseline())
@@ -72,37 +52,25 @@ def _whole(request: Request, name: str, query: Tensor, sub_keys: Tensor) -> list
         eps = torch.finfo(query.dtype).eps
         check_selection(f"{BASELINE} {name}", (scores, slots), query[sample], sub_keys, eps=eps)
 
-    variant = partial(
-        Variant,
+    num_bytes = query.nbytes + sub_keys.nbytes + outputs
+    return _pair(
+        (f"{OURS} {name}", ours, check_ours),
+        (f"{BASELINE} {name}", baseline, check_baseline),
         checked=f"scores and slots of {len(sample)} tokens",
-        bytes=query.nbytes + sub_keys.nbytes + outputs,
+        bytes=num_bytes,
         tokens=len(query),
     )
-    return [
-        variant(
-            name=f"{OURS} {name}",
-            run=ours,
-            check=check_ours,
-            against=(f"{BASELINE} {name}",),
-            ours=True,
-        ),
-        variant(name=f"{BASELINE} {name}", run=baseline, check=check_baseline),
-    ]
 
 
 def _selection(request: Request, half_scores: Tensor) -> list[Variant]:
+    from memory_layers.ops.find.cpu import select_pairs
+
     k = request.sizes.top_k
     sample = sample_of(half_scores.shape[2], request.device)
     halves = half_scores[:, :, sample].double()
     best = three_topk(halves, k)[0].transpose(0, 1)
     # Only the sum of a pair is rounded.
     limit = FP32_EPS * best.abs().amax(dim=-1, keepdim=True)
-    variant = partial(
-        Variant,
-        checked=f"scores and slots of {len(sample)} tokens",
-        bytes=half_scores.nbytes + half_scores[:, 0, :, 0].numel() * k * (4 + 8),
-        tokens=half_scores.shape[2],
-    )
 
     def check(name: str, scores: Tensor, slots: Tensor) -> None:
         found = (scores[sample], slots[sample])
@@ -112,23 +80,32 @@ def _selection(request: Request, half_scores: Tensor) -> list[Variant]:
         scores, slots = three_topk(half_scores, k)
         check(SELECTION_BASELINE, scores.transpose(0, 1), slots.transpose(0, 1))
 
-    variants = [
-        variant(
-            name=SELECTION_BASELINE,
-            run=lambda: three_topk(half_scores, k),
-            check=check_baseline,
-        )
-    ]
-    from memory_layers.ops.find.cpu import select_pairs
-
-    ours = variant(
-        name=SELECTION,
-        run=lambda: select_pairs(half_scores, k),
-        check=lambda: check(SELECTION, *select_pairs(half_scores, k)),
-        against=(SELECTION_BASELINE,),
-        ours=True,
+    return _pair(
+        (
+            SELECTION,
+            lambda: select_pairs(half_scores, k),
+            lambda: check(SELECTION, *select_pairs(half_scores, k)),
+        ),
+        (SELECTION_BASELINE, lambda: three_topk(half_scores, k), check_baseline),
+        checked=f"scores and slots of {len(sample)} tokens",
+        bytes=half_scores.nbytes + half_scores[:, 0, :, 0].numel() * k * (4 + 8),
+        tokens=half_scores.shape[2],
     )
-    return [ours, *variants]
+
+
+_Timed = tuple[str, Callable[[], object], Callable[[], None]]
+
+
+def _pair(
+    ours: _Timed, baseline: _Timed, *, checked: str, bytes: int, tokens: int
+) -> list[Variant]:
+    """Make variants of ours and its baseline from name, run and check of each."""
+    variant = partial(Variant, checked=checked, bytes=bytes, tokens=tokens)
+    (name, run, check), (against, *others) = ours, baseline
+    return [
+        variant(name=name, run=run, check=check, against=(against,), ours=True),
+        variant(name=against, run=others[0], check=others[1]),
+    ]
 
 
 def _inputs(request: Request, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

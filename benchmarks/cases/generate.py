@@ -4,17 +4,18 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.check import check_greedy
+from benchmarks.cases.train import build_twins, dense_parameters
+from benchmarks.checks import check_greedy
+from benchmarks.harness import Suite, Variant
 from benchmarks.inputs import SEED
 from benchmarks.request import Request
-from benchmarks.variant import Suite, Variant
 from memory_layers.layers import MemoryLayer, fuse_for_inference
+from memory_layers.layers.walk import find_layers, find_tables
 
 PRESET = "134m"
 BATCHES = (1, 32)
@@ -25,30 +26,22 @@ PARTS = ("query", "keys", "gate", "values")
 
 def generate_suite(request: Request) -> Suite:
     """Time greedy decoding with a cache. The memory replaces three of the feed-forwards."""
-    from memory_layers.models import PRESETS, build_model, memory_layers_of
-
-    sizes = request.sizes
-    preset = PRESETS[PRESET]
-    memory = replace(
-        preset.memory_plus(sizes.sub_keys), heads=sizes.heads, top_k=sizes.top_k, qk_norm=True
-    )
-    models: dict[str, Any] = {}
-    for name, config in ((OURS, memory), (DENSE, None)):
-        torch.manual_seed(SEED)
-        models[name] = fuse_for_inference(build_model(preset, config).to(request.device).eval())
+    models, vocab_size = build_twins(PRESET, request)
+    for model in models:
+        fuse_for_inference(model.eval())
         # Nothing ends a text: all have the same number of tokens.
-        models[name].generation_config.eos_token_id = None
+        model.generation_config.eos_token_id = None
+    layers = models[0].config.memory["layers"]
     generator = torch.Generator().manual_seed(SEED)
     variants = []
     spent: dict[str, dict[str, float]] = {}
     for batch in BATCHES:
-        ids = torch.randint(preset.vocab_size, (batch, PROMPT), generator=generator)
-        ids = ids.to(request.device)
-        for name, model in models.items():
-            variants.append(_variant(name, model, ids, sizes.reads * len(memory_layers_of(model))))
-            label = variants[-1].name
+        ids = torch.randint(vocab_size, (batch, PROMPT), generator=generator).to(request.device)
+        for name, model in zip((OURS, DENSE), models, strict=True):
+            variant = _variant(name, model, ids, request.sizes.reads)
+            variants.append(variant)
             if request.device.type == "cpu":
-                spent[label] = time_spent(model, variants[-1].run, layers=memory.layers)
+                spent[variant.name] = time_spent(model, variant.run, layers=layers)
     facts = {"preset": PRESET, "prompt": PROMPT, "new_tokens": NEW, "ms_by_part": spent}
     return Suite(tuple(variants), facts)
 
@@ -110,12 +103,11 @@ def _clocks(parts: Iterator[tuple[str, nn.Module]], spent: dict[str, float]) -> 
             handle.remove()
 
 
-def _variant(name: str, model: Any, ids: Tensor, rows: int) -> Variant:  # noqa: ANN401
+def _variant(name: str, model: Any, ids: Tensor, reads: int) -> Variant:  # noqa: ANN401
     texts = f"{len(ids)} text{'s' * (len(ids) > 1)}"
     # Every dense parameter is read in each pass, and the rows of each token.
-    table = getattr(model.model, "memory_table", None)
-    numbers = sum(p.numel() for n, p in model.named_parameters() if "memory_table" not in n)
-    read = 0 if table is None else len(ids) * rows * table.weight.shape[1]
+    width = sum(table.value_dim for table in find_tables(model).values())
+    rows = len(ids) * reads * len(find_layers(model)) * width
 
     def run() -> Tensor:
         return model.generate(
@@ -137,7 +129,7 @@ def _variant(name: str, model: Any, ids: Tensor, rows: int) -> Variant:  # noqa:
         run=run,
         check=check,
         checked="each token is the most likely one, without the cache too",
-        bytes=NEW * (numbers + read) * 4,
+        bytes=NEW * (dense_parameters(model) + rows) * 4,
         against=(f"{PRESET} {DENSE}, {texts}",) if name == OURS else (),
         ours=name == OURS,
         tokens=len(ids) * NEW,

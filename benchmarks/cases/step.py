@@ -9,12 +9,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from benchmarks.check import SAMPLE, check_sum, sample_of
+from benchmarks.baselines import bag
+from benchmarks.cases.stepped import SPARSE_ROUNDS, RowCheck, SteppedTable
+from benchmarks.checks import SAMPLE, check_sum, sample_of
+from benchmarks.harness import Suite, Variant
 from benchmarks.inputs import Reads, make_reads, make_vectors
-from benchmarks.request import Request
-from benchmarks.sizes import DTYPES
-from benchmarks.stepping import SPARSE_ROUNDS, RowCheck, SteppedTable, bag
-from benchmarks.variant import Suite, Variant
+from benchmarks.request import DTYPES, Request
 from memory_layers.ops.read import gather_dot, gather_sum
 
 OURS = "ValueTable + MemoryAdamW"
@@ -34,9 +34,9 @@ def step_suite(request: Request) -> Suite:
     reads = make_reads(request)
     dtype = DTYPES[request.sizes.dtype]
     state = SteppedTable(reads.num_rows, reads.width, dtype, request.device)
-    names = (DENSE, SPARSE, *(GPU_BACKWARDS if request.device.type == "cuda" else ()))
-    facts = {"distinct_rows": reads.distinct, "distribution": reads.distribution}
-    return Suite(tuple(step_variants((OURS, *names), state, reads)), facts)
+    on_gpu = request.device.type == "cuda" or request.as_on_gpu
+    names = (OURS, DENSE, SPARSE, *(GPU_BACKWARDS if on_gpu else ()))
+    return Suite(tuple(step_variants(names, state, reads)), reads.facts)
 
 
 def step_variants(names: Sequence[str], state: SteppedTable, reads: Reads) -> list[Variant]:
@@ -53,6 +53,7 @@ def step_variants(names: Sequence[str], state: SteppedTable, reads: Reads) -> li
     row_reads = 2 * reads.slots.numel() * state.weight[0].nbytes
     factors = 2 * (reads.factor_bytes + d_out.nbytes)
     num_bytes = row_reads + factors + state.written_bytes(reads.distinct)
+    baselines = tuple(name for name in names if name != OURS)
     variants = []
     for name in names:
         if name == OURS:
@@ -62,11 +63,9 @@ def step_variants(names: Sequence[str], state: SteppedTable, reads: Reads) -> li
             backward: TableBackward = getattr(module, GPU_BACKWARDS[name])
             optimizer, step = state.dense, partial(_paper_step, state, reads, d_out, backward)
         else:
-            sparse = name == SPARSE
-            optimizer = state.sparse if sparse else state.dense
-            step = partial(_torch_step, state, reads, d_out, sparse)
+            optimizer = state.sparse if name == SPARSE else state.dense
+            step = partial(_torch_step, state, reads, d_out, name == SPARSE)
         variant = _variant(name, optimizer, step, check, num_bytes)
-        baselines = tuple(other for other in names if other != OURS)
         variants.append(replace(variant, against=baselines if name == OURS else ()))
     return variants
 

@@ -1,4 +1,4 @@
-"""One table and its AdamW moments, shared by all optimizers that are timed, and its exact step."""
+"""A table and its AdamW moments, shared by all optimizers that are timed, and its exact step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.check import FP32_EPS, check_close, sample_of
+from benchmarks.checks import FP32_EPS, check_close, sample_of
 from benchmarks.inputs import Reads, make_table
 from memory_layers.layers import ValueTable
 from memory_layers.optim import MemoryAdamW
@@ -101,11 +100,6 @@ def value_table(weight: Tensor) -> ValueTable:
         table = ValueTable(*weight.shape, init_std=0.0, dtype=weight.dtype)
     table.weight = nn.Parameter(weight)
     return table
-
-
-def bag(weight: Tensor, slots: Tensor, weights: Tensor, *, sparse: bool = False) -> Tensor:
-    """Torch's own read with a gradient, dense or sparse, for the table."""
-    return F.embedding_bag(slots, weight, mode="sum", per_sample_weights=weights, sparse=sparse)
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.check import FP32_EPS, check_sum, sample_of
+from benchmarks.baselines import bag
+from benchmarks.checks import FP32_EPS, check_sum, sample_of
+from benchmarks.harness import Suite, Variant
 from benchmarks.inputs import Reads, make_reads, make_table, make_vectors
-from benchmarks.request import Request
-from benchmarks.sizes import DTYPES
-from benchmarks.variant import Suite, Variant
+from benchmarks.request import DTYPES, Request
 from memory_layers.ops.read import gather_dot, gather_sum
 
 SUM, DOT = "gather_sum", "gather_dot"
@@ -25,24 +24,19 @@ def read_suite(request: Request) -> Suite:
         table = make_table(reads.num_rows, reads.width, DTYPES[name], request.device)
         variants += _sums(request, name, table, reads)
         variants += _dots(request, name, table, reads)
-    facts = {"distinct_rows": reads.distinct, "distribution": reads.distribution}
-    return Suite(tuple(variants), facts)
-
-
-def _bag(table: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(slots, table, mode="sum", per_sample_weights=weights)
+    return Suite(tuple(variants), reads.facts)
 
 
 def _sums(request: Request, name: str, table: Tensor, reads: Reads) -> list[Variant]:
-    slots, weights, impl = reads.slots, reads.weights, request.impl
+    slots, weights = reads.slots, reads.weights
     # embedding_bag takes weights of the table's type alone.
     own_weights = weights.to(table.dtype)
     sample = sample_of(len(slots), request.device)
 
-    def checked(label: str, run: Callable[[], Tensor], with_weights: Tensor, eps: float) -> Variant:
+    def variant(label: str, run: Callable[[], Tensor], weights: Tensor, eps: float) -> Variant:
         def check() -> None:
             rows = table[slots[sample]].double()
-            factors = with_weights[sample].double()[:, None, :]
+            factors = weights[sample].double()[:, None, :]
             exact, magnitude = (factors @ rows)[:, 0], (factors.abs() @ rows.abs())[:, 0]
             check_sum(label, run()[sample], exact, magnitude, terms=slots.shape[1], sum_eps=eps)
 
@@ -59,54 +53,54 @@ def _sums(request: Request, name: str, table: Tensor, reads: Reads) -> list[Vari
             tokens=len(slots),
         )
 
+    eps = torch.finfo(table.dtype).eps
     return [
-        checked(
+        variant(
             f"{SUM} {name}",
-            lambda: gather_sum(table, slots, weights, impl=impl),
+            lambda: gather_sum(table, slots, weights, impl=request.impl),
             weights,
             FP32_EPS,
         ),
-        checked(
-            f"{BAG} {name}",
-            lambda: _bag(table, slots, own_weights),
-            own_weights,
-            torch.finfo(table.dtype).eps,
-        ),
+        variant(f"{BAG} {name}", lambda: bag(table, slots, own_weights), own_weights, eps),
     ]
 
 
 def _dots(request: Request, name: str, table: Tensor, reads: Reads) -> list[Variant]:
-    slots, impl = reads.slots, request.impl
+    slots = reads.slots
     x = make_vectors(len(slots), table.shape[1], request.device)
     own_x = x.to(table.dtype)
     sample = sample_of(len(slots), request.device)
     leaf = reads.weights.to(table.dtype).requires_grad_()
-    graph = _bag(table, slots, leaf)
+    graph = bag(table, slots, leaf)
 
     def backward() -> Tensor:
         return torch.autograd.grad(graph, leaf, own_x, retain_graph=True)[0]
 
-    def checked(label: str, run: Callable[[], Tensor], with_x: Tensor, eps: float) -> Variant:
+    def variant(label: str, run: Callable[[], Tensor], x: Tensor, eps: float) -> Variant:
         def check() -> None:
             rows = table[slots[sample]].double()
-            vectors = with_x[sample].double()[:, :, None]
+            vectors = x[sample].double()[:, :, None]
             exact, magnitude = (rows @ vectors)[..., 0], (rows.abs() @ vectors.abs())[..., 0]
             check_sum(label, run()[sample], exact, magnitude, terms=table.shape[1], sum_eps=eps)
 
         ours = label.startswith(DOT)
-        out_bytes = slots.numel() * torch.float32.itemsize
+        vector_bytes = x.numel() * torch.float32.itemsize
         return Variant(
             name=label,
             run=run,
             check=check,
             checked=f"the dot products of {len(sample)} tokens",
-            bytes=slots.numel() * table[0].nbytes + slots.nbytes + x.nbytes + out_bytes,
+            bytes=slots.numel() * (table[0].nbytes + torch.float32.itemsize)
+            + slots.nbytes
+            + vector_bytes,
             against=(f"{BAG_BACKWARD} {name}",) if ours else (),
             ours=ours,
             tokens=len(slots),
         )
 
     return [
-        checked(f"{DOT} {name}", lambda: gather_dot(table, slots, x, impl=impl), x, FP32_EPS),
-        checked(f"{BAG_BACKWARD} {name}", backward, own_x, torch.finfo(table.dtype).eps),
+        variant(
+            f"{DOT} {name}", lambda: gather_dot(table, slots, x, impl=request.impl), x, FP32_EPS
+        ),
+        variant(f"{BAG_BACKWARD} {name}", backward, own_x, torch.finfo(table.dtype).eps),
     ]
