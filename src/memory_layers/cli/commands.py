@@ -232,7 +232,7 @@ def run_bench(arguments: list[str]) -> int:
     """Run a benchmark of the checkout that this package lies in."""
     from importlib import import_module
 
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not (root / "benchmarks" / "__main__.py").is_file():
         raise UserError(
             "benchmarks are not part of the installed package. hint: in a checkout of the project, "
