@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-# Specification of an H100 SXM5, NVIDIA's data sheet: HBM3, and bf16 on the tensor cores.
-H100_BYTES_PER_S = 3.35e12
-H100_FLOPS_PER_S = 989e12
+from memory_layers.plan import DEVICES
+
+H100 = DEVICES["h100"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def floors_table(cpu_bytes_per_s: float | None) -> str:
     for shape in (PAPER, LAPTOP):
         for name, (moved, operations) in costs(shape).items():
             cpu = "–" if cpu_bytes_per_s is None else f"{moved / cpu_bytes_per_s * 1e3:.3g} ms"
-            gpu = max(moved / H100_BYTES_PER_S, operations / H100_FLOPS_PER_S)
+            gpu = max(moved / H100.bandwidth, operations / H100.bf16_flops)
             lines.append(
                 f"| {shape.name} | {name} | {moved / 1e9:.3g} GB | {operations / 1e9:.3g} G "
                 f"| {cpu} | {gpu * 1e3:.2g} ms |"

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from memory_layers.common.text import short_bytes as size
 from memory_layers.plan.devices import Device
 from memory_layers.plan.job import Job
 from memory_layers.plan.predict import Prediction, default_layout, predict, with_ranks
 from memory_layers.plan.rehearsal import exchange_bytes
-from memory_layers.plan.report import size
 from memory_layers.plan.work import row_state_bytes
 from memory_layers.train.config import RunConfig
 from tools.reference_layout import (

@@ -59,14 +59,7 @@ class Collective:
 def communication_of(
     job: Job, parameters: list[Parameter], root: Unit, blocks: list[Unit]
 ) -> list[Collective]:
-    """List what a rank takes part in during one step. Scalars are left out.
-
-    Args:
-        job: The run and its layout.
-        parameters: Of its model.
-        root: Embeddings, final norm and head.
-        blocks: In order.
-    """
+    """List what a rank takes part in during one step. Scalars are left out."""
     if not job.sharded:
         return []
     found = [*_memory(job), *_dense(job, root, blocks), *_tensor(job, parameters)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.layers.walk import find_layers, find_tables
 from memory_layers.models import backbone_of, build_model
 from memory_layers.models.classes import family_of
 from memory_layers.parallel.apply import fsdp_axis
@@ -66,11 +66,7 @@ class Parameter:
 
 
 def parameters_of(job: Job) -> list[Parameter]:
-    """Build the model of a job on the meta device and list its parameters.
-
-    Args:
-        job: The run.
-    """
+    """Build the model of a job on the meta device and list its parameters."""
     with torch.device("meta"):
         model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
     family = family_of(model)
@@ -79,14 +75,10 @@ def parameters_of(job: Job) -> list[Parameter]:
         for index, block in enumerate(family.blocks_of(backbone_of(model)))
         for parameter in block.parameters()
     }
-    values, in_memory, matrices = set(), set(), set()
-    for module in model.modules():
-        if isinstance(module, ValueTable):
-            values.add(id(module.weight))
-        if isinstance(module, MemoryLayer):
-            in_memory |= {id(parameter) for parameter in module.parameters()}
-        if isinstance(module, torch.nn.Linear):
-            matrices |= {id(parameter) for parameter in module.parameters()}
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    values = _ids(find_tables(model).values())
+    in_memory = _ids(find_layers(model).values())
+    matrices = _ids(linear)
     tied = model.config.tie_word_embeddings
     return [
         Parameter(
@@ -100,6 +92,10 @@ def parameters_of(job: Job) -> list[Parameter]:
         )
         for name, parameter in model.named_parameters()
     ]
+
+
+def _ids(modules: Iterable[torch.nn.Module]) -> set[int]:
+    return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
 def _split_axis(name: str, *, tied: bool, whole: bool) -> int | None:
@@ -133,12 +129,7 @@ class Counts:
 
 
 def count(job: Job, parameters: Iterable[Parameter]) -> Counts:
-    """Count the parameters of a model.
-
-    Args:
-        job: The run.
-        parameters: As `parameters_of` returned.
-    """
+    """Count the parameters of a model."""
     listed = list(parameters)
     values = sum(p.numel for p in listed if p.is_value)
     dense = sum(p.numel for p in listed if not p.is_value)
@@ -170,12 +161,7 @@ class Unit:
 
 
 def units_of(job: Job, parameters: Iterable[Parameter]) -> tuple[Unit, list[Unit]]:
-    """Return the root and the blocks of a job, as FSDP2 groups them.
-
-    Args:
-        job: The run and its layout.
-        parameters: As `parameters_of` returned.
-    """
+    """Return the root and the blocks of a job, as FSDP2 groups them."""
     by_place: dict[int | None, list[Parameter]] = {None: []}
     by_place |= {index: [] for index in range(job.shape.num_hidden_layers)}
     for parameter in parameters:

@@ -118,11 +118,6 @@ class Prediction:
 def predict(job: Job, device: Device, efficiency: Efficiency | None = None) -> Prediction:
     """Work out bytes, operations, traffic and time of a run.
 
-    Args:
-        job: The run and its layout.
-        device: What it would run on.
-        efficiency: Assumed shares of the peaks.
-
     Raises:
         UserError: The table's gradient is not kept as factors: its bytes are not covered here.
     """
@@ -217,12 +212,7 @@ def default_layout(ranks: int) -> Layout:
 
 
 def with_ranks(job: Job, layout: Layout) -> Job:
-    """Return a job for another layout, with as many rows a rank as before.
-
-    Args:
-        job: The run as it is divided now.
-        layout: Another.
-    """
+    """Return a job for another layout, with as many rows a rank as before."""
     train = replace(job.run.train, batch_size=job.rows * layout.readers)
     return replace(job, run=replace(job.run, train=train), layout=layout)
 
@@ -232,11 +222,6 @@ def smallest(job: Job, device: Device, efficiency: Efficiency | None = None) -> 
 
     Powers of two and the job's own number are tried, in `default_layout`, with the rows a rank has
     now: fewer ranks take more micro-batches for the same step.
-
-    Args:
-        job: The run as it is divided now.
-        device: What it would run on.
-        efficiency: Assumed shares of the peaks.
     """
     powers = [2**n for n in range(MOST_DEVICES.bit_length())]
     for ranks in sorted({*powers, job.layout.world}):

@@ -60,13 +60,7 @@ class _Ledger:
 
 
 def rehearse(job: Job, root: Unit, blocks: list[Unit]) -> Footprint:
-    """Walk through a step that is not the first, so that all optimizer state is there.
-
-    Args:
-        job: The run and its layout.
-        root: Embeddings, final norm and head.
-        blocks: In order.
-    """
+    """Walk through a step that is not the first, so that all optimizer state is there."""
     ledger = _Ledger()
     units = [root, *blocks]
     owned = sum(unit.shard for unit in units)

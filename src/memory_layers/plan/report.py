@@ -1,6 +1,6 @@
 """A prediction as nested values for JSON, and as tables for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from memory_layers.common.text import short_bytes, short_number
 from memory_layers.plan.job import Job
-from memory_layers.plan.predict import Prediction, StepTime
+from memory_layers.plan.predict import Prediction
 from memory_layers.plan.rehearsal import PARTS
 
 _WHAT = {
@@ -30,32 +31,28 @@ def as_values(prediction: Prediction, smallest: int | None) -> dict[str, Any]:
         prediction: What is to be shown.
         smallest: Smallest number of devices that fits, None for more than were tried.
     """
-    job, time = prediction.job, prediction.time
-    counts = asdict(prediction.counts)
+    job, time, footprint = prediction.job, prediction.time, prediction.footprint
     return {
         "name": job.run.name,
         "ranks": job.layout.world,
         "layout": asdict(job.layout),
         "device": asdict(prediction.device),
         "assumed_efficiency": asdict(prediction.efficiency),
-        "params": counts,
+        "params": asdict(prediction.counts),
         "tokens": {
             "step": job.step_tokens,
             "rank_micro_batch": job.tokens,
             "accumulate": job.run.train.accumulate,
         },
         "bytes_per_rank": {
-            **prediction.footprint.parts,
-            "total": prediction.footprint.total,
-            "moment": prediction.footprint.moment,
+            **footprint.parts,
+            "total": footprint.total,
+            "moment": footprint.moment,
             "usable": prediction.usable,
             "fits": prediction.fits,
-            "largest": dict(prediction.footprint.largest),
+            "largest": dict(footprint.largest),
         },
-        "flops_per_token": {
-            **asdict(prediction.flops),
-            "executed": prediction.flops.executed,
-        },
+        "flops_per_token": {**asdict(prediction.flops), "executed": prediction.flops.executed},
         "memory": memory_traffic(job),
         "traffic_per_rank_and_step": {
             **asdict(prediction.traffic),
@@ -63,12 +60,8 @@ def as_values(prediction: Prediction, smallest: int | None) -> dict[str, Any]:
         },
         "communication_per_rank_and_step": {
             each.kind: {
-                "operation": each.operation,
-                "group": each.group,
-                "count": each.count,
-                "payload": each.payload,
-                "sent": each.sent,
-                "overlaps": each.overlaps,
+                name: getattr(each, name)
+                for name in ("operation", "group", "count", "payload", "sent", "overlaps")
             }
             for each in prediction.communication
         },
@@ -87,11 +80,7 @@ def as_values(prediction: Prediction, smallest: int | None) -> dict[str, Any]:
 
 
 def memory_traffic(job: Job) -> dict[str, float]:
-    """Return the bytes of rows that a token reads in all memory layers, whatever the layout.
-
-    Args:
-        job: The run.
-    """
+    """Return the bytes of rows that a token reads in all memory layers, whatever the layout."""
     memory = job.memory
     if memory is None:
         return {"forward_bytes_per_token": 0, "training_bytes_per_token": 0}
@@ -113,7 +102,7 @@ def render(prediction: Prediction, smallest: int | None) -> Group:
         _bytes(prediction),
         _work(prediction),
         _communication(prediction),
-        _time(prediction.time),
+        _time(prediction),
         Text(verdict(prediction, smallest)),
     )
 
@@ -127,76 +116,79 @@ def _title(prediction: Prediction) -> str:
     )
 
 
-def _parameters(prediction: Prediction) -> Table:
-    table = Table("parameters", "")
-    counts = prediction.counts
-    for name, number in (
-        ("total", counts.total),
-        ("dense", counts.dense),
-        ("  in memory layers: queries, sub-keys, gates", counts.memory_dense),
-        ("  sub-keys alone", counts.sub_keys),
-        ("value tables", counts.values),
-        ("used by a token", counts.used_per_token),
-    ):
-        table.add_row(name, f"{number:,}")
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
     return table
+
+
+def _parameters(prediction: Prediction) -> Table:
+    counts = prediction.counts
+    rows = {
+        "total": counts.total,
+        "dense": counts.dense,
+        "  in memory layers: queries, sub-keys, gates": counts.memory_dense,
+        "  sub-keys alone": counts.sub_keys,
+        "value tables": counts.values,
+        "used by a token": counts.used_per_token,
+    }
+    return _table(("parameters", ""), ((name, f"{number:,}") for name, number in rows.items()))
 
 
 def _bytes(prediction: Prediction) -> Table:
-    footprint = prediction.footprint
-    moment = f"at the worst moment ({footprint.moment})"
-    table = Table("bytes a rank", moment, "at most", "what")
-    for part in PARTS:
-        if footprint.largest[part]:
-            table.add_row(
-                part, size(footprint.parts[part]), size(footprint.largest[part]), _WHAT[part]
-            )
-    usable = f"of {size(prediction.usable)} usable"
-    table.add_row("total", size(footprint.total), "", usable)
-    return table
+    found = prediction.footprint
+    head = ("bytes a rank", f"at the worst moment ({found.moment})", "at most", "what")
+    rows = [
+        (part, short_bytes(found.parts[part]), short_bytes(found.largest[part]), _WHAT[part])
+        for part in PARTS
+        if found.largest[part]
+    ]
+    usable = f"of {short_bytes(prediction.usable)} usable"
+    return _table(head, [*rows, ("total", short_bytes(found.total), "", usable)])
 
 
 def _work(prediction: Prediction) -> Table:
     flops, traffic = prediction.flops, memory_traffic(prediction.job)
-    table = Table("a token", "forward", "in training")
-    table.add_row("operations", number(flops.forward), number(flops.training))
-    table.add_row(
-        f"  and attention over {prediction.job.run.train.seq_len} tokens",
-        number(flops.attention_forward), number(flops.attention_training),
-    )  # fmt: skip
+    attention = f"  and attention over {prediction.job.run.train.seq_len} tokens"
+    numbers = {
+        "operations": (flops.forward, flops.training),
+        attention: (flops.attention_forward, flops.attention_training),
+    }
+    rows = [(name, *map(short_number, pair)) for name, pair in numbers.items()]
     if flops.recomputed:
-        table.add_row("  and recomputed", "", number(flops.recomputed))
-    table.add_row(
-        "rows of value tables read",
-        size(traffic["forward_bytes_per_token"]), size(traffic["training_bytes_per_token"]),
-    )  # fmt: skip
-    return table
+        rows.append(("  and recomputed", "", short_number(flops.recomputed)))
+    rows.append(("rows of value tables read", *map(short_bytes, traffic.values())))
+    return _table(("a token", "forward", "in training"), rows)
 
 
 def _communication(prediction: Prediction) -> Table:
-    table = Table("communication of a rank and step", "ranks", "times", "payload", "sent", "")
-    for each in prediction.communication:
-        hidden = "overlaps with computation" if each.overlaps else "not hidden"
-        table.add_row(
-            each.kind, str(each.group), str(each.count), size(each.payload), size(each.sent), hidden
+    rows = [
+        (
+            each.kind,
+            str(each.group),
+            str(each.count),
+            short_bytes(each.payload),
+            short_bytes(each.sent),
+            "overlaps with computation" if each.overlaps else "not hidden",
         )
-    if not prediction.communication:
-        table.add_row("none", "1", "", "", "", "")
-    return table
+        for each in prediction.communication
+    ]
+    head = ("communication of a rank and step", "ranks", "times", "payload", "sent", "")
+    return _table(head, rows or [("none", "1", "", "", "", "")])
 
 
-def _time(time: StepTime) -> Table:
-    table = Table("predicted seconds of a step", "", "share")
-    rows: Mapping[str, float] = {
+def _time(prediction: Prediction) -> Table:
+    time = prediction.time
+    terms = {
         "compute": time.compute,
         "memory bandwidth": time.bandwidth,
         **{f"communication: {kind}": seconds for kind, seconds in time.exposed.items()},
     }
-    for name, seconds in rows.items():
-        table.add_row(name, f"{seconds:.4g}", f"{seconds / time.total:.0%}")
-    table.add_row("total", f"{time.total:.4g}", "")
-    table.add_row("hidden behind compute", f"{time.hidden:.4g}", "")
-    return table
+    rows = [(name, f"{s:.4g}", f"{s / time.total:.0%}") for name, s in terms.items()]
+    rows.append(("total", f"{time.total:.4g}", ""))
+    rows.append(("hidden behind compute", f"{time.hidden:.4g}", ""))
+    return _table(("predicted seconds of a step", "", "share"), rows)
 
 
 def verdict(prediction: Prediction, smallest: int | None) -> str:
@@ -218,19 +210,3 @@ def verdict(prediction: Prediction, smallest: int | None) -> str:
         f"{used.memory:.0%} of the memory can be used; slots drawn uniformly.\n"
         f"Rates: {device.source}."
     )
-
-
-def size(count: float) -> str:
-    """Write a number of bytes for people, in powers of 1000 as data sheets do."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
-def number(count: float) -> str:
-    """Write a number of operations for people."""
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(count) >= scale:
-            return f"{count / scale:.4g} {unit}"
-    return f"{count:.0f}"

@@ -36,12 +36,7 @@ class Flops:
 
 
 def flops_of(job: Job, parameters: list[Parameter]) -> Flops:
-    """Count the operations of a token, as torch.utils.flop_counter counts them.
-
-    Args:
-        job: The run.
-        parameters: Of its model.
-    """
+    """Count the operations of a token, as torch.utils.flop_counter counts them."""
     memory, shape = job.memory, job.shape
     # The one matrix of tied embeddings counts: the head is the linear map among its two users.
     matrices = 2 * sum(p.numel for p in parameters if p.is_matrix and len(p.shape) == 2)
