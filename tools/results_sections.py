@@ -5,9 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_layers.study.report import comparisons, markdown_table, summary_table
-from memory_layers.study.report_tables import percent
-from memory_layers.study.scale_report import scale_rows
+from memory_layers.study.report import (
+    comparisons,
+    markdown_table,
+    percent,
+    scale_rows,
+    summary_table,
+)
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = (

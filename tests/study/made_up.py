@@ -1,7 +1,5 @@
 """Complete results of a comparison that nobody ran, for tests of the report."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -1,12 +1,11 @@
 """Intervals over seeds: the quantiles of published tables, and no interval of one seed."""
 
-from __future__ import annotations
-
 import math
+import statistics
 
 import pytest
 
-from memory_layers.study.intervals import half_width, spread, student_quantile
+from memory_layers.study.intervals import finite, half_width, spread
 
 # 97.5 % quantiles of Student's t, as any table prints them.
 TABLE = {
@@ -23,23 +22,27 @@ TABLE = {
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), TABLE.items())
-def test_quantiles_of_the_table(freedom: int, quantile: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(quantile, abs=5e-4)
+def test_half_width_is_the_quantile_of_the_table_times_the_standard_error(
+    freedom: int, quantile: float
+) -> None:
+    numbers = [float(n) for n in range(freedom + 1)]
+    error = statistics.stdev(numbers) / math.sqrt(len(numbers))
+    assert half_width(numbers) == pytest.approx(quantile * error, rel=5e-4)
 
 
 def test_two_degrees_of_freedom_have_a_closed_form() -> None:
-    assert student_quantile(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-12)
-
-
-def test_no_degree_of_freedom_is_refused() -> None:
-    with pytest.raises(ValueError, match="freedom must be >= 1, got 0"):
-        student_quantile(0)
-
-
-def test_half_width_of_three_numbers() -> None:
     # Standard deviation 1, standard error 1 / sqrt(3).
-    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302653 / math.sqrt(3))
+    quantile = 0.95 * math.sqrt(2 / (1 - 0.95**2))
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(quantile / math.sqrt(3), rel=1e-12)
+
+
+def test_one_number_has_no_interval() -> None:
     assert half_width([0.5]) is None
+
+
+@pytest.mark.parametrize("value", [None, "1", True, float("nan"), float("inf")])
+def test_only_finite_numbers_count(value: object) -> None:
+    assert finite(value) is None
 
 
 def test_spread_leaves_out_what_is_no_number() -> None:

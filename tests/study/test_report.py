@@ -1,7 +1,5 @@
 """The report shows what the runs say: right means, failed runs, nothing fetched or executed."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import io
@@ -15,8 +13,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from memory_layers.study.plots import draw_plots
-from memory_layers.study.plots_base import Plot
+from memory_layers.study.plots.comparison import draw_plots
+from memory_layers.study.plots.drawing import Plot
 from memory_layers.study.report import (
     markdown_table,
     render_table,
@@ -118,14 +116,15 @@ def results() -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the plots, which take most of the time of a report."""
-    stand_in = {"recall_over_tokens": Plot(b"no image", "variant,seed\n<b>,0\n")}
-    monkeypatch.setattr("memory_layers.study.report.draw_plots", lambda *_: stand_in)
+    plot = Plot(b"no image", "variant,seed\n<b>,0\n")
+    stand_in = {"Over training": {"recall_over_tokens": plot}}
+    monkeypatch.setattr("memory_layers.study.report.comparison.draw_plots", lambda *_: stand_in)
 
 
 @pytest.fixture
 def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real plots."""
-    monkeypatch.setattr("memory_layers.study.report.draw_plots", draw_plots)
+    monkeypatch.setattr("memory_layers.study.report.comparison.draw_plots", draw_plots)
 
 
 def only(results: dict[str, Any], *keep: tuple[str, int]) -> dict[str, Any]:
@@ -277,6 +276,7 @@ def test_plots_are_valid_and_the_same_in_the_page(results: dict[str, Any], tmp_p
         "recall_against_parameters",
         "recall_by_relation",
         "slot_usage",
+        "loss_over_tokens",
     )
     assert set(files) == {f"{name}.{ending}" for name in names for ending in ("png", "csv")}
     embedded = {base64.b64decode(code) for code in re.findall(r"base64,([^\"]+)", page)}
@@ -315,7 +315,7 @@ def test_failed_write_leaves_the_old_page(
     def refuse(source: object, target: object) -> None:
         raise OSError("disk is full")
 
-    monkeypatch.setattr("memory_layers.study.report_page.os.replace", refuse)
+    monkeypatch.setattr("os.replace", refuse)
     results["name"] = "other"
     with pytest.raises(OSError, match="disk is full"):
         write_report(results, tmp_path)

@@ -3,8 +3,6 @@
 The plots are drawn once. Other tests leave out the pixels.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -19,22 +17,21 @@ from made_up import KINDS, make_up
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
-from memory_layers.study.plots import PLOT_NAMES, draw_plots
-from memory_layers.study.plots_base import variant_styles
-from memory_layers.study.plots_cost import cost_plot, pareto_front
+from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
+from memory_layers.study.plots.cost import cost_plot, pareto_front
+from memory_layers.study.plots.drawing import Plot, variant_styles
 from memory_layers.study.report import comparisons, markdown_table, render_table, write_report
-from memory_layers.study.report_page import (
+from memory_layers.study.report.page import (
     Cell,
     Figure,
-    Folded,
+    Glossary,
     Page,
     Row,
-    Section,
     Table,
     render_page,
     write_page,
 )
-from memory_layers.study.report_summary import BITS, by_variant, finished, summary_table
+from memory_layers.study.summary import BITS, by_variant, finished, summary_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots are built but not drawn, which takes the most of their time."""
-    monkeypatch.setattr("memory_layers.study.plots_base.render_png", lambda _figure: b"no image")
+    monkeypatch.setattr("memory_layers.study.plots.drawing.render_png", lambda _figure: b"no image")
 
 
 def plots_of(results: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +48,8 @@ def plots_of(results: dict[str, Any]) -> dict[str, Any]:
         for name, runs in by_variant(results).items()
         if (done := [run for run in runs if finished(run)])
     }
-    return draw_plots(groups, variant_styles(list(by_variant(results))))
+    sections = draw_plots(groups, variant_styles(list(by_variant(results))))
+    return {name: plot for plots in sections.values() for name, plot in plots.items()}
 
 
 def rows_of(plot: Any) -> list[dict[str, str]]:
@@ -161,7 +159,7 @@ def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of eight variants with three seeds, drawn small."""
     folder = tmp_path_factory.mktemp("full")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memory_layers.study.plots_base._DPI", 50)
+        patch.setattr("memory_layers.study.plots.drawing.DPI", 50)
         write_report(make_up(), folder)
     return folder
 
@@ -179,12 +177,12 @@ def test_every_plot_is_written_with_its_data(full_page: Path) -> None:
         assert found <= set(KINDS)
         assert "memory_plus" in found
         with Image.open(full_page / "plots" / f"{name}.png") as image:
-            assert image.width == 320
+            assert image.width == 360
 
 
 def test_page_says_what_was_matched_and_the_verdicts(full_page: Path) -> None:
     text = text_of((full_page / "report.html").read_text("utf-8"))
-    assert "Every variant was trained on 9,000,000 tokens." in text
+    assert "Every variant was trained on 9.00M tokens." in text
     assert "FLOPs per token were matched to 10.0M; the furthest off is peer, by +10.0 %." in text
     assert "Total parameters were not matched." in text
     assert "moe_fine seed 2 diverged: loss is nan at step 812" in text
@@ -249,6 +247,7 @@ def test_results_of_the_first_format_still_give_a_report(tmp_path: Path) -> None
         "recall_against_parameters",
         "recall_by_relation",
         "slot_usage",
+        "loss_over_tokens",
     }
 
 
@@ -307,7 +306,7 @@ def test_what_is_no_number_is_left_out() -> None:
 
 
 def test_hostile_names_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_layers.study.plots_base._DPI", 50)
+    monkeypatch.setattr("memory_layers.study.plots.drawing.DPI", 50)
     results = make_up(("dense",), 1)
     (run,) = results["runs"]
     run["variant"] = "_<script>$x^$|`[red]\n"
@@ -343,22 +342,27 @@ def test_pareto_front() -> None:
 
 
 def test_a_page_of_its_own(tmp_path: Path) -> None:
-    table = Table(("Law", "Slope"), [Row(Cell("a<b"), [Cell("1", "2")])], "Laws & more")
-    figure = Figure("fit", "A fit.", "How to read it.", b"png", "x,y\n1,2\n")
+    row = Row(Cell("a<b"), [Cell("1", "2")])
+    table = Table(("Law", "Slope"), [row], "Laws & more", fold="open")
+    figure = Figure("fit", Plot(b"png", "x,y\n1,2\n"))
     page = Page(
         title="T",
         lead="L",
         notes=["N"],
-        sections=[
-            Section("Full", ["A paragraph.", figure, figure, Folded("More", table, shown=True)]),
-            Section("Empty", []),
-        ],
+        sections={
+            "Full": ["A paragraph.", figure, figure, table, {"<term>": "& meaning"}],
+            "Empty": [],
+            "Meaning": [Glossary("sweep")],
+        },
         footer={"Device": "D"},
     )
     text = render_page(page)
     assert text.count('<div class="plots">') == 1
-    assert "<details open><summary>More</summary>" in text
+    assert "<details open><summary>Laws &amp; more</summary>" in text
     assert "a&lt;b" in text
+    assert "&lt;term&gt;" in text
+    assert "& meaning" in text_of(text)
+    assert "Worth of dense compute" in text
     assert "Empty" not in text
     assert write_page(page, tmp_path) == tmp_path / "report.html"
     assert (tmp_path / "plots" / "fit.csv").read_bytes() == b"x,y\n1,2\n"

@@ -16,8 +16,8 @@ pytest.importorskip("rich")
 from rich.console import Console
 
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.scale_plots import PLOT_NAMES, slots_label
-from memory_layers.study.scale_report import render_scale_table, scale_rows, write_scale_report
+from memory_layers.study.plots.sweep import PLOT_NAMES, slots_label
+from memory_layers.study.report import render_scale_table, scale_rows, write_scale_report
 
 BASES = ("small", "middle", "<b>large")
 HOSTILE = "<script>alert(1)</script>"

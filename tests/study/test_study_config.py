@@ -88,7 +88,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
             BASE + "variants: {a: dens}",
             "variants.a: unknown kind 'dens'. hint: did you mean 'dense'",
         ),
-        (BASE + "variants: {a: {kind: rnn}}", "unknown kind 'rnn'. hint: kinds: dense, memory, "),
+        (BASE + "variants: {a: {kind: rnn}}", "unknown kind 'rnn'. hint: one of dense, memory, "),
         (BASE + "variants: {a: {kind: [dense]}}", "unknown kind ['dense']"),
         (BASE + "variants: {a: {kind: dense, memory: {top_k: 2}}}", "memory has no effect on kind"),
         (BASE + "variants: {a: {kind: memory, moe: {experts: 2}}}", "moe has no effect on kind"),

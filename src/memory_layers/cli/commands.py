@@ -32,7 +32,10 @@ from memory_layers.integrations.serve import Serve
 from memory_layers.train.config import RunConfig
 
 # Packages that a command may lack, and the extra that installs each.
-EXTRAS = {"lm_eval": "eval", "matplotlib": "train", "tensorboard": "train"}
+EXTRAS = {
+    "lm_eval": "eval", "jinja2": "train", "matplotlib": "train", "scipy": "train",
+    "tensorboard": "train",
+}  # fmt: skip
 
 
 def run_train(args: Train) -> int:
@@ -56,7 +59,7 @@ def run_train(args: Train) -> int:
 
 def run_compare(args: Compare) -> int:
     """Train variants and print what came of each."""
-    _needs("tensorboard", "matplotlib")
+    _needs("tensorboard", "matplotlib", "jinja2", "scipy")
     from memory_layers.study.compare import compare
     from memory_layers.study.config import check_seeds, load_compare
     from memory_layers.study.report import render_table
@@ -75,9 +78,9 @@ def run_compare(args: Compare) -> int:
 
 def run_scale(args: Scale) -> int:
     """Train a sweep and print what came of it."""
-    _needs("tensorboard", "matplotlib")
+    _needs("tensorboard", "matplotlib", "jinja2", "scipy")
+    from memory_layers.study.report import render_scale_table
     from memory_layers.study.scale import load_scale, scale
-    from memory_layers.study.scale_report import render_scale_table
 
     _check_counts(workers=args.workers, threads=args.threads)
     config = load_scale(find_config(args.config)).changed(args.run, args.slots, args.seeds)
@@ -105,9 +108,8 @@ def run_plan(args: Plan) -> int:
 
 def run_report(args: Report) -> int:
     """Write a report."""
-    _needs("matplotlib")
-    from memory_layers.study.report import write_report
-    from memory_layers.study.scale_report import write_scale_report
+    _needs("matplotlib", "jinja2", "scipy")
+    from memory_layers.study.report import write_report, write_scale_report
 
     try:
         results = json.loads(args.results.read_text("utf-8"))

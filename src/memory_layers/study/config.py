@@ -5,12 +5,13 @@ Next: kinds.py, the variants that have a name, and match.py, which makes variant
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
+from memory_layers.common.text import did_you_mean
+from memory_layers.study.fields import changed_fields, flat_fields, merge_fields
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
 from memory_layers.train.config import RunConfig
 
@@ -62,12 +63,7 @@ class CompareConfig:
                 is trained on another number of tokens.
         """
         runs = {name: self._run(name, variant) for name, variant in self.overrides.items()}
-        counts = {name: tokens_of(run) for name, run in runs.items()}
-        if len(set(counts.values())) > 1:
-            raise UserError(
-                f"variants must be trained on the same number of tokens, got {counts}. "
-                f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `variants:`"
-            )
+        check_tokens("variants", runs)
         return runs
 
     def kinds(self) -> dict[str, str]:
@@ -118,11 +114,7 @@ class CompareConfig:
         """
         runs = self.variants() if variants is None else variants
         return {
-            f"{variant}-seed{seed}": (
-                variant,
-                seed,
-                replace(config, train=replace(config.train, seed=seed)),
-            )
+            f"{variant}-seed{seed}": (variant, seed, with_seed(config, seed))
             for seed in self.seeds
             for variant, config in runs.items()
         }
@@ -133,17 +125,8 @@ class CompareConfig:
         Raises:
             UserError: A field was changed that every run takes from its variant or seed.
         """
-        before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
-        changed = {name for name in before | after if before.get(name) != after.get(name)}
-        for name, variant in self.overrides.items():
-            clash = sorted(changed & set(flat_fields(variant.changes)))
-            if clash:
-                raise UserError(
-                    f"--{clash[0]} has no effect: variant {name!r} sets its own. "
-                    "hint: change it in the file, under `variants:`"
-                )
-        if "train.seed" in changed:
-            raise UserError("--train.seed has no effect on a comparison. hint: use --seeds")
+        changes = {name: variant.changes for name, variant in self.overrides.items()}
+        check_changes(self.base, base, ("variant", changes), {"train.seed": "--seeds"})
         return replace(self, base=base)
 
     def _run(self, name: str, variant: Variant) -> RunConfig:
@@ -182,11 +165,8 @@ def load_compare(path: Path) -> CompareConfig:
             f"{path}: needs `variants:`, names and what each changes. hint: to train one model, "
             "use `memory-layers train`"
         )
-    overrides = {}
-    for name, entry in entries.items():
-        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"{path}: variants: {name!r} must be letters, digits, - and _")
-        overrides[name] = _read_variant(entry, f"{path}: variants.{name}")
+    check_names(entries, f"{path}: variants")
+    overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
     parts = {"": values, **{f"variants.{n}.": v.changes for n, v in overrides.items()}}
     for where, part in parts.items():
         if isinstance(part.get("train"), dict) and "seed" in part["train"]:
@@ -213,8 +193,7 @@ def _read_match(match: Any, where: str) -> tuple[Measure, ...]:  # noqa: ANN401
         raise UserError(f"{where} must be a list of {', '.join(MEASURES)}, got {match!r}")
     for name in names:
         if name not in MEASURES:
-            close = get_close_matches(str(name), MEASURES, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(MEASURES)}"
+            hint = did_you_mean(name, MEASURES)
             raise UserError(f"{where}: unknown measure {name!r}. hint: {hint}")
     return tuple(name for name in MEASURES if name in names)
 
@@ -255,8 +234,7 @@ def _check_reference(
         if measure not in match:
             raise UserError(f"{where}.{measure} has no effect: match is {list(match)}")
         if name not in overrides:
-            close = get_close_matches(str(name), overrides, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"variants: {', '.join(overrides)}"
+            hint = did_you_mean(name, overrides)
             raise UserError(f"{where}.{measure}: unknown variant {name!r}. hint: {hint}")
 
 
@@ -293,22 +271,62 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
         raise UserError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
 
 
-def merge_fields(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested fields with some of them changed, to any depth."""
-    merged = dict(base)
-    for name, value in changes.items():
-        old = merged.get(name)
-        nested = isinstance(value, Mapping) and isinstance(old, Mapping)
-        merged[name] = merge_fields(old, value) if nested else value
-    return merged
+def check_names(names: Mapping[Any, Any], where: str) -> None:
+    """Refuse names that cannot be part of the name of a folder.
+
+    Raises:
+        UserError: One cannot.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"{where}: {name!r} must be letters, digits, - and _")
 
 
-def flat_fields(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested fields under names with dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_fields(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+def check_tokens(where: str, runs: Mapping[str, RunConfig]) -> None:
+    """Refuse runs that would be trained on different numbers of tokens.
+
+    Raises:
+        UserError: They would.
+    """
+    counts = {name: tokens_of(run) for name, run in runs.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            f"{where} must be trained on the same number of tokens, got {counts}. "
+            f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `{where}:`"
+        )
+
+
+def check_changes(
+    before: RunConfig,
+    after: RunConfig,
+    parts: tuple[str, Mapping[str, Mapping[str, Any]]],
+    flags: Mapping[str, str],
+) -> None:
+    """Refuse flags of the command line that change nothing.
+
+    Args:
+        before: The base that the file gives.
+        after: The base with the flags.
+        parts: What a part of the study is called, and the fields that each sets itself.
+        flags: Fields that every run takes from elsewhere, with the flag that sets them.
+
+    Raises:
+        UserError: A field was changed that runs take from elsewhere.
+    """
+    changed = set(changed_fields(asdict(before), asdict(after)))
+    for field_, flag in flags.items():
+        if field_ in changed:
+            raise UserError(f"--{field_} has no effect: runs set their own. hint: use {flag}")
+    what, own = parts
+    for name, changes in own.items():
+        clash = sorted(changed & set(flat_fields(changes)))
+        if clash:
+            raise UserError(
+                f"--{clash[0]} has no effect: {what} {name!r} sets its own. "
+                f"hint: change it in the file, under `{what}s:`"
+            )
+
+
+def with_seed(run: RunConfig, seed: int) -> RunConfig:
+    """Return a run with another seed."""
+    return replace(run, train=replace(run.train, seed=seed))

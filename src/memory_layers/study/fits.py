@@ -10,7 +10,7 @@ Two forms, each with an intercept and a slope over the binary logarithm of slots
   (least squares), so that it never falls below 0.
 
 Intervals are percentiles over runs drawn with replacement, which holds the spread of seeds and
-how badly the form fits. Next: scale.py, which asks for the fits; scale_plots.py, which draws them.
+how badly the form fits. Next: scale.py, which asks for the fits; plots/sweep.py, which draws them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from memory_layers.study.intervals import LEVEL, finite
-from memory_layers.study.report_summary import finished, status
+from memory_layers.study.summary import Run, finished, measured, status
 
 RESAMPLES = 1000
 MIN_POINTS = 3
@@ -53,7 +54,7 @@ class Fit:
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the metric at x [m] by every line: [1 + RESAMPLES, m] float64."""
         line = self.lines[:, :1] + self.lines[:, 1:] * np.log2(x)
-        return _sigmoid(line) if self.metric == "recall" else np.exp(line)
+        return expit(line) if self.metric == "recall" else np.exp(line)
 
     def reach(self, y: np.ndarray) -> np.ndarray:
         """Return log2 of the x at which each line reaches its y.
@@ -66,7 +67,7 @@ class Fit:
             ends short of y, never does.
         """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            level = np.log(y) - np.log1p(-y) if self.metric == "recall" else np.log(y)
+            level = logit(y) if self.metric == "recall" else np.log(y)
             where = (level - self.lines[:, 0]) / self.lines[:, 1]
         improves = self.lines[:, 1] > 0 if self.metric == "recall" else self.lines[:, 1] < 0
         return np.where(improves & ~np.isnan(where), where, np.inf)
@@ -184,11 +185,11 @@ def fit_sweep(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def measured(run: Mapping[str, Any], metric: str) -> float | None:
-    """Return a finished run's value on held-out questions, None where it has none."""
+def heldout(run: Run, metric: str) -> float | None:
+    """Return a finished run's recall or answer NLL of held-out questions, None without one."""
     if not finished(run):
         return None
-    value = finite((run.get(metric) or {}).get("question_heldout"))
+    value = measured(run, "question_heldout" if metric == "recall" else metric)
     return None if value is not None and metric == "answer_nll" and value <= 0 else value
 
 
@@ -208,7 +209,7 @@ def _fit_runs(
     """Fit what the runs measured, and say which of them it is without."""
     pairs, left_out = [], []
     for run in runs:
-        x, y = place(run), measured(run, metric)
+        x, y = place(run), heldout(run, metric)
         if x and y is not None:
             pairs.append((x, y))
         else:
@@ -232,7 +233,7 @@ def _exchange(metric: str, runs: Sequence[Mapping[str, Any]], dense: Fit | str) 
     done = sorted(
         (run["seed"], y, run["flops_per_token"])
         for run in runs
-        if (y := measured(run, metric)) is not None
+        if (y := heldout(run, metric)) is not None
     )
     names = ("dense_flops", "times", "low", "high", "extrapolated")
     none: dict[str, Any] = dict.fromkeys(names)
@@ -313,7 +314,7 @@ def _logistic_lines(z: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndar
 
     best = gain(lines)
     for _ in range(_MOST_STEPS):
-        share = _sigmoid(lines @ design)
+        share = expit(lines @ design)
         slope = (counts * (y - share)) @ design.T - ridge * lines
         curve = counts * share * (1 - share)
         a, b, c = curve.sum(1) + ridge, curve @ z, curve @ z**2 + ridge
@@ -328,9 +329,3 @@ def _logistic_lines(z: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndar
         if (np.abs(step).max(axis=1) * size).max() < 1e-9:
             break
     return lines
-
-
-def _sigmoid(line: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-line)), without overflow at either end."""
-    small = np.exp(-np.abs(line))
-    return np.where(line >= 0, 1, small) / (1 + small)

@@ -7,11 +7,11 @@ config.py, which reads a comparison, and match.py, which makes its variants cost
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.text import did_you_mean
 from memory_layers.config import MemoryConfig
 from memory_layers.train.config import RunConfig
 
@@ -102,9 +102,7 @@ def check_kind(kind: object, where: str) -> str:
     """
     if isinstance(kind, str) and kind in KINDS:
         return kind
-    close = get_close_matches(str(kind), KINDS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"kinds: {', '.join(KINDS)}"
-    raise UserError(f"{where}: unknown kind {kind!r}. hint: {hint}")
+    raise UserError(f"{where}: unknown kind {kind!r}. hint: {did_you_mean(kind, KINDS)}")
 
 
 def check_options(kind: str, changes: Mapping[str, Any], where: str) -> None:

@@ -1,20 +1,23 @@
-"""One run of a comparison: train it, then put down everything the report needs."""
+"""One run of a study: train it, then record everything that the report needs."""
 
-import json
-import os
+import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from memory_layers.common.files import write_json
 from memory_layers.layers import PeerLayer
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
 from memory_layers.study.config import tokens_of
+from memory_layers.study.examples import example_answers
 from memory_layers.study.flops import count_flops
+from memory_layers.study.outcome import RESULT
 from memory_layers.train.config import RunConfig
 from memory_layers.train.loop import TrainedModel, train
 
@@ -32,7 +35,8 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
     final = trained.history[-1]
     forward, training = count_flops(trained.model, config.train.seq_len, config.train.batch_size)
     parameters = count_parameters(trained.model)
-    answered = (trained.data.probes, final["correct"], final.get("asked"))
+    asked, shape = final.get("asked"), trained.model.config
+    answered = (trained.data.probes, final["correct"], asked)
     bits = bits_stored(*answered)
     result = {
         "variant": variant,
@@ -55,12 +59,17 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
         "recall_by_entropy": recall_by_entropy(*answered),
         "text": final.get("text"),
         "slot_usage": final.get("slot_usage"),
+        "examples": example_answers(trained.model, trained.data, final["correct"], asked),
+        "losses": _losses(trained.history),
+        "shape": {
+            "layers": shape.num_hidden_layers,
+            "hidden_size": shape.hidden_size,
+            "mlp_size": shape.intermediate_size,
+        },
         "history": _history(trained, training * tokens_of(config) / config.train.steps),
         "config": asdict(config),
     }
-    part = out / "result.json.part"
-    part.write_text(json.dumps(result, indent=1), "utf-8")
-    os.replace(part, out / "result.json")
+    write_json(out / RESULT, result)
     return result
 
 
@@ -111,3 +120,19 @@ def _history(trained: TrainedModel, flops_per_step: float) -> list[dict[str, Any
                 }
             )
     return points
+
+
+def _losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+    """Return step and loss, of training and of held-out text, each at most about a hundred times.
+
+    The loss of training is the mean over neighbouring lines.
+    """
+    lines = [line for line in history if "loss" in line]
+    size = math.ceil(len(lines) / 100) or 1
+    parts = [lines[i : i + size] for i in range(0, len(lines), size)]
+    return {
+        "training": [
+            [part[-1]["step"], sum(line["loss"] for line in part) / len(part)] for part in parts
+        ],
+        "text": [[line["step"], line["text"]["nll"]] for line in history if line.get("text")],
+    }

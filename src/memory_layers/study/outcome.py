@@ -6,21 +6,24 @@ A run that did not finish stays in the results, with one of these statuses: "div
 
 import errno
 import json
-import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from memory_layers.common.files import write_json
+from memory_layers.common.provenance import commit, device_name, versions
 
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 
 
 @contextmanager
 def recorded_failures(folder: Path) -> Generator[None]:
-    """Write down in FOLDER what ends the block early, and let it go on its way."""
+    """Record in FOLDER the error that ends the block early, and raise it again."""
     try:
         yield
     except (RuntimeError, OSError, MemoryError, FloatingPointError, KeyboardInterrupt) as error:
@@ -31,7 +34,7 @@ def recorded_failures(folder: Path) -> Generator[None]:
 
 
 def record_exit(folder: Path, exit_code: int | None) -> bool:
-    """Write down in FOLDER how its process ended, unless that is known.
+    """Record in FOLDER how its process ended, unless that is known.
 
     Args:
         folder: Of a run.
@@ -69,23 +72,50 @@ def read_outcome(variant: str, seed: int, folder: Path) -> dict[str, Any]:
         `steps` done and `last_loss`, None where it logged none. The status of a run that has not
         ended is "unfinished".
     """
-    path = folder / RESULT
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    path = folder / FAILURE
-    ended = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    if (folder / RESULT).is_file():
+        return json.loads((folder / RESULT).read_text("utf-8"))
+    ended = {"status": "unfinished", "error": "the run has not ended yet"}
+    if (folder / FAILURE).is_file():
+        ended = json.loads((folder / FAILURE).read_text("utf-8"))
+    lines = read_metrics(folder)
+    steps = lines[-1]["step"] if lines else 0
+    losses = [line["loss"] for line in lines if "loss" in line]
+    last = losses[-1] if losses else None
+    return {"variant": variant, "seed": seed, **ended, "steps": steps, "last_loss": last}
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines that a run has written to its metrics.jsonl so far."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    # The last one may be half a line: still being written, or left by a killed run.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def about_study(name: str, command: str, workers: int) -> dict[str, Any]:
+    """Return what results.json says about where its runs come from."""
     return {
-        "variant": variant,
-        "seed": seed,
-        **(ended or {"status": "unfinished", "error": "the run has not ended yet"}),
-        **_progress(folder / "metrics.jsonl"),
+        "format_version": 1,
+        "name": name,
+        "command": command,
+        "device": device_name(),
+        "workers": workers,
+        "versions": versions("torch", "numba", "transformers", "tokenizers"),
+        "commit": commit(),
     }
 
 
+def write_results(out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Write OUT/results.json with the date of today, and return its content."""
+    dated = {**results, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    write_json(out / "results.json", dated)
+    return dated
+
+
 def _write_failure(folder: Path, status: str, error: str) -> None:
-    part = folder / f"{FAILURE}.part"
-    part.write_text(json.dumps({"status": status, "error": error}), "utf-8")
-    os.replace(part, folder / FAILURE)
+    write_json(folder / FAILURE, {"status": status, "error": error})
 
 
 def _status_of(error: BaseException) -> str:
@@ -106,14 +136,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _progress(metrics: Path) -> dict[str, Any]:
-    steps, loss = 0, None
-    if metrics.is_file():
-        for line in metrics.read_text("utf-8").splitlines(keepends=True):
-            # A killed run may have left half a line at the end.
-            if line.endswith("\n"):
-                values = json.loads(line)
-                steps, loss = values["step"], values.get("loss", loss)
-    return {"steps": steps, "last_loss": loss}

@@ -1,15 +1,16 @@
 """The live view of many runs: a bar for each that runs, read from what the runs write down."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from memory_layers.study.outcome import read_metrics
 
 SECONDS_BETWEEN_LINES = 20.0
 
@@ -81,16 +82,10 @@ class CompareProgress:
 
     def _state(self, name: str) -> tuple[int, str]:
         """Return the last step of a run and what is known about it."""
-        path = self._folder / name / "metrics.jsonl"
-        if not path.is_file():
-            return 0, ""
         loss, recall, step = None, None, 0
-        for line in path.read_text("utf-8").splitlines(keepends=True):
-            # The last line may still be being written.
-            if line.endswith("\n"):
-                values: dict[str, Any] = json.loads(line)
-                step = values["step"]
-                loss = values.get("loss", loss)
-                recall = values.get("recall", {}).get("question_heldout", recall)
+        for line in read_metrics(self._folder / name):
+            step = line["step"]
+            loss = line.get("loss", loss)
+            recall = line.get("recall", {}).get("question_heldout", recall)
         status = "" if loss is None else f"loss {loss:.2f}"
         return step, status if recall is None else f"{status}  held-out recall {recall:.2f}"

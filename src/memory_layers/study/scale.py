@@ -6,28 +6,27 @@ threads, so that neither the order nor the number of workers changes a result. N
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.provenance import commit, device_name, versions
+from memory_layers.common.files import write_json
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.data.prepare import prepare_data
 from memory_layers.study.config import (
-    TOKEN_FIELDS,
+    check_changes,
+    check_names,
     check_seeds,
-    flat_fields,
-    merge_fields,
-    tokens_of,
+    check_tokens,
+    with_seed,
 )
+from memory_layers.study.fields import flat_fields, merge_fields
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.outcome import read_outcome
+from memory_layers.study.outcome import about_study, read_outcome, write_results
+from memory_layers.study.report import write_scale_report
 from memory_layers.study.runs import Job, run_all, workers_for
-from memory_layers.study.scale_report import write_scale_report
 from memory_layers.train.checkpoint import claim_folder
 from memory_layers.train.config import RunConfig
 
@@ -68,22 +67,13 @@ class ScaleConfig:
                 memory = {**values["memory"], "sub_keys": math.isqrt(slots)} if slots else None
                 changed = {**values, "memory": memory, "name": title}
                 cells[title] = (name, slots, from_dict(RunConfig, changed, where))
-        counts = {name: tokens_of(run) for name, _, run in cells.values()}
-        if len(set(counts.values())) > 1:
-            raise UserError(
-                f"bases must be trained on the same number of tokens, got {counts}. "
-                f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `bases:`"
-            )
+        check_tokens("bases", {name: run for name, _, run in cells.values()})
         return cells
 
     def jobs(self) -> dict[str, Job]:
         """Return each run by the name of its folder: cell, seed and configuration."""
         return {
-            f"{cell}-seed{seed}": (
-                cell,
-                seed,
-                replace(run, train=replace(run.train, seed=seed)),
-            )
+            f"{cell}-seed{seed}": (cell, seed, with_seed(run, seed))
             for cell, (_, _, run) in self.cells().items()
             for seed in self.seeds
         }
@@ -96,18 +86,12 @@ class ScaleConfig:
         Raises:
             UserError: A field was changed that every run takes from the grid or from its base.
         """
-        before, after = flat_fields(asdict(self.base)), flat_fields(asdict(base))
-        changed = {name for name in before | after if before.get(name) != after.get(name)}
-        for field, flag in (("train.seed", "--seeds"), ("memory.sub_keys", "--slots")):
-            if field in changed:
-                raise UserError(f"--{field} has no effect on a sweep. hint: use {flag}")
-        for name, changes in self.bases.items():
-            clash = sorted(changed & set(flat_fields(changes)))
-            if clash:
-                raise UserError(
-                    f"--{clash[0]} has no effect: base {name!r} sets its own. "
-                    "hint: change it in the file, under `bases:`"
-                )
+        check_changes(
+            self.base,
+            base,
+            ("base", self.bases),
+            {"train.seed": "--seeds", "memory.sub_keys": "--slots"},
+        )
         check_slots(slots, "--slots")
         check_seeds(seeds, "--seeds")
         return replace(self, base=base, slots=tuple(slots), seeds=tuple(seeds))
@@ -129,9 +113,8 @@ def load_scale(path: Path) -> ScaleConfig:
             f"{path}: needs `bases:`, names and what each changes. "
             "hint: bases: {small: {}, large: {model: {hidden_size: 128}}}"
         )
+    check_names(bases, f"{path}: bases")
     for name, changes in bases.items():
-        if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"{path}: bases: {name!r} must be letters, digits, - and _")
         if changes is not None and not isinstance(changes, dict):
             raise UserError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
         bases[name] = changes or {}
@@ -212,8 +195,8 @@ def scale(
         The content of results.json. A run that failed is in it, with its error, and in no fit.
 
     Raises:
-        UserError: `out` holds another sweep, or there are no facts to ask for.
-        UserError: The data is malformed.
+        UserError: `out` holds another sweep, there are no facts to ask for, or the data is
+            malformed.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     if config.base.data.facts is None:
@@ -224,52 +207,29 @@ def scale(
     for name, (_, _, run) in jobs.items():
         claim_folder(out / "runs" / name, run)
     workers = workers_for(jobs, workers, threads)
+    cells = config.cells()
     about = {
-        "format_version": 1,
-        "name": config.base.name,
-        "command": command,
-        "device": device_name(),
-        "workers": workers,
+        **about_study(config.base.name, command, workers),
         "threads": threads,
-        "versions": versions("torch", "numba", "transformers", "tokenizers"),
-        "commit": commit(),
         "facts": facts,
         "bases": list(config.bases),
-        "slots": sorted({slots for _, slots, _ in config.cells().values()}),
+        "slots": sorted({slots for _, slots, _ in cells.values()}),
         "seeds": list(config.seeds),
     }
-    run_all(
-        _longest_first(config, jobs),
-        out / "runs",
-        workers,
-        threads,
-        lambda _name: _write_results(about, config, out, complete=False),
-    )
-    results = _write_results(about, config, out, complete=True)
+
+    def write(*, complete: bool) -> dict[str, Any]:
+        runs = []
+        for name, (cell, seed, _) in jobs.items():
+            base, slots, _ = cells[cell]
+            entry = read_outcome(cell, seed, out / "runs" / name)
+            runs.append({**entry, "base": base, "slots": slots})
+        found = {**about, "complete": complete, "runs": runs, **fit_sweep(runs)}
+        return write_results(out, found)
+
+    ordered = _longest_first(config, jobs)
+    run_all(ordered, out / "runs", workers, threads, lambda _name: write(complete=False))
+    results = write(complete=True)
     write_scale_report(results, out)
-    return results
-
-
-def _write_results(
-    about: Mapping[str, Any], config: ScaleConfig, out: Path, *, complete: bool
-) -> dict[str, Any]:
-    """Write OUT/results.json with all runs, as far as they are, and what they fit."""
-    cells = config.cells()
-    runs = []
-    for name, (cell, seed, _) in config.jobs().items():
-        base, slots, _ = cells[cell]
-        entry = read_outcome(cell, seed, out / "runs" / name)
-        runs.append({**entry, "base": base, "slots": slots})
-    results = {
-        **about,
-        "complete": complete,
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "runs": runs,
-        **fit_sweep(runs),
-    }
-    part = out / "results.json.part"
-    part.write_text(json.dumps(results, indent=1), "utf-8")
-    os.replace(part, out / "results.json")
     return results
 
 
@@ -297,7 +257,4 @@ def _claim_threads(out: Path, threads: int) -> None:
                 f"hint: --threads {before}, or choose another --out"
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"threads": threads}) + "\n", "utf-8")
-    os.replace(part, path)
+    write_json(path, {"threads": threads})

@@ -1,25 +1,31 @@
 """The tables of a comparison: results, what was matched, differences, relations, bits, runs.
 
-A run without a result stays in them, with its status and reason. Next:
-:mod:`memory_layers.study.report` puts them on a page.
+A run without a result stays in them, with its status and reason. Next: comparison.py puts them on
+a page.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memory_layers.common import text
+from memory_layers.common.errors import UserError
+from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
-from memory_layers.study.plots_base import Style, short_number
-from memory_layers.study.report_page import Cell, Row, Table, short_reason
-from memory_layers.study.report_summary import (
+from memory_layers.study.plots.drawing import Styles
+from memory_layers.study.report.page import Cell, Row, Table
+from memory_layers.study.summary import (
+    BITS,
     FORMS,
     MEASURES,
+    TERA,
+    Groups,
+    Run,
     by_variant,
     comparisons,
     failure,
     finished,
+    measured,
     memory_variants,
     status,
     summary_table,
@@ -28,8 +34,6 @@ from memory_layers.study.report_summary import (
 DASH = "\u2013"
 TIMES = "\u00d7"
 UP, DOWN = "\u00a0↑", "\u00a0↓"
-# Bits for a FLOP of training are drawn and written for 10^12 of them.
-TERA = 1e12
 
 _THREE_DIGITS = ".3g"
 
@@ -50,20 +54,7 @@ _COLUMNS: dict[str, tuple[str, str]] = {
     "tokens": ("Tokens", ""),
     "seconds": ("Seconds", ",.0f"),
 }
-_STANDARD = (
-    "seeds",
-    "question_heldout",
-    "question_shown",
-    "statement",
-    "answer_nll",
-    "text_nll",
-    "bits_stored",
-    "flops_per_token",
-    "params_total",
-    "tokens",
-    "seconds",
-)
-_BITS = ("bits_stored", "bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
+_STANDARD = tuple(key for key in _COLUMNS if key not in BITS)
 _RUN_HEAD = (
     "Variant, seed",
     "Held-out questions",
@@ -75,17 +66,22 @@ _RUN_HEAD = (
     "Value learning rate",
     "Slots read",
     "KL to uniform",
-    "Tokens",
     "Seconds",
 )
 
 
 def number(value: object, form: str = "") -> str:
-    """Write a number, without a format as a short count, and what is no number as a dash."""
+    """Write a number, without a format as a short count, and anything else as a dash."""
     found = finite(value)
     if found is None:
         return DASH
     return format(found, form) if form else short_number(found)
+
+
+def percent(value: object) -> str:
+    """Write a signed share in percent, and anything that is not a number as a dash."""
+    found = finite(value)
+    return DASH if found is None else f"{100 * found:+.1f} %".replace("-", "\u2212")
 
 
 def spread_cell(
@@ -94,7 +90,7 @@ def spread_cell(
     """Return the cell of a mean over seeds.
 
     Args:
-        found: What :func:`~memory_layers.study.intervals.spread` returned.
+        found: What `spread` returned.
         form: Of the numbers.
         seeds: Finished runs. The cell says where fewer were measured.
         ranges: Whether the lowest and the highest seed are in the small print.
@@ -105,20 +101,20 @@ def spread_cell(
         # All of a cell's numbers with the decimals of its mean, as 4.96e-05 is hard to compare.
         size = math.floor(math.log10(abs(found["mean"]))) if found["mean"] else 0
         form = f",.{max(0, 2 - size)}f"
-    text = format(found["mean"], form)
+    mean = format(found["mean"], form)
     if found["half"] is not None:
-        text += f" ± {found['half']:{form}}"
+        mean += f" ± {found['half']:{form}}"
     small = ""
     if ranges and found["n"] > 1:
         small = f"{found['min']:{form}}{DASH}{found['max']:{form}}"
     if found["n"] < seeds:
         small = f"{small} {found['n']} of {seeds} seeds".strip()
-    return Cell(text, small)
+    return Cell(mean, small)
 
 
 def results_table(
     results: Mapping[str, Any],
-    styles: Mapping[str, Style],
+    styles: Styles,
     columns: Sequence[str] | None = None,
     *,
     ranges: bool = True,
@@ -126,13 +122,13 @@ def results_table(
     """Return the results, one row a variant and one a run without a result.
 
     Args:
-        results: The content of ``results.json``.
+        results: The content of results.json.
         styles: The style of each variant, for its dot.
-        columns: Keys of what :func:`summary_table` returns. None: the usual ones.
+        columns: Keys of what summary_table returns. None: the usual ones.
         ranges: Whether the lowest and the highest seed are in the small print.
 
     Raises:
-        ValueError: A column is not known.
+        UserError: A column is not known.
     """
     rows = summary_table(results)
     if columns is None:
@@ -140,7 +136,7 @@ def results_table(
         columns = [key for key in _STANDARD if key != "text_nll" or not unmeasured]
     unknown = [key for key in columns if key not in _COLUMNS]
     if unknown:
-        raise ValueError(f"columns: unknown {unknown}. hint: {', '.join(_COLUMNS)}")
+        raise UserError(f"columns: unknown {unknown}. hint: {', '.join(_COLUMNS)}")
     lines = []
     for row in rows:
         name = row["variant"]
@@ -182,17 +178,16 @@ def markdown_table(
     """Return the results as a GitHub table, ending in a line break.
 
     Args:
-        results: The content of ``results.json``.
-        columns: Keys of what :func:`summary_table` returns, such as "question_heldout",
-            "text_nll" and "flops_per_token". None: all the usual ones.
+        results: The content of results.json.
+        columns: Keys of what summary_table returns. None: the usual ones.
         ranges: Whether the lowest and the highest seed stand in brackets.
 
     Raises:
-        ValueError: A column is not known.
+        UserError: A column is not known.
     """
     table = results_table(results, {}, columns, ranges=ranges)
     width = len(table.head) - 1
-    lines = ["| " + " | ".join(table.head) + " |", "|:---|" + "---:|" * width]
+    rows = []
     for row in table.rows:
         # In a code span only the bar and the backtick have a meaning.
         plain = " ".join(row.title.text.split())
@@ -202,80 +197,61 @@ def markdown_table(
         if row.failure is None:
             cells = [f"{c.text} ({c.small})" if c.small else c.text for c in row.cells]
         else:
-            reason = f"{row.status}: {short_reason(row.failure)}"
-            cells = [*[DASH] * min(1, width - 1), reason, *[DASH] * (width - 2)]
-        lines.append("| " + " | ".join([name, *map(_markdown, cells)]) + " |")
-    return "\n".join(lines) + "\n"
+            cells = [*[DASH] * min(1, width - 1), row.reason, *[DASH] * (width - 2)]
+        rows.append([name, *map(_markdown, cells)])
+    return text.markdown_table(table.head, rows) + "\n"
 
 
-def _markdown(text: str) -> str:
+def _markdown(cell: str) -> str:
     """Escape what would end a cell or start markup of GitHub's."""
-    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
+    flat = " ".join(cell.split()).replace("\\", "\\\\").replace("|", "\\|")
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def match_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table | None:
-    """Return the kind and cost of each variant, and how far it is off what was matched."""
-    kinds, match = results.get("kinds") or {}, results.get("match") or {}
-    if not kinds and not match:
-        return None
-    costs = (
-        ("flops", "FLOPs per token", "flops_per_token"),
-        ("parameters", "Parameters", "params_total"),
-    )
-    matched = [key for key, _, _ in costs if match.get(key)]
-    rows = []
-    for row in summary_table(results):
-        name = row["variant"]
-        cells = [Cell(str(kinds.get(name) or DASH))]
-        for key, _, cost in costs:
-            cells.append(Cell(number(row[cost])))
-            if key in matched:
-                off = (match[key].get("off") or {}).get(name)
-                cells.append(Cell(percent(off)))
-        cells.append(Cell(number(row["params_active"])))
-        rows.append(Row(Cell(name), cells, styles[name].colour))
-    head = ["Variant", "Kind"]
-    for key, title, _ in costs:
-        head += [title, *(["Off the target"] if key in matched else [])]
-    return Table([*head, "Active parameters"], rows, "What was matched")
+def match_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
+    """Return how far each variant is off what was matched, None where nothing was."""
+    match = results.get("match") or {}
+    names = {"flops": "FLOPs off the target", "parameters": "Parameters off the target"}
+    matched = [key for key in names if match.get(key)]
+    rows = [
+        Row(
+            Cell(name),
+            [Cell(percent((match[key].get("off") or {}).get(name))) for key in matched],
+            styles[name].colour,
+        )
+        for name in by_variant(results)
+    ]
+    head = ["Variant", *(names[key] for key in matched)]
+    return Table(head, rows, "What was matched") if matched else None
 
 
-def percent(value: object) -> str:
-    """Write a signed share in percent, and what is no number as a dash."""
-    found = finite(value)
-    return DASH if found is None else f"{100 * found:+.1f} %".replace("-", "\u2212")
-
-
-def difference_tables(results: Mapping[str, Any], styles: Mapping[str, Style]) -> dict[str, Table]:
+def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]:
     """Return, for each variant with memory, how it differs from every other, paired by seed."""
-    found: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
-    for entry in comparisons(results):
-        by_other = found.setdefault(entry["variant"], {})
-        by_other.setdefault(entry["reference"], {})[entry["measure"]] = entry
-    measured = {name for others in found.values() for entry in others.values() for name in entry}
-    used = [name for name in MEASURES if name in measured or name == "question_heldout"]
+    found = {(e["variant"], e["reference"], e["measure"]): e for e in comparisons(results)}
+    measures = {measure for _, _, measure in found} | {"question_heldout"}
+    used = [name for name in MEASURES if name in measures]
     head = ["Against", "Pairs"]
     for name in used:
         head += [_COLUMNS[name][0], "Verdict"]
     rows_of = {row["variant"]: row for row in summary_table(results)}
-    tables = {}
+    tables = []
     for subject in memory_variants(results) if len(rows_of) > 1 else ():
         rows = []
         for other in rows_of:
             if other == subject:
                 continue
-            entry = found.get(subject, {}).get(other) or {}
-            pairs = max((e["seeds"] for e in entry.values()), default=0)
+            entries = {name: found.get((subject, other, name)) for name in used}
+            pairs = max((e["seeds"] for e in entries.values() if e), default=0)
             cells = [Cell(str(pairs))]
-            for measure in used:
-                cells += _difference_cells(entry.get(measure), MEASURES[measure])
+            for measure, entry in entries.items():
+                cells += _difference_cells(entry, MEASURES[measure])
             for cost in ("flops_per_token", "params_total"):
                 own, theirs = rows_of[subject][cost], rows_of[other][cost]
                 cells.append(Cell(f"{own / theirs:.2f} {TIMES}" if own and theirs else DASH))
             rows.append(Row(Cell(other), cells, styles[other].colour))
-        title = f"{subject} against each other variant"
-        tables[subject] = Table([*head, "FLOPs", "Parameters"], rows, title)
+        label = f"{subject} against each other variant"
+        fold = "closed" if tables else "open"
+        tables.append(Table([*head, "FLOPs", "Parameters"], rows, label, fold))
     return tables
 
 
@@ -293,15 +269,13 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\u2212")
 
 
-def bits_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table | None:
+def bits_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
     """Return the knowledge of each variant in bits for what it costs, if that was measured."""
-    measured = any(row[key] for row in summary_table(results) for key in _BITS[1:])
-    return results_table(results, styles, _BITS) if measured else None
+    known = any(row[key] for row in summary_table(results) for key in BITS)
+    return results_table(results, styles, ("bits_stored", *BITS)) if known else None
 
 
-def relation_tables(
-    results: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Table]:
+def relation_tables(results: Mapping[str, Any], groups: Groups) -> list[Table]:
     """Return a table of recall by relation for each form of question that was asked."""
     found = {
         name: [(run.get("recall") or {}).get("by_relation") or {} for run in runs]
@@ -311,49 +285,62 @@ def relation_tables(
     named = dict.fromkeys(counts) | dict.fromkeys(
         relation for runs in found.values() for run in runs for relation in run
     )
-    tables = {}
-    for form, title in FORMS:
+    tables = []
+    for form, title in FORMS.items():
+        spreads = {
+            relation: [spread((run.get(relation) or {}).get(form) for run in runs)
+                       for runs in found.values()]
+            for relation in named
+        }  # fmt: skip
+        if not any(recall for row in spreads.values() for recall in row):
+            continue
         rows = []
-        measured = False
-        for relation in named:
+        for relation, row in spreads.items():
             cells = [Cell(number(counts.get(relation), ",.0f"))]
-            for runs in found.values():
-                recall = spread((run.get(relation) or {}).get(form) for run in runs)
-                measured = measured or recall is not None
-                cells.append(spread_cell(recall, ".3f", len(runs)))
+            cells += [
+                spread_cell(recall, ".3f", len(runs))
+                for recall, runs in zip(row, found.values(), strict=True)
+            ]
             rows.append(Row(Cell(relation), cells))
-        if measured:
-            tables[title] = Table(("Relation", "Facts", *found), rows, f"{title} by relation")
+        fold = "closed" if tables else "open"
+        tables.append(Table(("Relation", "Facts", *found), rows, title, fold))
     return tables
 
 
-def run_table(results: Mapping[str, Any], styles: Mapping[str, Style]) -> Table:
+def run_table(results: Mapping[str, Any], styles: Styles) -> Table:
     """Return every run with its own figures, or why it has none."""
-    rows = []
-    for variant, runs in by_variant(results).items():
-        for run in runs:
-            title, colour = Cell(variant, f"seed {run.get('seed')}"), styles[variant].colour
-            if finished(run):
-                rows.append(Row(title, [Cell(text) for text in _run_cells(run)], colour))
-            else:
-                rows.append(Row(title, (), colour, failure(run), status(run)))
-    return Table(_RUN_HEAD, rows, "Every run")
+    return Table(
+        _RUN_HEAD,
+        [
+            run_row(variant, run, styles[variant].colour, _run_texts(run))
+            for variant, runs in by_variant(results).items()
+            for run in runs
+        ],
+        "Every run",
+    )
 
 
-def _run_cells(run: Mapping[str, Any]) -> Iterable[str]:
+def run_row(name: str, run: Run, colour: str, texts: Sequence[str]) -> Row:
+    """Return the row of a run: its texts if it finished, and else the reason."""
+    title = Cell(name, f"seed {run.get('seed')}")
+    if finished(run):
+        return Row(title, [Cell(text) for text in texts], colour)
+    return Row(title, (), colour, failure(run), status(run))
+
+
+def _run_texts(run: Run) -> Sequence[str]:
     usage = run.get("slot_usage") or {}
     history = run.get("history") or [{}]
     used = finite(usage.get("used_share"))
     return (
-        number((run.get("recall") or {}).get("question_heldout"), ".3f"),
-        number((run.get("answer_nll") or {}).get("question_heldout"), ".3f"),
-        number((run.get("text") or {}).get("nll"), ".3f"),
+        number(measured(run, "question_heldout"), ".3f"),
+        number(measured(run, "answer_nll"), ".3f"),
+        number(measured(run, "text_nll"), ".3f"),
         number(run.get("bits_stored"), ",.0f"),
         number(history[-1].get("loss"), ".3f"),
         number(run.get("learning_rate"), ".3g"),
         number(run.get("value_learning_rate"), ".3g"),
         DASH if used is None else f"{used:.0%} of {number(usage.get('slots'))}",
         number(usage.get("kl_to_uniform"), ".2f"),
-        number(run.get("tokens")),
         number(run.get("seconds"), ",.0f"),
     )

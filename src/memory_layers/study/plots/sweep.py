@@ -1,10 +1,8 @@
 """The plots of a sweep and the numbers they draw: over slots, over FLOPs, exchange rates.
 
 Each figure is drawn from a table of its own, which is written beside it as CSV. Next:
-scale_report.py, which puts them on a page.
+report/sweep.py, which puts them on a page.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memory_layers.study.fits import METRICS, measured
-from memory_layers.study.plots_base import (
-    GRID,
+from memory_layers.common.text import short_number
+from memory_layers.study.fits import METRICS, heldout
+from memory_layers.study.plots import drawing
+from memory_layers.study.plots.drawing import (
     INK,
     RECALL_LABEL,
     Plot,
     Style,
+    Styles,
     finish,
     legend,
-    log_axis,
     new_figure,
-    plain_text,
-    short_number,
-    variant_styles,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +58,7 @@ class _Point:
 
 def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Draw every plot the sweep has data for, by name, in the order of the report."""
-    styles = variant_styles(results["bases"])
+    styles = drawing.variant_styles(results["bases"])
     plots = {}
     for metric in METRICS:
         plots[f"{metric}_over_slots"] = _over_slots(results, metric, styles)
@@ -79,15 +75,13 @@ def slots_label(slots: float) -> str:
     return short_number(slots)
 
 
-def _over_slots(
-    results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]
-) -> Plot | None:
+def _over_slots(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot | None:
     points = _points(results, metric, "slots")
     if not points:
         return None
     for base, fits in results["fits"]["slots"].items():
         points += _curve(fits[metric], base)
-    figure, axes = new_figure(4.2)
+    figure, axes = new_figure("Slots (log scale)", _LABELS[metric])
     sizes = sorted({point.x for point in points if point.kind == "run"})
     above = [size for size in sizes if size]
     zero = math.log2(above[0]) - _GAP if above else 0.0
@@ -97,31 +91,28 @@ def _over_slots(
 
     for base, style in styles.items():
         own = [point for point in points if point.base == base]
-        _draw(axes, own, style, place, plain_text(base), joined=False)
+        _draw(axes, own, style, place, joined=False)
     axes.set_xticks([place(size) for size in sizes], [_size_name(size) for size in sizes])
-    axes.set_xlabel("Slots (log scale)", fontsize=12)
-    return _finish(figure, axes, metric, points)
+    return _finish(figure, axes, metric, points, styles)
 
 
-def _over_flops(
-    results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]
-) -> Plot | None:
+def _over_flops(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot | None:
     points = _points(results, metric, "flops_per_token")
     if not points:
         return None
     curve = _curve(results["fits"]["flops"][metric], "dense")
-    figure, axes = new_figure(4.2)
+    figure, axes = new_figure("FLOPs per token (log scale)", _LABELS[metric])
     dense = [point for point in points if not point.slots]
-    _draw(axes, [*dense, *curve], _DENSE, float, "dense", joined=False)
+    _draw(axes, [*dense, *curve], _DENSE, float, joined=False)
     for base, style in styles.items():
         own = [point for point in points if point.base == base and point.slots]
-        _draw(axes, own, style, float, f"{plain_text(base)} with memory", joined=True)
-    log_axis(axes, [point.x for point in points])
-    axes.set_xlabel("FLOPs per token (log scale)", fontsize=12)
-    return _finish(figure, axes, metric, [*points, *curve])
+        _draw(axes, own, style, float, joined=True)
+    drawing.log_axis(axes, [point.x for point in points])
+    shown = {"dense": _DENSE, **{f"{base} + memory": style for base, style in styles.items()}}
+    return _finish(figure, axes, metric, [*points, *curve], shown)
 
 
-def _exchange(results: Mapping[str, Any], metric: str, styles: Mapping[str, Style]) -> Plot | None:
+def _exchange(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot | None:
     points = [
         _Point(
             "exchange",
@@ -138,7 +129,7 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Mapping[str, Styl
     ]
     if not points:
         return None
-    figure, axes = new_figure(4.2)
+    figure, axes = new_figure("Slots (log scale)", "Dense compute for the same result")
     heights = [point.y for point in points]
     bottom, top = min(1.0, *heights) / 2, max(1.0, *heights) * 2
     axes.axhline(1, color=INK, linewidth=1, linestyle=":")
@@ -151,7 +142,6 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Mapping[str, Styl
         shift += 0.12
         tall = [point.y for point in own]
         axes.plot(places, tall, color=style.colour, linestyle=style.dash, linewidth=1.6)
-        axes.plot([], [], style.marker + style.dash, color=style.colour, label=plain_text(base))
         for x, point, y in zip(places, own, tall, strict=True):
             low = max(point.low or bottom, bottom)
             high = top if point.high is None else min(point.high, top)
@@ -160,13 +150,10 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Mapping[str, Styl
             axes.plot(x, y, style.marker, color=style.colour, markerfacecolor=face, markersize=6)
     sizes = sorted({point.x for point in points})
     axes.set_xticks([math.log2(size) for size in sizes], [_size_name(size) for size in sizes])
-    axes.set_xlabel("Slots (log scale)", fontsize=12)
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    axes.set_ylabel("Dense compute for the same result", fontsize=12)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    legend(figure, axes)
+    legend(figure, styles)
     return _plot(figure, points)
 
 
@@ -174,7 +161,7 @@ def _points(results: Mapping[str, Any], metric: str, key: str) -> list[_Point]:
     """Return a point for each run that measured the metric, and one for each cell's mean."""
     cells: dict[tuple[str, int], list[_Point]] = {}
     for run in results["runs"]:
-        y = measured(run, metric)
+        y = heldout(run, metric)
         if y is not None:
             base, slots = run["base"], run["slots"]
             point = _Point("run", base, run[key], y, slots=slots, seed=run["seed"])
@@ -196,11 +183,10 @@ def _curve(fit: Mapping[str, Any], base: str) -> list[_Point]:
 
 
 def _draw(
-    axes: Axes,
+    axes: "Axes",
     points: Sequence[_Point],
     style: Style,
     place: Callable[[float], float],
-    label: str,
     *,
     joined: bool,
 ) -> None:
@@ -215,24 +201,24 @@ def _draw(
             axes.plot(x, y, style.marker, color=colour, markersize=3, alpha=0.45, linewidth=0)
         elif kind == "mean":
             line = style.dash if joined else ""
-            axes.plot(x, y, style.marker + line, color=colour, markersize=6, lw=1.2, label=label)
+            axes.plot(x, y, style.marker + line, color=colour, markersize=6, lw=1.2)
         else:
             band = np.array([(point.low, point.high) for point in own], dtype=np.float64).T
             axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0)
             axes.plot(x, y, color=colour, linestyle=style.dash, linewidth=1.6)
 
 
-def _finish(figure: Figure, axes: Axes, metric: str, points: Sequence[_Point]) -> Plot:
+def _finish(
+    figure: "Figure", axes: "Axes", metric: str, points: Sequence[_Point], shown: Styles
+) -> Plot:
     highest = max(point.y for point in points)
     limit = 1.02 if metric == "recall" and highest > 0.5 else max(1.15 * highest, 0.02)
     axes.set_ylim(0, limit)
-    axes.set_ylabel(_LABELS[metric], fontsize=12)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    legend(figure, axes)
+    legend(figure, shown)
     return _plot(figure, points)
 
 
-def _plot(figure: Figure, points: Sequence[_Point]) -> Plot:
+def _plot(figure: "Figure", points: Sequence[_Point]) -> Plot:
     """Return the figure with its points as data. Columns that no point fills are left out."""
     rows = [astuple(point) for point in points]
     filled = [i for i in range(len(rows[0])) if any(row[i] is not None for row in rows)]

@@ -1,38 +1,44 @@
 """The report of a sweep: what each memory size gives each base, the laws, the exchange rates.
 
-Nothing here trains, measures or fits. Next: report_page.py, which turns the texts into a page.
+Nothing here trains, measures or fits. Next: page.py, which turns the texts into a page.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_layers.study.fits import METRICS, measured
+from memory_layers.study.fits import METRICS, heldout
 from memory_layers.study.intervals import finite, spread
-from memory_layers.study.plots_base import Plot, variant_styles
-from memory_layers.study.report_page import (
+from memory_layers.study.plots.curves import loss_plot
+from memory_layers.study.plots.drawing import variant_styles
+from memory_layers.study.plots.sweep import PLOT_NAMES, draw_scale_plots, slots_label
+from memory_layers.study.report.page import (
     Cell,
-    Definitions,
     Figure,
+    Glossary,
     Page,
     Row,
-    Section,
     Table,
     short_reason,
     write_page,
 )
-from memory_layers.study.report_summary import failure, finished, status
-from memory_layers.study.report_tables import number, spread_cell
-from memory_layers.study.report_text import provenance
-from memory_layers.study.scale_plots import PLOT_NAMES, draw_scale_plots, slots_label
+from memory_layers.study.report.tables import DASH, TIMES, number, run_row, spread_cell
+from memory_layers.study.report.terminal import terminal_table
+from memory_layers.study.report.text import provenance
+from memory_layers.study.report.variants import describe_variants, example_tables
+from memory_layers.study.summary import (
+    by_variant,
+    failure,
+    finished,
+    mean_of,
+    measured,
+    status,
+    tokens_read,
+)
 
 if TYPE_CHECKING:
     import rich.table
 
-_DASH = "\u2013"
-_TIMES = "\u00d7"
 _NAMES = {"recall": "recall", "answer_nll": "answer NLL"}
 _HEAD = (
     "Base, slots",
@@ -55,64 +61,6 @@ _TERMINAL_HEAD = (
     "FLOPs\n/token",
     "Params",
 )
-_FIT_HEAD = ("Law", "Of", "Slope for each doubling", "Intercept", "R²", "Runs", "Left out")
-_FORMS = (
-    "Recall: logit(recall) = intercept + slope · log2(x), by maximum likelihood. Answer NLL: a "
-    "power law, ln(NLL) = intercept + slope · log2(x), by least squares. x is the number of slots "
-    "or the FLOPs of a token. A slope is what each doubling adds. Ranges are 95 % intervals over "
-    "1,000 draws of the runs with replacement."
-)
-# (kind of plot, what it shows, how to read it)
-_CAPTIONS = (
-    (
-        "over_slots",
-        " over memory size.",
-        (
-            "Small marks are runs, large ones means over seeds. Lines are the fitted laws, bands "
-            "their 95 % intervals. The mark at 0 is the same base model without memory."
-        ),
-    ),
-    (
-        "over_flops",
-        " over compute.",
-        (
-            "The dashed line is the law of dense models. Memory adds points above a base model, "
-            "not to its right: how far right the dashed line has to go to reach them is what "
-            "memory is worth."
-        ),
-    ),
-    (
-        "exchange",
-        ": what memory is worth in compute.",
-        (
-            "FLOPs of a dense model that does as well by the law, over those of the memory model. "
-            "Vertical lines are 95 % intervals. Hollow marks lie outside the dense models that "
-            "were trained."
-        ),
-    ),
-)
-_MEANINGS = (
-    (
-        "Held-out recall",
-        (
-            "The share of questions answered exactly, by greedy decoding, about facts that the "
-            "model has seen only as statements."
-        ),
-    ),
-    (
-        "Answer NLL",
-        "Negative log-likelihood of the right answer to these questions, in nats. Lower is better.",
-    ),
-    (
-        "Worth of dense compute",
-        (
-            "FLOPs of a token of the dense model that the fitted law of dense models expects to "
-            "do as well, over the FLOPs of a token of the memory model. All runs read the same "
-            "tokens. ∞ says that in some draws of the runs no dense model does as well."
-        ),
-    ),
-    ("±", "Half the width of the 95 % interval of a mean over seeds, by Student's t."),
-)
 _RUN_HEAD = (
     "Run",
     "Held-out recall",
@@ -120,8 +68,14 @@ _RUN_HEAD = (
     "FLOPs per token",
     "Parameters",
     "Slots read",
-    "Tokens",
     "Seconds",
+)
+_FIT_HEAD = ("Law", "Of", "Slope for each doubling", "Intercept", "R²", "Runs", "Left out")
+_FORMS = (
+    "Recall: logit(recall) = intercept + slope · log2(x), by maximum likelihood. Answer NLL: a "
+    "power law, ln(NLL) = intercept + slope · log2(x), by least squares. x is the number of slots "
+    "or the FLOPs of a token. A slope is what each doubling adds. Ranges are 95 % intervals over "
+    "1,000 draws of the runs with replacement."
 )
 
 
@@ -143,69 +97,57 @@ def scale_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "runs": [run for run in group if finished(run)],
             "failed": [run for run in group if not finished(run)],
             "exchange": {metric: rates.get((base, slots, metric)) for metric in METRICS},
-            **{metric: spread(measured(run, metric) for run in group) for metric in METRICS},
+            **{metric: spread(heldout(run, metric) for run in group) for metric in METRICS},
         }
         for (base, slots), group in cells.items()
     ]
 
 
-def render_scale_table(results: Mapping[str, Any]) -> rich.table.Table:
+def render_scale_table(results: Mapping[str, Any]) -> "rich.table.Table":
     """Return the summary for a terminal. The reasons of failed runs stand below it."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    table = RichTable(
-        title=Text(_title(results)), box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False
-    )
-    for i, title in enumerate(_TERMINAL_HEAD):
-        table.add_column(Text(title), justify="left" if i == 0 else "right", no_wrap=i > 0)
-    reasons = []
-    for row in scale_rows(results):
-        cells = [Cell(_cell_name(row)), *_summary_cells(row)[:-1]]
-        table.add_row(*(Text(f"{cell.text}\n{cell.small}".strip()) for cell in cells))
-        for run in row["failed"]:
-            reasons.append(f"{_run_name(run)} {status(run)}: {short_reason(failure(run))}")
-    table.caption_justify = "left"
-    table.caption = Text("\n".join(reasons)) if reasons else None
-    return table
+    rows = [Row(Cell(_cell_name(row)), _summary_cells(row)[:-1]) for row in scale_rows(results)]
+    reasons = [
+        f"{_run_name(run)} {status(run)}: {short_reason(failure(run))}"
+        for row in scale_rows(results)
+        for run in row["failed"]
+    ]
+    return terminal_table(_title(results), _TERMINAL_HEAD, rows, reasons)
 
 
 def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
     """Write `report.html` and, for each plot, `plots/NAME.png` and `plots/NAME.csv`.
 
     Args:
-        results: The content of `results.json`.
+        results: The content of results.json.
         folder: Plots of an earlier report that this one does not have are removed.
 
     Returns:
         The path of the page, which needs no other file to be read.
     """
+    styles = variant_styles(list(by_variant(results)))
+    groups = by_variant({"runs": [run for run in results["runs"] if finished(run)]})
     plots = draw_scale_plots(results)
+    losses = loss_plot(groups, styles)
     page = Page(
         title=_title(results),
         lead=_lead(results),
         notes=_notes(results),
-        sections=[
-            Section("Results", [_summary(results)]),
-            Section("Recall", _figures(plots, "recall")),
-            Section("Answer NLL", _figures(plots, "answer_nll")),
-            Section("Fitted laws", [_FORMS, _laws(results)]),
-            Section("What the figures mean", [Definitions(_MEANINGS)]),
-            Section("Every run", [_every_run(results)]),
-        ],
+        sections={
+            "Results": [_summary(results)],
+            "What each model is": [describe_variants(results)],
+            **{
+                name: [Figure(key, plot) for key, plot in plots.items() if key.startswith(metric)]
+                for metric, name in (("recall", "Recall"), ("answer_nll", "Answer NLL"))
+            },
+            "Over training": [Figure("loss_over_tokens", losses)] if losses else [],
+            "Fitted laws": [_FORMS, _laws(results)],
+            "Example answers": example_tables(groups, styles),
+            "What the figures mean": [Glossary("sweep")],
+            "Every run": [_every_run(results)],
+        },
         footer=_footer(results),
     )
-    return write_page(page, folder, PLOT_NAMES)
-
-
-def _figures(plots: Mapping[str, Plot], metric: str) -> list[Figure]:
-    name = _NAMES[metric][:1].upper() + _NAMES[metric][1:]
-    return [
-        Figure(f"{metric}_{kind}", f"{name}{title}", text, plot.png, plot.csv)
-        for kind, title, text in _CAPTIONS
-        if (plot := plots.get(f"{metric}_{kind}")) is not None
-    ]
+    return write_page(page, folder, (*PLOT_NAMES, "loss_over_tokens"))
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -223,11 +165,11 @@ def _run_name(run: Mapping[str, Any]) -> str:
 def _worth(entry: Mapping[str, Any] | None) -> Cell:
     """Write an exchange rate. A star marks what lies outside the measured dense models."""
     if entry is None or entry["times"] is None:
-        return Cell(_DASH)
+        return Cell(DASH)
     high = "∞" if entry["high"] is None else _ratio(entry["high"])
     low = "∞" if entry["low"] is None else _ratio(entry["low"])
     star = "*" if entry["extrapolated"] else ""
-    return Cell(f"{_ratio(entry['times'])} {_TIMES}{star}", f"{low}{_DASH}{high}")
+    return Cell(f"{_ratio(entry['times'])} {TIMES}{star}", f"{low}{DASH}{high}")
 
 
 def _ratio(value: float) -> str:
@@ -235,18 +177,14 @@ def _ratio(value: float) -> str:
 
 
 def _summary_cells(row: Mapping[str, Any]) -> list[Cell]:
-    def mean(key: str) -> float | None:
-        found = spread(run.get(key) for run in row["runs"])
-        return found["mean"] if found else None
-
     seeds = f"{len(row['failed'])} not finished" if row["failed"] else ""
     return [
         Cell(str(len(row["runs"])), seeds),
         *(spread_cell(row[metric], ".3f", len(row["runs"]), ranges=False) for metric in METRICS),
         *(_worth(row["exchange"][metric]) for metric in METRICS),
-        Cell(number(mean("flops_per_token"))),
-        Cell(number(mean("params_total"))),
-        Cell(number(mean("seconds"), ",.0f")),
+        Cell(number(mean_of(row["runs"], "flops_per_token"))),
+        Cell(number(mean_of(row["runs"], "params_total"))),
+        Cell(number(mean_of(row["runs"], "seconds"), ",.0f")),
     ]
 
 
@@ -271,12 +209,12 @@ def _laws(results: Mapping[str, Any]) -> Table:
                 rows.append(Row(name, failure=fit["reason"], status="no fit"))
                 continue
             slope, intercept = (
-                Cell(f"{fit[key]:.3f}", _DASH.join(f"{end:.3f}" for end in fit[f"{key}_interval"]))
+                Cell(f"{fit[key]:.3f}", DASH.join(f"{end:.3f}" for end in fit[f"{key}_interval"]))
                 for key in ("slope", "intercept")
             )
             of = Cell("logit(recall)" if metric == "recall" else "ln(NLL)")
             counts = Cell(str(fit["runs"]), f"{fit['points']} sizes")
-            left_out = Cell(str(len(fit["left_out"]) or _DASH))
+            left_out = Cell(str(len(fit["left_out"]) or DASH))
             rows.append(
                 Row(name, [of, slope, intercept, Cell(f"{fit['r2']:.3f}"), counts, left_out])
             )
@@ -287,21 +225,16 @@ def _every_run(results: Mapping[str, Any]) -> Table:
     styles = variant_styles(results["bases"])
     rows = []
     for run in results["runs"]:
-        title, colour = Cell(_cell_name(run), f"seed {run['seed']}"), styles[run["base"]].colour
-        if not finished(run):
-            rows.append(Row(title, (), colour, failure(run), status(run)))
-            continue
         used = finite((run.get("slot_usage") or {}).get("used_share"))
         texts = (
-            number(measured(run, "recall"), ".3f"),
-            number(measured(run, "answer_nll"), ".3f"),
-            number(run.get("flops_per_token")),
-            number(run.get("params_total")),
-            _DASH if used is None else f"{used:.0%}",
-            number(run.get("tokens")),
-            number(run.get("seconds"), ",.0f"),
+            number(heldout(run, "recall"), ".3f"),
+            number(heldout(run, "answer_nll"), ".3f"),
+            number(measured(run, "flops_per_token")),
+            number(measured(run, "params_total")),
+            DASH if used is None else f"{used:.0%}",
+            number(measured(run, "seconds"), ",.0f"),
         )
-        rows.append(Row(title, [Cell(text) for text in texts], colour))
+        rows.append(run_row(_cell_name(run), run, styles[run["base"]].colour, texts))
     return Table(_RUN_HEAD, rows, "Every run")
 
 
@@ -313,7 +246,9 @@ def _lead(results: Mapping[str, Any]) -> str:
         f"{len(results['seeds'])} seed{'s' * (len(results['seeds']) != 1)} each"
     )
     facts = (results.get("facts") or {}).get("facts")
-    text += f", taught {facts:,} facts." if facts else "."
+    text += f", taught {facts:,} facts" if facts else ""
+    tokens = {tokens_read(run) for run in results["runs"] if finished(run)}
+    text += f" on {number(tokens.pop())} tokens." if len(tokens) == 1 else "."
     for base in results["bases"]:
         rows = [row for row in scale_rows(results) if row["base"] == base and row["recall"]]
         if rows:

@@ -1,31 +1,24 @@
 """Bars: recall by relation, bits of knowledge for what they cost, reads of the memory's slots.
 
-Next: :mod:`memory_layers.study.plots` collects them.
+Next: comparison.py collects them.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
-from memory_layers.study.plots_base import (
-    GRID,
+from memory_layers.study.plots import drawing
+from memory_layers.study.plots.drawing import (
     INK,
     RECALL_LABEL,
-    SPREAD_COLUMNS,
-    Groups,
     Plot,
-    Style,
-    error_lengths,
+    Styles,
     finish,
     legend,
     new_figure,
-    plain_text,
-    short_number,
-    spread_columns,
 )
+from memory_layers.study.summary import TERA, Groups, measured
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +30,11 @@ LITERATURE_BITS = 2.0
 _BITS = {
     "bits_per_parameter": ("Bits per parameter", 1.0),
     "bits_per_active_parameter": ("Bits per active parameter", 1.0),
-    "bits_per_train_flop": ("Bits per TFLOP of training", 1e12),
+    "bits_per_train_flop": ("Bits per TFLOP of training", TERA),
 }
 
 
-def relation_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
+def relation_plot(groups: Groups, styles: Styles) -> Plot | None:
     """Draw held-out recall by relation, one bar a variant."""
     values: dict[str, dict[str, list[float]]] = {}
     rows = []
@@ -55,7 +48,8 @@ def relation_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
     if not values:
         return None
     names = [name for name in groups if any(name in row for row in values.values())]
-    figure, axes = new_figure(min(14.0, 1.5 + len(values) * (0.3 + 0.17 * len(names))))
+    height = min(14.0, 1.5 + len(values) * (0.3 + 0.13 * len(names)))
+    figure, axes = new_figure(RECALL_LABEL, height=height, grid="x")
     size = 0.8 / len(names)
     for i, name in enumerate(names):
         places = [y for y, row in enumerate(values.values()) if name in row]
@@ -68,21 +62,18 @@ def relation_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
             hatch=styles[name].hatch,
             edgecolor="white",
             linewidth=0,
-            label=plain_text(name),
-            xerr=error_lengths(found, high=1.0),
-            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+            xerr=drawing.error_lengths(found, high=1.0),
+            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 1.5},
         )
-    axes.set_yticks(range(len(values)), [plain_text(relation) for relation in values])
+    axes.set_yticks(range(len(values)), [drawing.plain_text(relation) for relation in values])
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlim(0, 1.02)
-    axes.set_xlabel(RECALL_LABEL, fontsize=12)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
-    legend(figure, axes)
+    legend(figure, {name: styles[name] for name in names}, bars=True)
     return finish(figure, ("variant", "seed", "relation", "question_heldout"), rows)
 
 
-def bits_plot(groups: Groups, styles: Mapping[str, Style], key: str) -> Plot | None:
+def bits_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     """Draw how much knowledge each variant stores for what it costs, one bar a variant.
 
     Args:
@@ -91,24 +82,25 @@ def bits_plot(groups: Groups, styles: Mapping[str, Style], key: str) -> Plot | N
         key: "bits_per_parameter", "bits_per_active_parameter" or "bits_per_train_flop".
     """
     label, unit = _BITS[key]
-    found = {
-        name: row
-        for name, runs in groups.items()
-        if (row := spread(_scaled(run.get(key), unit) for run in runs)) is not None
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, runs in groups.items():
+        values = [value for run in runs if (value := measured(run, key)) is not None]
+        row = spread(value * unit for value in values)
+        if row is not None:
+            found[name] = row
     if not found:
         return None
-    figure, axes = new_figure(1.2 + 0.3 * len(found))
+    figure, axes = new_figure(label, height=1.2 + 0.3 * len(found), grid="x")
     places = range(len(found))
     axes.barh(
         places,
         [row["mean"] for row in found.values()],
         height=0.7,
         color=[styles[name].colour for name in found],
-        xerr=error_lengths(list(found.values())),
+        xerr=drawing.error_lengths(list(found.values())),
         error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
     )
-    axes.set_yticks(places, [plain_text(name) for name in found])
+    axes.set_yticks(places, [drawing.plain_text(name) for name in found])
     axes.set_ylim(len(found) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     top = max(row["max"] for row in found.values()) or 1.0
@@ -124,21 +116,14 @@ def bits_plot(groups: Groups, styles: Mapping[str, Style], key: str) -> Plot | N
             color=INK,
             annotation_clip=False,
         )
-    axes.set_xlabel(label, fontsize=12)
     axes.locator_params(axis="x", nbins=6)
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
     if key == "bits_per_parameter":
         _literature_line(axes, top)
-    rows = [(name, *spread_columns(row)) for name, row in found.items()]
-    return finish(figure, ("variant", *SPREAD_COLUMNS), rows)
+    rows = [(name, *drawing.spread_columns(row)) for name, row in found.items()]
+    return finish(figure, ("variant", *drawing.SPREAD_COLUMNS), rows)
 
 
-def _scaled(value: object, unit: float) -> float | None:
-    number = finite(value)
-    return None if number is None else number * unit
-
-
-def _literature_line(axes: Axes, top: float) -> None:
+def _literature_line(axes: "Axes", top: float) -> None:
     """Mark what the literature found for dense models, in words where it is far off."""
     text = f"{LITERATURE_BITS:g} bits: dense models at best, in the literature"
     if top * 3 < LITERATURE_BITS:
@@ -149,7 +134,7 @@ def _literature_line(axes: Axes, top: float) -> None:
     axes.set_title(text, fontsize=10, color=INK, loc="left")
 
 
-def usage_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
+def usage_plot(groups: Groups, styles: Styles) -> Plot | None:
     """Draw how many reads the slots of each variant's memory received."""
     shares: dict[str, dict[float, float]] = {}
     upper: dict[float, float | None] = {}
@@ -170,7 +155,7 @@ def usage_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
     if not shares:
         return None
     bins = sorted(upper)
-    figure, axes = new_figure(4.2)
+    figure, axes = new_figure("Reads a slot received", "Share of slots (%)")
     size = 0.86 / len(shares)
     for i, (name, row) in enumerate(shares.items()):
         axes.bar(
@@ -181,7 +166,6 @@ def usage_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
             hatch=styles[name].hatch,
             edgecolor="white",
             linewidth=0,
-            label=plain_text(name),
         )
     every = max(1, math.ceil(len(bins) / 12))
     ticks = range(0, len(bins), every)
@@ -191,11 +175,8 @@ def usage_plot(groups: Groups, styles: Mapping[str, Style]) -> Plot | None:
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
-    axes.set_xlabel("Reads a slot received", fontsize=12)
-    axes.set_ylabel("Share of slots (%)", fontsize=12)
     axes.locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10])
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    legend(figure, axes)
+    legend(figure, {name: styles[name] for name in shares}, bars=True)
     rows = [
         (name, low, upper[low], share) for name, row in shares.items() for low, share in row.items()
     ]

@@ -1,23 +1,27 @@
 """What the runs of a comparison add up to: one row of figures a variant, and who is above whom.
 
-Next: :mod:`memory_layers.study.report_tables` writes these figures into tables.
+Next: plots/ and report/, which show these figures.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memory_layers.common.errors import UserError
 from memory_layers.study.intervals import finite, spread
 
 Run = Mapping[str, Any]
+# Runs by variant.
+Groups = Mapping[str, Sequence[Run]]
 
-FORMS = (
-    ("question_heldout", "Held-out questions"),
-    ("question_shown", "Shown questions"),
-    ("statement", "Statements"),
-)
+FORMS = {
+    "question_heldout": "Held-out questions",
+    "question_shown": "Shown questions",
+    "statement": "Statements",
+}
 BITS = ("bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
+# Bits for a FLOP of training are drawn and written for 10^12 of them.
+TERA = 1e12
 _COSTS = ("flops_per_token", "params_total", "params_active", "params_memory", "tokens", "seconds")
 # What two variants are compared by: its name in a run, and whether more of it is better.
 MEASURES = {"question_heldout": True, "answer_nll": False, "text_nll": False}
@@ -27,18 +31,16 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Summarise the runs of each variant over its seeds.
 
     Args:
-        results: The content of ``results.json``.
+        results: The content of results.json.
 
     Returns:
-        One row a variant, in the order of the runs. ``seeds`` counts the finished runs and
-        ``failed`` lists the others with their ``seed``, ``status`` and ``error``.
-        ``question_heldout``, ``question_shown``, ``statement``, ``answer_nll`` (of held-out
-        questions), ``text_nll`` (of held-out running text), ``bits_stored``,
-        ``bits_per_parameter``, ``bits_per_active_parameter`` and ``bits_per_train_flop`` are
-        what :func:`~memory_layers.study.intervals.spread` returns, or None where nothing was
-        measured. The other columns are means: ``flops_per_token``, ``params_total``,
-        ``params_active``, ``params_memory``, ``tokens``, ``seconds``. ``flops_ratio`` is the
-        ratio to the variant named in ``flops_base``: "dense", or the first one measured.
+        One row a variant, in the order of the runs. `seeds` counts the finished runs and `failed`
+        lists the others with their `seed`, `status` and `error`. `question_heldout`,
+        `question_shown`, `statement`, `answer_nll` (of held-out questions), `text_nll` (of
+        held-out running text), `bits_stored` and BITS are what `spread` returns, or None where
+        nothing was measured. The other columns are means: `flops_per_token`, `params_total`,
+        `params_active`, `params_memory`, `tokens`, `seconds`. `flops_ratio` is the ratio to the
+        variant named in `flops_base`: "dense", or the first one measured.
     """
     rows = []
     for variant, runs in by_variant(results).items():
@@ -52,11 +54,10 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 if not finished(run)
             ],
         }
-        for key in (*dict(FORMS), "answer_nll", "text_nll", "bits_stored", *BITS):
+        for key in (*FORMS, "answer_nll", "text_nll", "bits_stored", *BITS):
             row[key] = spread(measured(run, key) for run in done)
         for key in _COSTS:
-            found = spread(run.get(key) for run in done)
-            row[key] = found["mean"] if found else None
+            row[key] = mean_of(done, key)
         rows.append(row)
     costs = [row for row in rows if row["flops_per_token"]]
     dense = [row for row in costs if row["variant"] == "dense"]
@@ -77,28 +78,26 @@ def comparisons(
     noise than the two means. Seeds that only one of the two finished are left out.
 
     Args:
-        results: The content of ``results.json``.
-        subjects: Names of the variants to compare with all others. None: ``memory_plus``, or
+        results: The content of results.json.
+        subjects: Names of the variants to compare with all others. None: `memory_plus`, or
             without it every variant with memory parameters.
 
     Returns:
-        One entry for each subject, other variant and measure ("question_heldout": recall of
-        held-out questions; "answer_nll": of their answers; "text_nll": loss on held-out running
-        text) that both have:
-        ``variant``, ``reference``, ``measure``, ``seeds`` (the pairs), ``difference`` (mean of
-        variant - reference), ``low`` and ``high`` (its 95 % interval; None for one pair) and
-        ``verdict``: "above" or "below" where the interval excludes 0, "not distinguishable"
-        where it does not, and "one seed" for one pair.
+        One entry for each subject, other variant and measure that both have: `variant`,
+        `reference`, `measure` (of MEASURES), `seeds` (the pairs), `difference` (mean of variant -
+        reference), `low` and `high` (its 95 % interval; None for one pair) and `verdict`: "above"
+        or "below" where the interval excludes 0, "not distinguishable" where it does not, and
+        "one seed" for one pair.
 
     Raises:
-        ValueError: A subject is no variant of the results.
+        UserError: A subject is no variant of the results.
     """
     groups = by_variant(results)
     if subjects is None:
         subjects = memory_variants(results)
     unknown = sorted(set(subjects) - set(groups))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"subjects must be variants of the results, got {unknown}. hint: {', '.join(groups)}"
         )
     return [
@@ -112,7 +111,7 @@ def comparisons(
 
 
 def memory_variants(results: Mapping[str, Any]) -> list[str]:
-    """Return the variants to compare with all others: ``memory_plus``, or all with memory."""
+    """Return the variants to compare with all others: `memory_plus`, or all with memory."""
     groups = by_variant(results)
     kinds = results.get("kinds") or {}
     best = [name for name in groups if kinds.get(name, name) == "memory_plus"]
@@ -155,14 +154,44 @@ def _paired(runs: Sequence[Run], others: Sequence[Run], measure: str) -> dict[st
 
 
 def measured(run: Run, key: str) -> float | None:
-    """Return one measurement of a run by its name in :func:`summary_table`, if it has it."""
-    if key in dict(FORMS):
+    """Return one measurement of a run by its name in summary_table, if it has it."""
+    if key in FORMS:
         return finite((run.get("recall") or {}).get(key))
     if key == "answer_nll":
         return finite((run.get("answer_nll") or {}).get("question_heldout"))
     if key == "text_nll":
         return finite((run.get("text") or {}).get("nll"))
+    if key == "tokens":
+        return tokens_read(run)
     return finite(run.get(key))
+
+
+def mean_of(runs: Sequence[Run], key: str) -> float | None:
+    """Return the mean of a measurement over some runs, None where none has it."""
+    found = spread(measured(run, key) for run in runs)
+    return found["mean"] if found else None
+
+
+def tokens_read(run: Run) -> float | None:
+    """Return how many tokens a run read in training, whether they were predicted or not.
+
+    Runs that do not hold their configuration give those that were predicted.
+    """
+    train = (run.get("config") or {}).get("train")
+    if not train:
+        return finite(run.get("tokens"))
+    return float(
+        math.prod(train.get(name, 1) for name in ("steps", "batch_size", "accumulate", "seq_len"))
+    )
+
+
+def tokens_at(run: Run, entry: Mapping[str, Any]) -> float | None:
+    """Return how many tokens a run had read at an entry of its history."""
+    train, step = (run.get("config") or {}).get("train"), finite(entry.get("step"))
+    total = tokens_read(run)
+    if not train or step is None or total is None:
+        return finite(entry.get("tokens"))
+    return total * step / train["steps"]
 
 
 def by_variant(results: Mapping[str, Any]) -> dict[str, list[Run]]:

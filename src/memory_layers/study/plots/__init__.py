@@ -1,0 +1,1 @@
+"""Plots as PNG, with their numbers as CSV. Next: comparison.py and sweep.py."""

@@ -1,0 +1,92 @@
+"""What a variant gives against what it costs: points with intervals and the Pareto front.
+
+Next: comparison.py collects them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memory_layers.study.intervals import spread
+from memory_layers.study.plots import drawing
+from memory_layers.study.plots.drawing import RECALL_LABEL, Plot, Styles, finish, legend, new_figure
+from memory_layers.study.summary import Groups, measured
+
+_COSTS = {
+    "flops_per_token": "Forward FLOPs per token (log scale)",
+    "params_total": "Total parameters (log scale)",
+}
+_GAINS = {"question_heldout": RECALL_LABEL, "text_nll": "Loss on running text (nats per token)"}
+
+
+def cost_plot(groups: Groups, styles: Styles, cost: str, gain: str) -> Plot | None:
+    """Draw each variant as a point with its 95 % interval, and the Pareto front.
+
+    Args:
+        groups: The finished runs of each variant.
+        styles: The style of each variant.
+        cost: "flops_per_token" or "params_total", on a logarithmic axis.
+        gain: "question_heldout" (more is better) or "text_nll" (less is better).
+    """
+    found: dict[str, tuple[float, dict[str, Any]]] = {}
+    for name, runs in groups.items():
+        price = spread(run.get(cost) for run in runs)
+        value = spread(measured(run, gain) for run in runs)
+        if price is not None and value is not None and price["mean"] > 0:
+            found[name] = (price["mean"], value)
+    if not found:
+        return None
+    recall = gain == "question_heldout"
+    most = 1.0 if recall else math.inf
+    points = {name: (x, value["mean"]) for name, (x, value) in found.items()}
+    front = pareto_front(points, more_is_better=recall)
+    figure, axes = new_figure(_COSTS[cost], _GAINS[gain])
+    drawing.log_axis(axes, [x for x, _ in points.values()])
+    axes.set_ylim(_limits([value for _, value in found.values()], most))
+    order = sorted(points, key=lambda name: points[name][1], reverse=True)
+    legend(figure, {name: styles[name] for name in order}, lines=False)
+    drawn = [(x, value, styles[name]) for name, (x, value) in found.items()]
+    places = dict(
+        zip(found, drawing.draw_intervals(figure, axes, drawn, size=7, high=most), strict=True)
+    )
+    steps = [(places[name], points[name][1]) for name in front]
+    # The front goes on at the level of its last point, whatever else is paid.
+    steps.append((axes.get_xlim()[1], steps[-1][1]))
+    axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1.2, zorder=1)
+    return finish(
+        figure,
+        ("variant", cost, *drawing.SPREAD_COLUMNS, "on_front"),
+        [
+            (name, x, *drawing.spread_columns(v), int(name in front))
+            for name, (x, v) in found.items()
+        ],
+    )
+
+
+def pareto_front(
+    points: Mapping[str, tuple[float, float]], *, more_is_better: bool = True
+) -> list[str]:
+    """Return the points that none beats at the same or a lower cost, in the order of cost.
+
+    Args:
+        points: Cost and value by name.
+        more_is_better: Whether a larger value is the better one.
+    """
+    sign = 1 if more_is_better else -1
+    front: list[str] = []
+    best = float("-inf")
+    # Of the points at one cost, the best comes first and hides the others.
+    for name, (_, value) in sorted(points.items(), key=lambda p: (p[1][0], -sign * p[1][1])):
+        if sign * value > best:
+            best = sign * value
+            front.append(name)
+    return front
+
+
+def _limits(values: Sequence[Mapping[str, Any]], most: float) -> tuple[float, float]:
+    """Return the ends of the vertical axis, for values from 0 to `most`."""
+    low, high = min(v["min"] for v in values), max(v["max"] for v in values)
+    # Two seeds can have an interval many times their range, which would hide the differences.
+    half = max((v["half"] for v in values if v["half"] is not None), default=0.0)
+    room = 1.1 * max(min(half, high - low), 0.12 * (high - low), 0.02 * abs(high), 0.005)
+    return max(low - room, -0.02 * high), min(high + room, 1.02 * most)

@@ -1,0 +1,146 @@
+"""The report of a comparison: tables, plots and one HTML page from results.json.
+
+Nothing here trains or measures. A run without a result stays visible, with its reason, in every
+table; it takes no part in any mean. Next: tables.py, text.py, variants.py, and page.py, which
+writes the page.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
+from memory_layers.study.plots.drawing import variant_styles
+from memory_layers.study.report.page import (
+    Cell,
+    Figure,
+    Glossary,
+    Page,
+    Part,
+    Row,
+    write_page,
+)
+from memory_layers.study.report.tables import (
+    TIMES,
+    bits_table,
+    difference_tables,
+    match_table,
+    number,
+    relation_tables,
+    results_table,
+    run_table,
+    spread_cell,
+)
+from memory_layers.study.report.terminal import terminal_table
+from memory_layers.study.report.text import (
+    lead,
+    match_text,
+    notes,
+    provenance,
+    report_title,
+    verdict_text,
+)
+from memory_layers.study.report.variants import describe_variants, example_tables
+from memory_layers.study.summary import by_variant, finished, summary_table
+
+if TYPE_CHECKING:
+    import rich.table
+
+_TERMINAL_HEAD = {
+    "seeds": "Seeds",
+    "question_heldout": "Held-out\nrecall",
+    "question_shown": "Shown\nrecall",
+    "text_nll": "Text\nloss",
+    "bits_stored": "Bits\nstored",
+    "flops_per_token": "FLOPs\n/token",
+    "params_total": "Params",
+    "seconds": "Time\n(s)",
+}
+
+
+def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
+    """Return the summary as a table for a terminal of 80 columns or more.
+
+    It has fewer columns than the report. The reasons of runs without a result stand below it.
+    """
+    summary = summary_table(results)
+    # There is no room for both.
+    hidden = "question_shown" if any(row["text_nll"] for row in summary) else "text_nll"
+    columns = [key for key in _TERMINAL_HEAD if key != hidden]
+    rows, reasons = [], []
+    if results.get("complete") is False:
+        reasons.append(notes(results)[0])
+    for entry in summary:
+        name = entry["variant"]
+        if entry["seeds"]:
+            rows.append(Row(Cell(name), [_terminal_cell(entry, key) for key in columns]))
+        for run in entry["failed"]:
+            title = Cell(name, f"seed {run['seed']}")
+            rows.append(Row(title, failure=run["error"], status=run["status"]))
+            reasons.append(f"{name}, {title.small} {rows[-1].reason}")
+    head = ("Variant", *(_TERMINAL_HEAD[key] for key in columns))
+    return terminal_table(report_title(results), head, rows, reasons)
+
+
+def _terminal_cell(row: Mapping[str, Any], key: str) -> Cell:
+    if key == "question_heldout":
+        heldout = spread_cell(row[key], ".3f", row["seeds"])
+        # The column is as wide as the range, so that the interval needs a line of its own.
+        return Cell(heldout.text.replace(" ±", "\n±"), heldout.small)
+    if key == "flops_per_token":
+        return Cell(number(row[key]), f"{number(row['flops_ratio'], '.2f')} {TIMES}")
+    value = row[key]["mean"] if isinstance(row[key], Mapping) else row[key]
+    form = {"seeds": ".0f", "params_total": "", "bits_stored": ",.0f", "seconds": ",.0f"}
+    return Cell(number(value, form.get(key, ".3f")))
+
+
+def write_report(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write `report.html` and, for each plot, `plots/NAME.png` and `plots/NAME.csv`.
+
+    Args:
+        results: The content of results.json.
+        folder: Created if it is missing. Plots of an earlier report that this one does not
+            have are removed.
+
+    Returns:
+        The path of the page, which needs no other file to be read.
+    """
+    page = Page(
+        title=report_title(results),
+        lead=lead(results),
+        notes=notes(results),
+        sections=_sections(results),
+        footer=provenance(results),
+    )
+    return write_page(page, folder, PLOT_NAMES)
+
+
+def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
+    styles = variant_styles(list(by_variant(results)))
+    done = {
+        name: [run for run in runs if finished(run)] for name, runs in by_variant(results).items()
+    }
+    groups = {name: runs for name, runs in done.items() if runs}
+    figures: dict[str, list[Part]] = {
+        section: [Figure(name, plot) for name, plot in plots.items()]
+        for section, plots in draw_plots(groups, styles).items()
+    }
+
+    def present(*parts: Part | None) -> list[Part]:
+        return [part for part in parts if part]
+
+    matched = match_text(results)
+    differences = difference_tables(results, styles)
+    verdicts = verdict_text(results) if differences else []
+    return {
+        "Results": [results_table(results, styles)],
+        "What each variant is": present(describe_variants(results)),
+        "What was matched": present(matched, match_table(results, styles)),
+        "Differences": [*verdicts, *differences],
+        **figures,
+        "Recall by relation": [*relation_tables(results, groups)],
+        "Bits by variant": present(bits_table(results, styles)),
+        "Example answers": [*example_tables(groups, styles)],
+        "What the figures mean": [Glossary("comparison")],
+        "Every run": [run_table(results, styles)],
+    }
