@@ -1,4 +1,7 @@
-"""Right or no numbers: results against fp64, within the budget that their arithmetic allows."""
+"""Right or no numbers: results against fp64, within the budget that their arithmetic allows.
+
+Each check takes the name of what is checked, for its error, and raises WrongResultError.
+"""
 
 import torch
 from torch import Tensor
@@ -15,13 +18,7 @@ class WrongResultError(RuntimeError):
 
 
 def sample_of(count: int, device: torch.device, size: int = SAMPLE) -> Tensor:
-    """Return indices in [0, count): the first, the last, and evenly spread ones between.
-
-    Args:
-        count: Items there are.
-        device: Where to put the indices.
-        size: Items to take, at most.
-    """
+    """Return at most `size` indices in [0, count): the first, the last, and evenly spread ones."""
     return torch.linspace(0, count - 1, min(size, count), dtype=torch.float64).long().to(device)
 
 
@@ -39,15 +36,12 @@ def check_sum(
     Errors of n additions add up like a random walk, so to about the root of n.
 
     Args:
-        name: What is checked, for the error.
+        name: What is checked.
         actual: The result.
         exact: The fp64 answer.
         magnitude: The fp64 answer for absolute values: what rounding errors are relative to.
         terms: Numbers added up.
         sum_eps: Precision of the additions.
-
-    Raises:
-        WrongResultError: A number is further off than that.
     """
     eps = torch.finfo(actual.dtype).eps
     limit = eps / 2 * exact.abs() + terms**0.5 * sum_eps * magnitude
@@ -55,16 +49,7 @@ def check_sum(
 
 
 def check_greedy(name: str, logits: Tensor, tokens: Tensor) -> None:
-    """Hold tokens to being the most likely ones.
-
-    Args:
-        name: What is checked, for the error.
-        logits: [B, L, tokens of the vocabulary].
-        tokens: [B, L]. A tie within rounding may fall either way.
-
-    Raises:
-        WrongResultError: A token is not the most likely one.
-    """
+    """Hold tokens, [B, L], to being the most likely ones. A tie may fall either way."""
     best = logits.amax(-1)
     taken = logits.gather(-1, tokens[..., None])[..., 0]
     if not (taken >= best - 1e-4 * best.abs()).all():
@@ -73,17 +58,7 @@ def check_greedy(name: str, logits: Tensor, tokens: Tensor) -> None:
 
 
 def check_close(name: str, actual: Tensor, exact: Tensor, limit: Tensor) -> None:
-    """Compare with an fp64 answer.
-
-    Args:
-        name: What is checked, for the error.
-        actual: The result.
-        exact: The fp64 answer.
-        limit: Largest error of each number.
-
-    Raises:
-        WrongResultError: A number is further off, or not a number.
-    """
+    """Compare with an fp64 answer, within the largest error allowed for each number."""
     if actual.shape != exact.shape:
         raise WrongResultError(
             f"{name} is wrong: shape {list(actual.shape)} instead of {list(exact.shape)}"
@@ -100,17 +75,7 @@ def check_close(name: str, actual: Tensor, exact: Tensor, limit: Tensor) -> None
 
 
 def check_norm(name: str, actual: Tensor, exact: Tensor, tolerance: float) -> None:
-    """Compare with an fp64 answer as a whole: |actual - exact| / |exact|.
-
-    Args:
-        name: What is checked, for the error.
-        actual: The result.
-        exact: The fp64 answer.
-        tolerance: Largest share.
-
-    Raises:
-        WrongResultError: The share is larger, or not a number.
-    """
+    """Compare with an fp64 answer as a whole: |actual - exact| / |exact|."""
     share = float((actual.double() - exact).norm() / exact.norm())
     if not share <= tolerance:
         raise WrongResultError(
@@ -130,15 +95,11 @@ def check_selection(
     """Check slots by what they are worth, never by their numbers: ties may fall either way.
 
     Args:
-        name: What is checked, for the error.
+        name: What is checked.
         found: Scores and slots, [T, H, K].
         query: [T, H, 2, C].
         sub_keys: [H, 2, M, C].
         eps: Precision of the scores.
-
-    Raises:
-        WrongResultError: A slot is out of range or named twice, a score is not that of its slot,
-            or a better slot was left out.
     """
     query, sub_keys = query.double(), sub_keys.double()
     halves = torch.einsum("thpc,hpmc->thpm", query, sub_keys)
@@ -153,14 +114,11 @@ def check_selected(
     """Check a selection against the exact scores of the halves.
 
     Args:
-        name: What is checked, for the error.
+        name: What is checked.
         found: Scores and slots, [T, H, K].
         halves: [T, H, 2, M] exact scores in fp64.
         best: [T, H, K] exact scores of the best slots in fp64, in falling order.
         limit: Largest error of a score, of a shape that broadcasts to [T, H, K].
-
-    Raises:
-        WrongResultError: As for check_selection.
     """
     scores, slots = found
     num_sub_keys = halves.shape[3]

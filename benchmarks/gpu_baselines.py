@@ -1,6 +1,6 @@
 """Table gradients on a GPU as peers make them, to be timed against ours, and for nothing else.
 
-Written anew after the description in arXiv 2412.09764, section 3.2: a bag of J weighted rows a
+Written from the description in arXiv 2412.09764, section 3.2: a bag of J weighted rows a
 token, and a dense [N, V] fp32 gradient of the table. Both ways use atomics, so the order of a sum
 is left to chance and results differ between runs by rounding. Any V by masks, 64-bit addresses.
 Slots outside the table are left out. The host never waits.

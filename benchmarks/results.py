@@ -21,14 +21,9 @@ REQUIRED = (
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 HEAD = (
-    "What",
-    "Median ms (20th to 80th percentile)",
-    "Speed-up",
-    "GB moved",
-    "GB/s",
-    "Share of a copy",
-    "Peak extra memory",
-)
+    "What", "Median ms (20th to 80th percentile)", "Speed-up", "GB moved", "GB/s",
+    "Share of a copy", "Peak extra memory",
+)  # fmt: skip
 COMPARE_HEAD = ("What", "A, ms", "B, ms", "B against A")
 # What must agree for a difference in time to mean anything.
 SAME = ("op", "device", "threads", "sizes", "slots", "impl")
@@ -43,7 +38,7 @@ def make_record(
     Args:
         op: Name of the suite.
         device: Where it ran.
-        command: That repeats it.
+        command: The one that repeats it.
         results: The numbers.
         **details: What else decides them: sizes, slots, impl.
     """
@@ -140,12 +135,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def newest(op: str, device_type: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the newest results of a suite here, one of each size, slots, rows and device.
-
-    Args:
-        op: Name of the suite.
-        device_type: "cpu" or "cuda".
-    """
+    """Return the newest results of a suite here, one of each size, slots, rows and device."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     paths = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
     for path, record in sorted(((p, read_result(p)) for p in paths), key=lambda r: r[1]["date"]):
@@ -209,11 +199,7 @@ def _times(variant: Mapping[str, Any] | None) -> str:
 
 
 def suite_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return the cells of a suite's table under HEAD, one row a variant.
-
-    Args:
-        results: What `measure` returned, or a result file's `results`.
-    """
+    """Return the cells of a suite's table under HEAD, one row a variant."""
     return [
         (
             variant["name"],

@@ -1,4 +1,4 @@
-"""The layout of the paper's code beside ours, as papers.md section 3.1 and 3.3 read it.
+"""The layout of a value table in the code of arXiv 2412.09764, beside ours.
 
 There a rank holds the full slice [N, V / G] while training, with a dense bf16 gradient of it and
 two moments in the type of the table, bf16. Slots travel as int64 and weights as bf16. Replicas
@@ -39,23 +39,14 @@ class ReferenceTable:
         return self.weights + self.gradient + self.moments
 
     def seconds(self, device: Device, efficiency: Efficiency) -> float:
-        """Predict the seconds of communication for the tables and of the dense pass.
-
-        Args:
-            device: What it runs on.
-            efficiency: Assumed shares of the peaks.
-        """
+        """Predict the seconds of communication for the tables and of the dense pass."""
         moved = self.dense_pass / device.bandwidth / efficiency.bandwidth
         sent = sum(seconds_of(each, device) for each in self.communication)
         return moved + sent / efficiency.network
 
 
 def reference_table(job: Job) -> ReferenceTable:
-    """Work out the reference layout for the tables of a job.
-
-    Args:
-        job: The run and its layout: the same groups are taken.
-    """
+    """Work out the reference layout for the tables of a job."""
     memory, group = job.memory, job.layout.memory
     assert memory is not None
     slice_bytes = job.tables * memory.slots * job.columns * BF16
@@ -82,11 +73,7 @@ def reference_table(job: Job) -> ReferenceTable:
 
 
 def reference_step_seconds(prediction: Prediction) -> float:
-    """Predict a step of the reference layout: ours, with its tables in place of our tables.
-
-    Args:
-        prediction: Of the same job.
-    """
+    """Predict a step of the reference layout: ours, with its tables in place of our tables."""
     ours = sum(
         seconds
         for kind, seconds in prediction.time.exposed.items()

@@ -20,7 +20,7 @@ class LiveBytes(TorchDispatchMode):
     """Bytes of all storages that operations take and return, while they live.
 
     What an operation allocates and frees inside is not seen. FSDP2 frees a storage by resizing it,
-    which no operation does, so all sizes are looked at anew each time.
+    which no operation does, so all sizes are looked up every time.
 
     Args:
         known: Tensors that are there already.
