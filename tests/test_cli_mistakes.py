@@ -3,20 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tests_support import SHAPE, write_facts
+from tests_support import SHAPE, write_facts, write_untrained
 
-from memory_layers import MemoryConfig
 from memory_layers.cli import main
 from memory_layers.common.reader import from_dict
-from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.models import PRESETS, build_model
+from memory_layers.evaluate import command
+from memory_layers.models import build_model
 from memory_layers.study.measure import count_parameters
 from memory_layers.train.config import RunConfig
 
@@ -68,14 +66,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained model, which no test changes."""
-    folder = tmp_path_factory.mktemp("untrained") / "model"
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["Place 3 has X11."], 300)
-    preset = replace(PRESETS["tiny"], hidden_size=16, layers=2, heads=2, mlp_size=32)
-    memory = MemoryConfig(layers=(1,), sub_keys=8, top_k=4, heads=2)
-    build_model(preset, memory, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_untrained(tmp_path_factory.mktemp("untrained") / "model")
 
 
 @pytest.fixture
@@ -335,3 +326,128 @@ def test_show_a_comparison(config: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert [from_dict(RunConfig, run, name).train.steps for name, run in runs.items()] == [9, 9]
     assert runs["dense"]["memory"] is None
     assert runs["memory"]["memory"]["sub_keys"] == 8
+
+
+def test_a_failed_start_leaves_no_folder(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    values = yaml.safe_load(config.read_text())
+    values["data"] |= {"facts": "builtin", "relations": ["capitol"]}
+    config.write_text(yaml.safe_dump(values))
+    for study_of in ("train", "compare", "scale"):
+        study = tmp_path / f"{study_of}.yaml"
+        grid = {
+            "train": {}, "compare": {"variants": {"a": {}}},
+            "scale": {"slots": [64], "bases": {"a": {}}},
+        }[study_of]  # fmt: skip
+        if study_of == "scale":
+            values["memory"] = {"layers": [1], "top_k": 4}
+        study.write_text(yaml.safe_dump({**values, **grid}))
+        message = error_of(capsys, study_of, study, "--out", out)
+        assert "capitol" in message
+        assert "capital" in message
+        assert not out.exists()
+    assert main(["train", str(config), "--data.relations", "capital", "--out", str(out)]) == 0
+
+
+def test_a_finished_run_is_made_longer(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    train = ["train", config, "--out", out]
+    assert main([str(word) for word in train]) == 0
+    capsys.readouterr()
+    assert main([str(word) for word in (*train, "--train.steps", "4")]) == 0
+    assert "2" in capsys.readouterr().err
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
+    assert min(steps) == 2
+    for flag, value in (("--train.steps", "3"), ("--optim.lr", "0.5")):
+        message = error_of(capsys, *train, flag, value)
+        assert flag.removeprefix("--") in message
+        assert value in message
+
+
+def test_flags_make_a_dense_run_one_with_memory(
+    config: Path, capsys: pytest.CaptureFixture
+) -> None:
+    values = yaml.safe_load(config.read_text()) | {"memory": None}
+    config.write_text(yaml.safe_dump(values))
+    assert main(["show", str(config), "--memory.layers", "0", "1", "--memory.sub-keys=64"]) == 0
+    (shown,) = yaml.safe_load(capsys.readouterr().out.split("┏")[0]).values()
+    assert shown["memory"]["layers"] == [0, 1]
+    assert shown["memory"]["sub_keys"] == 64
+    assert (
+        main(
+            [
+                "show",
+                str(config),
+                "--moe.routing",
+                "token_choice",
+                "--moe.experts",
+                "4",
+                "--moe.top-k",
+                "2",
+            ]
+        )
+        == 0
+    )
+    (shown,) = yaml.safe_load(capsys.readouterr().out.split("┏")[0]).values()
+    assert shown["memory"] is None
+    assert shown["moe"]["experts"] == 4
+    message = error_of(capsys, "show", config, "--memory.sub-keys", "64")
+    assert "--memory.layers is needed" in message
+    assert "--memory.sub-kes" in flag_error_of(
+        capsys, "show", config, "--memory.layers", "1", "--memory.sub-kes", "64"
+    )
+
+
+def test_eval_asks_what_the_run_was_taught(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    flags = ["--data.shown-fraction", "0.2", "--data.seed", "3", "--optim.lr", "0.01"]
+    assert main(["train", str(config), "--out", str(out), "--train.steps", "60", *flags]) == 0
+    in_training = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["recall"]
+    facts = str(tmp_path / "facts")
+
+    def recall(*arguments: str | Path) -> dict:
+        capsys.readouterr()
+        assert main(["eval", *map(str, arguments), "--answered", "0"]) == 0
+        return json.loads(capsys.readouterr().out)["recall"]
+
+    assert recall(out) == recall(out / "model") == in_training
+    assert recall(out, "--facts", facts) == in_training
+    # Other flags, and a model that has left its run, are taken at their word.
+    copy = shutil.copytree(out / "model", tmp_path / "elsewhere")
+    assert "--facts is missing" in error_of(capsys, "eval", copy)
+    own = ["--shown-fraction", "0.2", "--seed", "3"]
+    assert recall(copy, "--facts", facts, *own) == in_training
+    assert recall(copy, "--facts", facts) == recall(out, "--shown-fraction", "0.5", "--seed", "0")
+
+
+def test_eval_of_all_builtin_facts_says_what_it_asks(
+    model: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "MAX_SUBJECTS", 2)
+    assert main(["eval", str(model), "--facts", "builtin", "--answered", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "2 subjects of each built-in source" in captured.err
+    assert "hint: --max-subjects" in captured.err
+    assert len(json.loads(captured.out)["recall"]["by_relation"]) > 15
+
+
+def test_init_writes_a_run_to_start_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "my_run"]) == 0
+    assert "memory-layers train my_run.yaml" in capsys.readouterr().out
+    text = Path("my_run.yaml").read_text()
+    assert text.count("#") > 10
+    assert "my_run.yaml exists already" in error_of(capsys, "init", "my_run")
+    assert Path("my_run.yaml").read_text() == text
+    small = ["--train.steps", "2", "--data.max-subjects", "20", "--data.cache-dir", "cache"]
+    assert main(["train", "my_run.yaml", *small]) == 0
+    assert Path("runs/my_run/model/config.json").is_file()

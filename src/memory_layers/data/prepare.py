@@ -252,7 +252,13 @@ def _fingerprint(config: DataConfig) -> str:
     versions, wordings = {}, {}
     if config.facts == BUILTIN:
         packages = sorted({name for source in SOURCES for name in source.packages})
-        versions = {name: metadata.version(name) for name in packages}
+        try:
+            versions = {name: metadata.version(name) for name in packages}
+        except metadata.PackageNotFoundError as error:
+            raise ImportError(
+                f"the package {error.name!r} is not installed, it holds built-in facts. "
+                'hint: pip install "memory-layers[data]"'
+            ) from error
         wordings = {name: asdict(templates) for name, templates in builtin_templates().items()}
     if BUILTIN in config.text:
         versions["python"] = platform.python_version()
