@@ -18,7 +18,7 @@ from benchmarks.inputs import model_sizes
 from benchmarks.request import USED, Distribution, Request, parse_sizes
 from memory_layers.common.errors import UserError
 from memory_layers.common.text import did_you_mean
-from memory_layers.ops.impl import Impl
+from memory_layers.ops.dispatch import Impl
 
 PROGRAM = "python -m benchmarks"
 USAGE = f"""\

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memory_layers.ops.triton_rows import COMPILE, on_device_of, with_unit_stride
+from memory_layers.ops._triton.rows import COMPILE, on_device_of, with_unit_stride
 
 # Columns that a program adds atomically: 4 warps, 16 bytes of fp32 a thread.
 ATOMIC_COLUMNS = 512

@@ -10,7 +10,7 @@ import torch
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.text import did_you_mean
-from memory_layers.ops.impl import Impl
+from memory_layers.ops.dispatch import Impl
 
 Distribution = Literal["uniform", "zipf", "recorded"]
 DTYPES = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16})

@@ -38,10 +38,6 @@ class Case:
 def find_cases() -> list[Case]:
     """FIND at the paper's sizes: M = 1024 and more, C = 64 to 512, K = 32; and at small ones."""
     from memory_layers.ops.find import triton as find
-    from memory_layers.ops.find.triton_gradient import (
-        query_gradient_kernel,
-        sub_key_gradient_kernel,
-    )
     from memory_layers.ops.find.triton_select import (
         best_sub_keys_kernel,
         lower_bounds_kernel,
@@ -98,13 +94,13 @@ def find_cases() -> list[Case]:
             cases += [
                 Case.of(
                     f"{dtype} C={width}",
-                    query_gradient_kernel,
+                    find.query_gradient_kernel,
                     f"*fp32 *i64 *{dtype} *{dtype} *i32 i32:16 i32:16",
                     HEADS=4, BLOCK_K=find.VECTORS, **blocks,
                 ),
                 Case.of(
                     f"{dtype} C={width}",
-                    sub_key_gradient_kernel,
+                    find.sub_key_gradient_kernel,
                     f"*i64 *i64 *fp32 *{dtype} *fp32 i32:16 i32",
                     K=32, BLOCK_E=find.VECTORS, **blocks,
                 ),
@@ -123,7 +119,7 @@ def aligned(width: int) -> str:
 
 def read_cases() -> list[Case]:
     """READ at the paper's sizes: J = 128, V = 256 to 4096, all types."""
-    from memory_layers.ops import triton_rows as rows
+    from memory_layers.ops._triton import rows
     from memory_layers.ops.read import triton as read
 
     cases = []
@@ -161,7 +157,7 @@ def read_cases() -> list[Case]:
 
 def write_cases() -> list[Case]:
     """WRITE at the paper's sizes: each rule, with each way to keep and round a row."""
-    from memory_layers.ops import triton_rows as rows
+    from memory_layers.ops._triton import rows
     from memory_layers.ops.write import triton as write
 
     rules = {

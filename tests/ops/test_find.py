@@ -11,8 +11,8 @@ from helpers import (
 )
 from torch import Tensor
 
+from memory_layers.ops.dispatch import choose
 from memory_layers.ops.find import cpu, product_key_topk
-from memory_layers.ops.impl import choose
 
 # T, H, M, C, k. k = 1, k = M, T = 0, T past a block of 16, and M on both sides of 4 k, where the
 # CPU version begins to skip scores below a bound.

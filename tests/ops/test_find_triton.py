@@ -9,8 +9,8 @@ from helpers import FP32_EPS, assert_same_selection, exact_pair_scores
 from torch import Tensor
 
 from memory_layers import product_key_topk
+from memory_layers.ops.dispatch import TRITON_MAX_K
 from memory_layers.ops.find import triton as kernels
-from memory_layers.ops.impl import TRITON_MAX_K
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -35,7 +35,7 @@ def test_second_process_loads_what_the_first_compiled_until_a_helper_changes(
     program = READ.format(setup="")
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(copy.parent)}
     hits = [int(fresh_interpreter(program, "float32", **environment)) for _ in range(2)]
-    for helper in ("ops/numba_vectors.py", "ops/find/cpu_sort.py"):
+    for helper in ("ops/_numba/intrinsics.py", "ops/find/cpu_sort.py"):
         (copy / helper).write_text((copy / helper).read_text("utf-8") + "\n# changed\n", "utf-8")
         hits.append(int(fresh_interpreter(program, "float32", **environment)))
     assert hits == [0, 1, 0, 0]

@@ -15,9 +15,9 @@ from helpers import (
 )
 from torch import Tensor
 
+from memory_layers.ops._triton.rows import CHUNK, MAX_BLOCK_V
 from memory_layers.ops.read import gather_dot, gather_sum, scatter_sum
 from memory_layers.ops.read import triton as kernels
-from memory_layers.ops.triton_rows import CHUNK, MAX_BLOCK_V
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FP16 = Precision("fp16", torch.float16, torch.float16)

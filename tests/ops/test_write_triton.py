@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memory_layers.ops.triton_rows import CHUNK, MAX_BLOCK_V, TILE
+from memory_layers.ops._triton.rows import CHUNK, MAX_BLOCK_V, TILE
 from memory_layers.ops.write import (
     RowGradient,
     RowState,

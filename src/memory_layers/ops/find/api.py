@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import (
+from memory_layers.ops.dispatch import (
     TRITON_MAX_K,
     Impl,
     check_floating,

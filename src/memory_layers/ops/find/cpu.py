@@ -8,22 +8,12 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.find.cpu_sort import (
-    LANES,
-    MASK_BITS,
-    exchange,
-    group_maxima,
-    index_of,
-    lowest_bit,
-    network,
-    not_below,
-    pack,
-    score_of,
-    staircase,
-)
-from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
-from memory_layers.ops.numba_rows import as_array
-from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
+from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.plain import LANES, MASK_BITS
+from memory_layers.ops._numba.rows import as_array
+from memory_layers.ops.find.cpu_sort import index_of, network, pack, score_of, staircase
+
+loops = inner_loops()
 
 # Parts of the sub-keys of a half that threads share where there is one token.
 PARTS = 2
@@ -33,13 +23,13 @@ SCORE_NUMBERS = 2**21
 
 
 @helper
-def _sort(lists, exchanges):  # noqa: ANN001, ANN202
+def _sort(lists, exchanges):
     for e in range(exchanges.shape[0]):
-        exchange(lists, exchanges[e, 0], exchanges[e, 1])
+        loops.exchange(lists, exchanges[e, 0], exchanges[e, 1])
 
 
 @helper
-def _keep_best(lists, lane, k, exchanges):  # noqa: ANN001, ANN202
+def _keep_best(lists, lane, k, exchanges):
     """Sort a list that is full, so that it holds its k best, and return the worst of these."""
     _sort(lists, exchanges)
     for n in range(k, lists.shape[0]):
@@ -48,7 +38,7 @@ def _keep_best(lists, lane, k, exchanges):  # noqa: ANN001, ANN202
 
 
 @helper
-def _candidates(scores, bound, lists, lane, k, exchanges):  # noqa: ANN001, ANN202
+def _candidates(scores, bound, lists, lane, k, exchanges):
     """Fill a list with all scores that may be among the k best: they reach the bound, or are NaN.
 
     A list that is full is cut to its k best, whose worst is the new bound.
@@ -57,9 +47,9 @@ def _candidates(scores, bound, lists, lane, k, exchanges):  # noqa: ANN001, ANN2
     count = 0
     whole = scores.shape[0] - scores.shape[0] % MASK_BITS
     for low in range(0, whole, MASK_BITS):
-        mask = not_below(scores, low, bound)
+        mask = loops.not_below(scores, low, bound)
         while mask != 0:
-            m = low + lowest_bit(mask)
+            m = low + loops.lowest_bit(mask)
             mask &= mask - np.uint64(1)
             if count == room:
                 bound = _keep_best(lists, lane, k, exchanges)
@@ -76,7 +66,7 @@ def _candidates(scores, bound, lists, lane, k, exchanges):  # noqa: ANN001, ANN2
 
 
 @helper
-def _pairs(first, second, lane, stairs, lists, exchanges):  # noqa: ANN001, ANN202
+def _pairs(first, second, lane, stairs, lists, exchanges):
     """Fill a list with the sums of ranks (i, j) that may be among the k best."""
     widths, corners = stairs
     room, k = lists.shape[0], widths.shape[0]
@@ -99,7 +89,7 @@ def _pairs(first, second, lane, stairs, lists, exchanges):  # noqa: ANN001, ANN2
 
 
 @helper
-def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
+def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slots):
     """Select for LANES tokens of one head."""
     num_sub_keys, k = half_scores.shape[3], scores.shape[2]
     groups, room = bounding[1], sorting[1]
@@ -111,7 +101,7 @@ def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slot
         bounded = num_sub_keys >= 2 * groups
         if bounded:
             for lane in range(lanes):
-                group_maxima(half_scores[h, half, start + lane], line)
+                loops.group_maxima(half_scores[h, half, start + lane], line)
                 for g in range(groups):
                     maxima[g, lane] = line[g]
             _sort(maxima, bounding[0])
@@ -133,26 +123,22 @@ def _select_block(half_scores, h, start, bounding, sorting, stairs, scores, slot
 
 
 @helper
-def _score_half(sub_keys, places, query, n, half_scores):  # noqa: ANN001, ANN202
+def _score_half(sub_keys, places, query, n, half_scores):
     """Score a part of the sub-keys of one half of one head for one token."""
     count = half_scores.shape[1]
     half, part = n // PARTS, n % PARTS
     low, high = count * part // PARTS, count * (part + 1) // PARTS
-    grouped = low + (high - low) // GROUP * GROUP
-    for m in range(low, grouped, GROUP):
-        dot_group(sub_keys[half], places, query[half], half_scores[half], m)
-    for m in range(grouped, high):
-        dot_one(sub_keys[half], places, query[half], half_scores[half], m)
+    loops.dot_rows(sub_keys[half], places, query[half], half_scores[half], low, high)
 
 
 @kernel
-def _score_one_kernel(sub_keys, places, query, half_scores):  # noqa: ANN001, ANN202
+def _score_one_kernel(sub_keys, places, query, half_scores):
     for n in prange(half_scores.shape[0] * PARTS):
         _score_half(sub_keys, places, query, n, half_scores)
 
 
 @kernel
-def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):  # noqa: ANN001, ANN202
+def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):
     blocks = (half_scores.shape[2] + LANES - 1) // LANES
     for block in prange(blocks * half_scores.shape[0]):
         h, start = block // blocks, block % blocks * LANES
@@ -160,7 +146,7 @@ def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):
 
 
 @helper
-def _query_gradient(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
+def _query_gradient(d_scores, slots, sub_keys, d_query):
     """Add the gradient of one token, [H, 2, C]: of each half a weighted sum of K sub-keys."""
     num_sub_keys, k = sub_keys.shape[2], slots.shape[1]
     halves = np.empty((2, k), np.int64)
@@ -168,21 +154,17 @@ def _query_gradient(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
         for n in range(k):
             halves[0, n], halves[1, n] = slots[h, n] // num_sub_keys, slots[h, n] % num_sub_keys
         for p in range(2):
-            grouped = k - k % GROUP
-            for n in range(0, grouped, GROUP):
-                add_group(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], n)
-            for n in range(grouped, k):
-                add_one(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], n)
+            loops.add_rows(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], 0, k)
 
 
 @kernel
-def _backward_query_kernel(d_scores, slots, sub_keys, d_query):  # noqa: ANN001, ANN202
+def _backward_query_kernel(d_scores, slots, sub_keys, d_query):
     for t in prange(d_query.shape[0]):
         _query_gradient(d_scores[t], slots[t], sub_keys, d_query[t])
 
 
 @helper
-def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):  # noqa: ANN001, ANN202
+def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):
     """Add the gradient of one half of one head, [M, C]."""
     num_sub_keys = d_sub_keys.shape[0]
     for t in range(slots.shape[0]):
@@ -195,7 +177,7 @@ def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):  # noqa: ANN001, A
 
 
 @kernel
-def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):  # noqa: ANN001, ANN202
+def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):
     # A thread owns one half of one head, so no two threads write one sub-key.
     for block in prange(d_sub_keys.shape[0] * 2):
         h, p = block // 2, block % 2

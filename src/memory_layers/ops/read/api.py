@@ -9,7 +9,7 @@ scatter_sum writes a whole [N, V] tensor: layers/values.py avoids it by keeping 
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import (
+from memory_layers.ops.dispatch import (
     Impl,
     check_floating,
     check_integer,

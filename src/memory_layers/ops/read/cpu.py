@@ -1,13 +1,13 @@
 """READ on the CPU in Numba: fp32 and bf16 tables, fp32 sums, any width, 64-bit addresses."""
 
-import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
-from memory_layers.ops.numba_rows import as_array
-from memory_layers.ops.numba_vectors import GROUP, add_group, add_one, dot_group, dot_one
+from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.rows import as_array
+
+loops = inner_loops()
 
 # Fewer tokens than this are read in so many parts each, for threads that would have nothing to do.
 # The number is fixed: sums must not depend on how many threads there are.
@@ -17,55 +17,41 @@ BLOCK_V = 16
 
 
 @helper
-def _sum_token(table, places, factors, first, reads, total):  # noqa: ANN001, ANN202
-    for v in range(total.shape[0]):
-        total[v] = np.float32(0)
-    grouped = reads - reads % GROUP
-    for j in range(0, grouped, GROUP):
-        add_group(table, places, factors, total, first + j)
-    for j in range(grouped, reads):
-        add_one(table, places, factors, total, first + j)
+def _sum_token(table, places, factors, first, end, total):
+    total[:] = 0
+    loops.add_rows(table, places, factors, total, first, end)
 
 
 @kernel
-def _gather_sum_kernel(table, slots, weights, out):  # noqa: ANN001, ANN202
+def _gather_sum_kernel(table, slots, weights, out):
     reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
     for t in prange(slots.shape[0]):
-        _sum_token(table, places, factors, t * reads, reads, out[t])
+        _sum_token(table, places, factors, t * reads, (t + 1) * reads, out[t])
 
 
 @helper
-def _sum_part(table, slots, weights, n, sums):  # noqa: ANN001, ANN202
+def _sum_part(table, slots, weights, n, sums):
     reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
     t, part = n // PARTS, n % PARTS
     low, high = reads * part // PARTS, reads * (part + 1) // PARTS
-    _sum_token(table, places, factors, t * reads + low, high - low, sums[n])
+    _sum_token(table, places, factors, t * reads + low, t * reads + high, sums[n])
 
 
 @kernel
-def _gather_sum_parts_kernel(table, slots, weights, sums):  # noqa: ANN001, ANN202
+def _gather_sum_parts_kernel(table, slots, weights, sums):
     for n in prange(sums.shape[0]):
         _sum_part(table, slots, weights, n, sums)
 
 
-@helper
-def _dot_token(table, places, vector, first, reads, dots):  # noqa: ANN001, ANN202
-    grouped = reads - reads % GROUP
-    for j in range(0, grouped, GROUP):
-        dot_group(table, places, vector, dots, first + j)
-    for j in range(grouped, reads):
-        dot_one(table, places, vector, dots, first + j)
-
-
 @kernel
-def _gather_dot_kernel(table, slots, x, out):  # noqa: ANN001, ANN202
+def _gather_dot_kernel(table, slots, x, out):
     reads, places, dots = slots.shape[1], slots.reshape(-1), out.reshape(-1)
     for t in prange(slots.shape[0]):
-        _dot_token(table, places, x[t], t * reads, reads, dots)
+        loops.dot_rows(table, places, x[t], dots, t * reads, (t + 1) * reads)
 
 
 @helper
-def _scatter_columns(low, slots, weights, x, out):  # noqa: ANN001, ANN202
+def _scatter_columns(low, slots, weights, x, out):
     high = min(low + BLOCK_V, out.shape[1])
     for t in range(slots.shape[0]):
         for j in range(slots.shape[1]):
@@ -75,7 +61,7 @@ def _scatter_columns(low, slots, weights, x, out):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _scatter_sum_kernel(slots, weights, x, out):  # noqa: ANN001, ANN202
+def _scatter_sum_kernel(slots, weights, x, out):
     # A thread owns columns, so no two threads write one number and the order of sums is fixed.
     for block in prange((out.shape[1] + BLOCK_V - 1) // BLOCK_V):
         _scatter_columns(block * BLOCK_V, slots, weights, x, out)

@@ -3,7 +3,7 @@
 The gathers are token-major and bound by memory: a program reads tiles of rows, each thread 16
 bytes at a time, several rows in flight. Block sizes follow from J, V and the types alone, so that
 the result of a token does not depend on the tokens beside it and nothing is tuned at run time.
-Slots outside the table read as zeros. The host never waits. Next: ops/triton_rows.py.
+Slots outside the table read as zeros. The host never waits. Next: ops/_triton/rows.py.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memory_layers.ops.triton_rows import (
+from memory_layers.ops._triton.rows import (
     COMPILE,
     dense_sums,
     on_device_of,

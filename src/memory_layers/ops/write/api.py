@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import Impl, check_same_device, kernels
+from memory_layers.ops.dispatch import Impl, check_same_device, kernels
 from memory_layers.ops.write.entries import LARGEST_TABLE, check_entries
 from memory_layers.ops.write.gradient import RowGradient
 from memory_layers.ops.write.state import RowState, Rule

@@ -11,9 +11,8 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops.numba_adamw import adamw_row
-from memory_layers.ops.numba_kernel import follow_torch_threads, helper, kernel
-from memory_layers.ops.numba_rows import as_array, close_row, open_row
+from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.rows import as_array, close_row, open_row
 from memory_layers.ops.write.cpu_factors import (
     NO_ROW,
     next_row,
@@ -24,6 +23,7 @@ from memory_layers.ops.write.cpu_factors import (
 from memory_layers.ops.write.entries import PLACE_BITS
 from memory_layers.ops.write.state import RowState
 
+loops = inner_loops()
 FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
 
@@ -32,7 +32,7 @@ FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor
 
 
 @helper
-def _sum_chunk(chunk, factors, rows, out):  # noqa: ANN001, ANN202
+def _sum_chunk(chunk, factors, rows, out):
     heads = start_of(factors, chunk)
     r = np.searchsorted(rows, factors.lows[chunk])
     row = next_row(factors, heads, chunk)
@@ -43,14 +43,14 @@ def _sum_chunk(chunk, factors, rows, out):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _row_sums_kernel(factors, rows, out):  # noqa: ANN001, ANN202
+def _row_sums_kernel(factors, rows, out):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
         _sum_chunk(chunk, factors, rows, out)
 
 
 @helper
-def _square_chunk(chunk, factors, width):  # noqa: ANN001, ANN202
+def _square_chunk(chunk, factors, width):
     heads = start_of(factors, chunk)
     gradient = np.empty(width, np.float32)
     squares = 0.0
@@ -63,14 +63,14 @@ def _square_chunk(chunk, factors, width):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _row_squares_kernel(factors, width, squares):  # noqa: ANN001, ANN202
+def _row_squares_kernel(factors, width, squares):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
         squares[chunk] = _square_chunk(chunk, factors, width)
 
 
 @helper
-def _decay_row(value, row, decayed, decay_total):  # noqa: ANN001, ANN202
+def _decay_row(value, row, decayed, decay_total):
     if decayed.shape[0]:
         decay = np.float32(np.exp(decay_total - decayed[row]))
         decayed[row] = decay_total
@@ -79,7 +79,7 @@ def _decay_row(value, row, decayed, decay_total):  # noqa: ANN001, ANN202
 
 
 @helper
-def _mean_square(gradient):  # noqa: ANN001, ANN202
+def _mean_square(gradient):
     square = np.float32(0)
     for v in range(gradient.shape[0]):
         square += gradient[v] * gradient[v]
@@ -87,7 +87,7 @@ def _mean_square(gradient):  # noqa: ANN001, ANN202
 
 
 @helper
-def _step_row(value, gradient, first, second, numbers):  # noqa: ANN001, ANN202
+def _step_row(value, gradient, first, second, numbers):
     """Step a row without moments (SGD), without a first one, or with one number as the second."""
     step_size, beta1, rest1, beta2, rest2, second_correction, eps = numbers
     if second.shape[0] == 1:
@@ -112,7 +112,7 @@ def _step_row(value, gradient, first, second, numbers):  # noqa: ANN001, ANN202
 
 
 @helper
-def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):  # noqa: ANN001, ANN202
+def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):
     """Step the rows of a chunk. Moments and decay without rows are absent."""
     width, (decayed, decay_total) = table.shape[1], decay
     has_first, has_second = exp_avg.shape[0] > 0, exp_avg_sq.shape[0] > 0
@@ -128,7 +128,7 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
         if full:
             near = row if following == NO_ROW else following
             upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
-            adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
+            loops.adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
         else:
             first = exp_avg[row] if has_first else exp_avg.reshape(-1)
             second = exp_avg_sq[row] if has_second else exp_avg_sq.reshape(-1)
@@ -138,14 +138,14 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
 
 
 @kernel
-def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):  # noqa: ANN001, ANN202
+def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
         _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed)
 
 
 @helper
-def _copy_chunk(chunk, table, master, factors):  # noqa: ANN001, ANN202
+def _copy_chunk(chunk, table, master, factors):
     heads = start_of(factors, chunk)
     nothing = np.empty(0, np.float32)
     row = next_row(factors, heads, chunk)
@@ -156,7 +156,7 @@ def _copy_chunk(chunk, table, master, factors):  # noqa: ANN001, ANN202
 
 
 @kernel
-def _copy_rows_kernel(table, master, factors):  # noqa: ANN001, ANN202
+def _copy_rows_kernel(table, master, factors):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
         _copy_chunk(chunk, table, master, factors)

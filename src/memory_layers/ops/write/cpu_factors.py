@@ -9,36 +9,41 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import carray
 from torch import Tensor
 
-from memory_layers.ops.numba_kernel import helper
-from memory_layers.ops.numba_rows import as_array, as_float32, pointer_to
+from memory_layers.ops._numba.compile import helper, inner_loops
+from memory_layers.ops._numba.rows import as_array, as_float32
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
 
 # Entries of a chunk: enough to pay for a thread's buffers, few enough to balance the threads.
 CHUNK_ENTRIES = 512
-ENTRIES, WEIGHTS, VECTORS, WIDTH = range(4)
 NO_ROW = np.int64(2**62)
-_INT64 = np.empty(0, np.int64)
-_FLOAT32 = np.empty(0, np.float32)
+
+loops = inner_loops()
 
 
 class Factors(NamedTuple):
     """What a kernel needs to walk the rows of a gradient.
 
     Attributes:
-        reads: [reads, 4] int64, addresses of entries, weights and vectors, and J.
+        entries, entry_places: What loops.part opens: the entries of each read.
+        weights, weight_places: [T * J] of each read.
+        vectors, vector_places: [T * V] of each read.
+        widths: [reads] int64, J of each.
         bounds: [reads, chunks + 1] int64, the entries of each chunk. No row is in two chunks.
         lows: [chunks] int64, no row of a chunk is lower.
-        like: Empty array of the vectors' type.
         scale: Factor on the gradient.
     """
 
-    reads: np.ndarray
+    entries: np.ndarray
+    entry_places: np.ndarray
+    weights: np.ndarray
+    weight_places: np.ndarray
+    vectors: np.ndarray
+    vector_places: np.ndarray
+    widths: np.ndarray
     bounds: np.ndarray
     lows: np.ndarray
-    like: np.ndarray
     scale: np.float32
 
 
@@ -51,12 +56,13 @@ def prepare(
     if any(read.dtype != dtype for read in vectors):
         dtype = torch.float32
     vectors = [read.to(dtype).contiguous() for read in vectors]
-    reads = np.empty((len(entries), 4), np.int64)
-    for r, read in enumerate(zip(entries, weights, vectors, strict=True)):
-        reads[r, :3] = [tensor.data_ptr() for tensor in read]
-        reads[r, WIDTH] = max(1, read[1].shape[1])
-    like = as_array(vectors[0][:0].flatten())
-    factors = Factors(reads, *_chunks(entries), like, np.float32(float(scale)))
+    parts = (
+        array
+        for reads in (entries, weights, vectors)
+        for array in loops.parts([as_array(read.flatten()) for read in reads])
+    )
+    widths = np.array([max(1, read.shape[1]) for read in weights])
+    factors = Factors(*parts, widths, *_chunks(entries), np.float32(float(scale)))
     return factors, [*entries, *weights, *vectors]
 
 
@@ -71,7 +77,7 @@ def _chunks(entries: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @helper
-def start_of(factors, chunk):  # noqa: ANN001, ANN201
+def start_of(factors, chunk):
     """Return the place in each read where a chunk starts."""
     heads = np.empty(factors.bounds.shape[0], np.int64)
     for r in range(heads.shape[0]):
@@ -80,33 +86,31 @@ def start_of(factors, chunk):  # noqa: ANN001, ANN201
 
 
 @helper
-def next_row(factors, heads, chunk):  # noqa: ANN001, ANN201
+def next_row(factors, heads, chunk):
     """Return the lowest row that a read of this chunk has left, NO_ROW at its end."""
-    reads, bounds = factors.reads, factors.bounds
     row = NO_ROW
-    for r in range(reads.shape[0]):
-        end = bounds[r, chunk + 1]
-        if heads[r] < end:
-            entries = carray(pointer_to(reads[r, ENTRIES], _INT64), (end,))
-            row = min(row, entries[heads[r]] >> PLACE_BITS)
+    for r in range(heads.shape[0]):
+        if heads[r] < factors.bounds[r, chunk + 1]:
+            entry = loops.part(factors.entries, factors.entry_places, r, heads[r], 1)[0]
+            row = min(row, entry >> PLACE_BITS)
     return row
 
 
 @helper
-def sum_row(row, factors, heads, chunk, total):  # noqa: ANN001, ANN201
+def sum_row(row, factors, heads, chunk, total):
     """Set total to scale * the sum of weights[t, j] * vectors[t] of a row, and move past it."""
-    reads, bounds, _, like, scale = factors
     is_first = True
-    for r in range(reads.shape[0]):
-        end = bounds[r, chunk + 1]
-        entries = carray(pointer_to(reads[r, ENTRIES], _INT64), (end,))
+    for r in range(heads.shape[0]):
+        end = factors.bounds[r, chunk + 1]
+        entries = loops.part(factors.entries, factors.entry_places, r, 0, end)
         head = heads[r]
         while head < end and entries[head] >> PLACE_BITS == row:
             place = entries[head] & PLACE_MASK
-            weight = scale * carray(pointer_to(reads[r, WEIGHTS], _FLOAT32), (place + 1,))[place]
-            start = place // reads[r, WIDTH] * total.shape[0]
-            address = reads[r, VECTORS] + start * like.itemsize
-            vector = carray(pointer_to(address, like), (total.shape[0],))
+            weight = (
+                factors.scale * loops.part(factors.weights, factors.weight_places, r, place, 1)[0]
+            )
+            start = place // factors.widths[r] * total.shape[0]
+            vector = loops.part(factors.vectors, factors.vector_places, r, start, total.shape[0])
             if is_first:
                 for v in range(total.shape[0]):
                     total[v] = weight * as_float32(vector[v])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from memory_layers.ops.impl import check_rows
+from memory_layers.ops.dispatch import check_rows
 
 # A row number must leave room for the sign bit.
 LARGEST_TABLE = 2**31

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memory_layers.ops.impl import (
+from memory_layers.ops.dispatch import (
     Impl,
     check_floating,
     check_integer,

@@ -1,4 +1,4 @@
-"""What the Numba kernels share: bf16 rows as 16-bit integers, rounding, addresses.
+"""What the Numba kernels share: bf16 rows as 16-bit integers, and rounding.
 
 Numba has no bf16. A bf16 number is the upper half of an fp32 number, so a bf16 tensor is read as
 uint16, shifted into fp32, and written back by rounding to the nearest even or stochastically.
@@ -6,12 +6,11 @@ uint16, shifted into fp32, and written back by rounding to the nearest even or s
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from torch import Tensor
 
-from memory_layers.ops.numba_kernel import helper
+from memory_layers.ops._numba.compile import helper
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -21,45 +20,19 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-@intrinsic
-def as_float32(_context, number):  # noqa: ANN001, ANN201
+def as_float32(number):
     """Read an fp32 number as it is, and a uint16 as the bf16 number with these bits."""
-    if number not in (types.float32, types.uint16):
-        return None
-
-    def codegen(_ctx, builder, _sig, args):  # noqa: ANN001, ANN202
-        if number == types.float32:
-            return args[0]
-        wide = builder.zext(args[0], ir.IntType(32))
-        return builder.bitcast(builder.shl(wide, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
-
-    return types.float32(number), codegen
 
 
-@intrinsic
-def float_bits(_context, number):  # noqa: ANN001, ANN201
-    """Return the 32 bits of an fp32 number."""
-    if number != types.float32:
-        return None
-
-    def codegen(_ctx, builder, _sig, args):  # noqa: ANN001, ANN202
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.uint32(number), codegen
-
-
-@intrinsic
-def pointer_to(_context, address, like):  # noqa: ANN001, ANN201
-    """Turn an address into a pointer to numbers of the type of an array, for numba.carray."""
-
-    def codegen(context, builder, sig, args):  # noqa: ANN001, ANN202
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return types.CPointer(like.dtype)(types.int64, like), codegen
+@overload(as_float32)
+def _as_float32(number):
+    if number == types.float32:
+        return lambda number: number
+    return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
 
 
 @helper
-def hash32(number: int) -> int:
+def hash32(number):
     """Mix 32 bits (the "lowbias32" finaliser of Chris Wellons), as in write/reference.py."""
     number = np.uint32(number)
     number = np.uint32((number ^ (number >> np.uint32(16))) * np.uint32(0x7FEB352D))
@@ -68,7 +41,7 @@ def hash32(number: int) -> int:
 
 
 @helper
-def row_hash(seed: int, row: int) -> int:
+def row_hash(seed, row):
     """Start the random stream of one row for one update."""
     low = np.uint32(row & 0xFFFFFFFF)
     high = np.uint32((row >> 32) & 0xFFFFFFFF)
@@ -76,9 +49,9 @@ def row_hash(seed: int, row: int) -> int:
 
 
 @helper
-def nearest_bf16(number: float) -> int:
+def nearest_bf16(number):
     """Round to the nearest bf16, ties to even. NaN stays NaN."""
-    bits = float_bits(number)
+    bits = np.float32(number).view(np.uint32)
     if number != number:
         return np.uint16(0x7FC0)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
@@ -86,9 +59,9 @@ def nearest_bf16(number: float) -> int:
 
 
 @helper
-def stochastic_bf16(number: float, random: int) -> int:
+def stochastic_bf16(number, random):
     """Round up with the probability of the lost fraction, so that the mean is exact."""
-    bits = float_bits(number)
+    bits = np.float32(number).view(np.uint32)
     if number != number:
         return np.uint16(0x7FC0)
     if (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000):
@@ -96,16 +69,16 @@ def stochastic_bf16(number: float, random: int) -> int:
     return np.uint16(np.uint32(bits + (random & np.uint32(0xFFFF))) >> np.uint32(16))
 
 
-def open_row(table: np.ndarray, row: int, buffer: np.ndarray) -> np.ndarray:
+def open_row(table, row, buffer):
     """Return a row as fp32 numbers to work on: itself, or a copy of a bf16 row in the buffer."""
 
 
 @overload(open_row)
-def _open_row(table, row, buffer):  # noqa: ANN001, ANN202
+def _open_row(table, row, buffer):
     if table.dtype == types.float32:
         return lambda table, row, buffer: table[row]
 
-    def read(table, row, buffer):  # noqa: ANN001, ANN202
+    def read(table, row, buffer):
         narrow = table[row]
         for v in range(buffer.shape[0]):
             buffer[v] = as_float32(narrow[v])
@@ -114,16 +87,16 @@ def _open_row(table, row, buffer):  # noqa: ANN001, ANN202
     return read
 
 
-def close_row(table: np.ndarray, row: int, values: np.ndarray, seed: int) -> None:
+def close_row(table, row, values, seed):
     """Write what open_row gave back: rounded to bf16, stochastically when seed >= 0."""
 
 
 @overload(close_row)
-def _close_row(table, row, values, seed):  # noqa: ANN001, ANN202
+def _close_row(table, row, values, seed):
     if table.dtype == types.float32:
         return lambda table, row, values, seed: None
 
-    def write(table, row, values, seed):  # noqa: ANN001, ANN202
+    def write(table, row, values, seed):
         narrow = table[row]
         if seed < 0:
             for v in range(values.shape[0]):

@@ -1,17 +1,22 @@
 """How the Numba kernels are compiled: once, kept on disk, with as many threads as torch uses."""
 
 import hashlib
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numba
 import torch
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.errors import NumbaError
 
 # Reassociation lets a sum over a row use vector registers. NaN and infinity keep their meaning.
 # Division by zero gives infinity: the check that Python makes would keep loops from being
@@ -20,13 +25,10 @@ OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_mo
 
 # Loops are parallel where they say so. Numba's search for other loops makes compiling slow.
 _PARALLEL = {
-    "comprehension": False,
-    "reduction": False,
-    "inplace_binop": False,
-    "setitem": False,
-    "numpy": False,
-    "stencil": False,
-    "fusion": False,
+    **dict.fromkeys(
+        ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"),
+        False,
+    ),
     "prange": True,
 }
 
@@ -34,19 +36,47 @@ _PARALLEL = {
 helper = njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+@cache
+def inner_loops() -> ModuleType:
+    """Return intrinsics.py where this Numba compiles it, plain.py elsewhere.
+
+    MEMORY_LAYERS_PLAIN_NUMBA=1 in the environment asks for plain.py.
+    """
+    if os.environ.get("MEMORY_LAYERS_PLAIN_NUMBA") != "1":
+        try:
+            intrinsics = import_module("memory_layers.ops._numba.intrinsics")
+            intrinsics.compile_all()
+        except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, NumbaError) as e:
+            reason = str(e).strip().splitlines()[0]
+            warnings.warn(
+                f"numba {numba.__version__} does not compile the vector code of the CPU kernels "
+                f"({reason}): plain loops take its place, which are slower",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            return intrinsics
+    return import_module("memory_layers.ops._numba.plain")
+
+
 def kernel(function: Callable) -> Callable:
     """Compile a function with a `prange` loop at its first call and keep the code on disk.
 
-    Where no folder can be written, the function is compiled anew in each process. The body of the
-    loop is best a helper: Numba compiles what stands in the loop itself more slowly.
+    Where no folder can be written, each process compiles the function again. The body of the loop
+    is best a helper: Numba compiles what stands in the loop itself more slowly.
     """
     dispatcher = njit(**OPTIONS, parallel=_PARALLEL, no_cfunc_wrapper=True)(function)
+    keep_on_disk(dispatcher, inner_loops().__name__.rpartition(".")[2])
+    return dispatcher
+
+
+def keep_on_disk(dispatcher: Any, loops: str) -> None:
+    """Keep compiled code on disk while no source changes, apart for each kind of inner loops."""
     try:
-        dispatcher._cache = _KernelCache(function)  # noqa: SLF001  (njit(cache=True) does this)
+        dispatcher._cache = _KernelCache(dispatcher.py_func, loops)  # as njit(cache=True) does
     except RuntimeError:
         # Numba found neither the package's __pycache__ nor a folder of the user's writable.
-        return dispatcher
-    return dispatcher
+        return
 
 
 def follow_torch_threads() -> None:
@@ -66,12 +96,13 @@ class _KernelCache(FunctionCache):
     And every file that is compiled into some kernel counts as source of each.
     """
 
-    def __init__(self, py_func: Callable) -> None:
+    def __init__(self, py_func: Callable, loops: str) -> None:
         super().__init__(py_func)
-        stamp = (self._impl.locator.get_source_stamp(), _helper_stamp())
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        name = f"{self._impl.filename_base}-{loops}"
+        stamp = (self._impl.locator.get_source_stamp(), _sources_stamp())
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, stamp)
 
-    def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ANN401
+    def save_overload(self, sig: Any, data: Any) -> None:
         try:
             with _lock(Path(self._cache_path) / "memory_layers.lock"):
                 super().save_overload(sig, data)
@@ -80,9 +111,9 @@ class _KernelCache(FunctionCache):
 
 
 @cache
-def _helper_stamp() -> str:
-    folder = Path(__file__).parent
-    sources = [*folder.glob("numba_*.py"), *folder.glob("*/cpu*.py"), *folder.glob("*/entries.py")]
+def _sources_stamp() -> str:
+    ops = Path(__file__).parents[1]
+    sources = [*ops.glob("_numba/*.py"), *ops.glob("*/cpu*.py"), *ops.glob("*/entries.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
 
 

@@ -1,0 +1,1 @@
+"""What the Numba kernels of all operations share."""
