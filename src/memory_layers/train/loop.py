@@ -36,7 +36,7 @@ from memory_layers.train.checkpoint import (
     check_folder,
     claim_folder,
     list_checkpoints,
-)  # fmt: skip
+)
 from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
@@ -100,9 +100,13 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
 
 
 def _train(
-    config: RunConfig, out: Path, data: PreparedData, world: World, planned: int,
+    config: RunConfig,
+    out: Path,
+    data: PreparedData,
+    world: World,
+    planned: int,
     progress: ProgressLine,
-) -> TrainedModel:  # fmt: skip
+) -> TrainedModel:
     model = make_model(config, data, world)
     optimizer = make_optimizer(config, model)
     # Nothing that a mistake in the configuration can stop comes after this.
