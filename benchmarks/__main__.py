@@ -185,7 +185,7 @@ def _suite_parser(op: str) -> argparse.ArgumentParser:
     parser = _parser(
         op,
         "Check every variant against fp64, time all in turn, and write a result file.",
-        "step --sizes tokens=512 slots=262144 value_dim=256",
+        f"{op} --sizes heads=4 top_k=16 --repeats 20",
     )
     parser.add_argument(
         "--sizes", nargs="+", default=(), metavar="NAME=VALUE", help=f"any of {', '.join(USED[op])}"

@@ -141,7 +141,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture) -> None:
     assert command.main(["--help"]) == 0
     assert "examples:" in capsys.readouterr().out
     assert command.main([]) == 2
-    for what, example in (("read", "step --sizes"), ("targets", "targets --rows")):
+    for what, example in (("read", "read --sizes"), ("targets", "targets --rows")):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             command.main([what, "--help"])
