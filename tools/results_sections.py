@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from memory_layers.common.text import markdown_table as table
 from memory_layers.study.report import (
     comparisons,
     markdown_table,
@@ -59,8 +60,7 @@ def table_section(folder: str, columns: Sequence[str] = COLUMNS) -> str:
     results = load(folder)
     if results is None:
         return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    table = markdown_table(results, columns, ranges=False)
-    return f"{table}\n{about(results)}"
+    return f"{markdown_table(results, columns, ranges=False)}\n{about(results)}"
 
 
 def about(results: Mapping[str, Any]) -> str:
@@ -159,12 +159,14 @@ def exposures_section(folder: str) -> str:
             cell = found.setdefault(run["variant"], {}).setdefault(entry["exposures"], [])
             cell.append(entry["recall"])
     counts = sorted({count for cells in found.values() for count in cells})
-    head = "| Statements an epoch | " + " | ".join(map(str, counts)) + " |"
-    lines = [head, "|:---|" + "---:|" * len(counts)]
-    for name, cells in found.items():
-        means = [f"{sum(cells[c]) / len(cells[c]):.3f}" if c in cells else "–" for c in counts]
-        lines.append(f"| `{name}` | " + " | ".join(means) + " |")
-    return "\n".join(lines)
+    rows = [
+        (
+            f"`{name}`",
+            *(f"{sum(cells[c]) / len(cells[c]):.3f}" if c in cells else "–" for c in counts),
+        )
+        for name, cells in found.items()
+    ]
+    return table(("Statements an epoch", *map(str, counts)), rows)
 
 
 def usage_section(folder: str, file: str = "results.json") -> str:
@@ -176,14 +178,14 @@ def usage_section(folder: str, file: str = "results.json") -> str:
     for run in results["runs"]:
         if run.get("slot_usage"):
             found.setdefault(run["variant"], []).append(run["slot_usage"])
-    lines = ["| Variant | slots | read at least once | KL to uniform |", "|:---|---:|---:|---:|"]
+    rows = []
     for name, usages in found.items():
         used, divergence = (
             sum(usage[key] for usage in usages) / len(usages)
             for key in ("used_share", "kl_to_uniform")
         )
-        lines.append(f"| `{name}` | {usages[0]['slots']:,} | {used:.1%} | {divergence:.2f} |")
-    return "\n".join(lines)
+        rows.append((f"`{name}`", f"{usages[0]['slots']:,}", f"{used:.1%}", f"{divergence:.2f}"))
+    return table(("Variant", "slots", "read at least once", "KL to uniform"), rows)
 
 
 def ablation_section(folder: str) -> str:
@@ -208,11 +210,11 @@ def teach_section(folder: str = "05-teach") -> str:
     results = load(folder)
     if results is None:
         return missing(f"python experiments/{folder}/run.py runs/teach")
-    lines = [
-        "| Recall | new facts: questions not shown | shown | statements | old facts: questions not "
-        "shown | shown | statements |",
-        "|:---|" + "---:|" * 6,
-    ]
+    head = (
+        "Recall", "new facts: questions not shown", "shown", "statements",
+        "old facts: questions not shown", "shown", "statements",
+    )  # fmt: skip
+    rows = []
     names = {"base": "the base", "old facts mixed in": "taught, with old facts mixed in",
              "new facts alone": "taught new facts alone"}  # fmt: skip
     for model, words in names.items():
@@ -222,9 +224,9 @@ def teach_section(folder: str = "05-teach") -> str:
             for facts in ("new", "old")
             for kind in ("question_heldout", "question_shown", "statement")
         ]
-        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+        rows.append((words, *cells))
     seeds = len({run["seed"] for run in results["runs"]})
-    return "\n".join(lines) + (
+    return table(head, rows) + (
         f"\n\n{seeds} seeds, mean and the least and the most of them, on {results['device']}, "
         f"commit `{results['commit']}`."
     )
@@ -246,21 +248,26 @@ def scaling_section(folder: str) -> str:
     results = load(folder)
     if results is None:
         return missing("memory-layers scale scale")
-    lines = [
-        "| Base | slots | held-out recall | answer NLL | worth (recall) | worth (answer NLL) |",
-        "|:---|---:|---:|---:|---:|---:|",
-    ]
+    head = (
+        "Base",
+        "slots",
+        "held-out recall",
+        "answer NLL",
+        "worth (recall)",
+        "worth (answer NLL)",
+    )
+    rows = []
     for row in scale_rows(results):
         rates = [_rate(row["exchange"].get(metric)) for metric in ("recall", "answer_nll")]
         cells = [_mean(row["recall"]), _mean(row["answer_nll"]), *rates]
-        lines.append(f"| `{row['base']}` | {row['slots']:,} | " + " | ".join(cells) + " |")
+        rows.append((f"`{row['base']}`", f"{row['slots']:,}", *cells))
     done = sum(run["status"] == "ok" for run in results["runs"])
     note = (
         f"{done} of {len(results['runs'])} runs finished, on {results['device']}. Worth: dense "
         "FLOPs that do as well, over the model's own, with a 95 % interval; * outside the dense "
         "models that were trained."
     )
-    return "\n".join(lines) + f"\n\n{note}"
+    return table(head, rows) + f"\n\n{note}"
 
 
 def _rate(entry: Mapping[str, Any] | None) -> str:
