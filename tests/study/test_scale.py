@@ -64,6 +64,14 @@ def entries(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{k: v for k, v in run.items() if k != "seconds"} for run in results["runs"]]
 
 
+def test_a_start_that_fails_leaves_its_folder_alone(tmp_path: Path) -> None:
+    values = yaml.safe_load(write_sweep(tmp_path).read_text())
+    config = load_scale(write_sweep(tmp_path, data={**values["data"], "shown_fraction": 0.001}))
+    with pytest.raises(UserError, match="leaves no shown subject"):
+        scale(config, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_grid(tmp_path: Path) -> None:
     path = write_sweep(
         tmp_path,

@@ -331,6 +331,10 @@ def test_run_may_go_on_with_other_parallelism(tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "parallel": {"memory": 64}}))
     claim_folder(tmp_path / "out", config)
+    # Earlier versions wrote there how gradients were kept.
+    memory = {**values["memory"], "grad_mode": "sparse"}
+    path.write_text(json.dumps({**values, "memory": memory}))
+    claim_folder(tmp_path / "out", config)
     path.write_text(json.dumps({**values, "name": "y"}))
     with pytest.raises(UserError, match="name was 'y', is 'x'"):
         claim_folder(tmp_path / "out", config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.progress import ProgressLine
 from memory_layers.data.prepare import prepare_data
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
@@ -43,7 +44,9 @@ def compare(
         raise UserError("a comparison measures recall and needs data.facts. hint: facts: builtin")
     variants = config.variants()
     # Once for each, however many variants share it.
-    prepared = {data: prepare_data(data) for data in {run.data: None for run in variants.values()}}
+    different = dict.fromkeys(run.data for run in variants.values())
+    with ProgressLine() as line:
+        prepared = {data: prepare_data(data, line.update) for data in different}
     sizes = {name: len(prepared[run.data].tokenizer) for name, run in variants.items()}
     matched = match_variants(config, sizes)
     jobs = config.jobs(matched.variants)

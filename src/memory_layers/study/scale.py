@@ -13,6 +13,7 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
+from memory_layers.common.progress import ProgressLine
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.data.prepare import prepare_data
 from memory_layers.study.config import (
@@ -201,7 +202,8 @@ def scale(
     """
     if config.base.data.facts is None:
         raise UserError("a sweep measures recall and needs data.facts. hint: facts: builtin")
-    facts = prepare_data(config.base.data).summary
+    with ProgressLine() as line:
+        facts = prepare_data(config.base.data, line.update).summary
     jobs = config.jobs()
     _claim_threads(out, threads)
     for name, (_, _, run) in jobs.items():
