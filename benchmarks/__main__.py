@@ -42,6 +42,7 @@ and:
   compare A B     compare two result files
   sm90            what each Triton kernel needs on an H100, compiled here
   huge-pages      reads of random rows with and without huge pages
+  embedding-bag   READ of an fp32 table against torch's embedding_bag
   footprint       memory of a training step, time of the first compilation
 
 examples:
@@ -55,7 +56,7 @@ examples:
   {PROGRAM} read --help
 """
 # Modules with a command line of their own.
-MODULES = ("gpu", "sm90", "huge-pages", "footprint")
+MODULES = ("gpu", "sm90", "huge-pages", "embedding-bag", "footprint")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
