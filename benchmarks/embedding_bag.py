@@ -1,4 +1,4 @@
-"""READ of an fp32 table: torch's embedding_bag against gather_sum, python -m benchmarks embedding-bag.
+"""READ of an fp32 table against torch's embedding_bag: python -m benchmarks embedding-bag.
 
 Both run in turn on the same random rows, forward only. Printed is the ratio of the medians of time,
 embedding_bag over gather_sum: above 1, gather_sum is the faster.

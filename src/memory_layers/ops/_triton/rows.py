@@ -69,18 +69,9 @@ def round_to(values, dtype: tl.constexpr):
 
 @triton.jit
 def add_entries(
-    total,
-    first,
-    end,
-    row,
-    entries_ptr,
-    weights_ptr,
-    vectors_ptr,
-    vector_stride,
-    columns,
-    width,
-    READS: tl.constexpr,
-):
+    total, first, end, row, entries_ptr, weights_ptr, vectors_ptr, vector_stride, columns,
+    width, READS: tl.constexpr,
+):  # fmt: skip
     """Add weight * vector of the entries from `first` that belong to the row, up to `end`."""
     e = first
     more = e < end
@@ -104,20 +95,9 @@ def add_entries(
 
 @triton.jit
 def sum_row(
-    first,
-    row,
-    entries_ptr,
-    weights_ptr,
-    vectors_ptr,
-    partials_ptr,
-    count,
-    vector_stride,
-    width,
-    columns,
-    BLOCK_V: tl.constexpr,
-    READS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+    first, row, entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride,
+    width, columns, BLOCK_V: tl.constexpr, READS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """Sum weight * vector over all entries of the row, which start at `first`."""
     total = tl.zeros((BLOCK_V,), tl.float32)
     chunk = (first + CHUNK - 1) // CHUNK
@@ -148,16 +128,9 @@ def sum_row(
 
 @triton.jit
 def partial_sums_kernel(
-    entries_ptr,
-    weights_ptr,
-    vectors_ptr,
-    partials_ptr,
-    vector_stride,
-    width,
-    BLOCK_V: tl.constexpr,
-    READS: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+    entries_ptr, weights_ptr, vectors_ptr, partials_ptr, vector_stride, width,
+    BLOCK_V: tl.constexpr, READS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """Sum one chunk, if it lies within one row."""
     first = tl.program_id(0) * CHUNK
     row = tl.load(entries_ptr + first) >> 32
@@ -175,20 +148,10 @@ def partial_sums_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def dense_sums_kernel(
-    entries_ptr,
-    weights_ptr,
-    vectors_ptr,
-    partials_ptr,
-    count,
-    vector_stride,
-    width,
-    out_ptr,
-    num_rows,
-    BLOCK_V: tl.constexpr,
-    READS: tl.constexpr,
-    TILE: tl.constexpr,
+    entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride, width, out_ptr,
+    num_rows, BLOCK_V: tl.constexpr, READS: tl.constexpr, TILE: tl.constexpr,
     CHUNK: tl.constexpr,
-):
+):  # fmt: skip
     """Write the sums of the rows that start in one tile of entries."""
     first = tl.program_id(0) * TILE
     before = tl.load(entries_ptr + first - 1, first > 0, other=-1) >> 32

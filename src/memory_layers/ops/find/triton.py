@@ -52,18 +52,9 @@ GRADIENT_PROGRAMS = 2**15
 
 @triton.jit
 def query_gradient_kernel(
-    d_scores_ptr,
-    slots_ptr,
-    sub_keys_ptr,
-    d_query_ptr,
-    reads_ptr,
-    num_sub_keys,
-    reads,
-    HEADS: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    d_scores_ptr, slots_ptr, sub_keys_ptr, d_query_ptr, reads_ptr, num_sub_keys, reads,
+    HEADS: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Write the gradient of half a query of one token and head, and which sub-keys it read."""
     row = tl.program_id(0).to(tl.int64)  # (t * HEADS + h) * 2 + p
     rows = HEADS * 2 * num_sub_keys
@@ -91,18 +82,9 @@ def query_gradient_kernel(
 
 @triton.jit
 def sub_key_gradient_kernel(
-    order_ptr,
-    starts_ptr,
-    d_scores_ptr,
-    query_ptr,
-    partials_ptr,
-    num_rows,
-    splits,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    order_ptr, starts_ptr, d_scores_ptr, query_ptr, partials_ptr, num_rows, splits,
+    K: tl.constexpr, C: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Sum one part of the reads of one sub-key, in their sorted order: [splits, rows, C] fp32."""
     row = (tl.program_id(0) // splits).to(tl.int64)  # h, p, m: neighbours read the same queries
     split = tl.program_id(0) % splits

@@ -24,18 +24,9 @@ def _load_rows(rows_ptr, places, inside, columns, C: tl.constexpr, DTYPE: tl.con
 
 @triton.jit
 def _block_scores(
-    query,
-    query_ptr,
-    query_places,
-    has_token,
-    keys_ptr,
-    m,
-    num_sub_keys,
-    C: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    query, query_ptr, query_places, has_token, keys_ptr, m, num_sub_keys, C: tl.constexpr,
+    BLOCK_C: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Multiply a block of tokens with a block of sub-keys: [BLOCK_T, BLOCK_M] fp32.
 
     `query` is the block of tokens where C fits one block, else it is read again part by part.
@@ -56,22 +47,10 @@ def _block_scores(
 
 @triton.jit
 def lower_bounds_kernel(
-    query_ptr,
-    sub_keys_ptr,
-    bounds_ptr,
-    tokens,
-    num_sub_keys,
-    margin,
-    HEADS: tl.constexpr,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    LOG_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    query_ptr, sub_keys_ptr, bounds_ptr, tokens, num_sub_keys, margin, HEADS: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, LOG_K: tl.constexpr, BLOCK_T: tl.constexpr,
+    LOG_M: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Write for each token a number that, but for rounding, K scores reach: [H, 2, T]."""
     BLOCK_M: tl.constexpr = 2**LOG_M
     blocks = tl.cdiv(tokens, BLOCK_T)
@@ -132,29 +111,12 @@ def _best_of_lists(
 
 @triton.jit
 def best_sub_keys_kernel(
-    query_ptr,
-    sub_keys_ptr,
-    bounds_ptr,
-    lists_ptr,
-    counts_ptr,
-    best_ptr,
-    redo_ptr,
-    tokens,
-    num_sub_keys,
-    num_tiles,
-    HAS_BOUNDS: tl.constexpr,
-    HEADS: tl.constexpr,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    LOG_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ROWS: tl.constexpr,
-    LOG_ROOM: tl.constexpr,
-    DTYPE: tl.constexpr,
+    query_ptr, sub_keys_ptr, bounds_ptr, lists_ptr, counts_ptr, best_ptr, redo_ptr, tokens,
+    num_sub_keys, num_tiles, HAS_BOUNDS: tl.constexpr, HEADS: tl.constexpr, C: tl.constexpr,
+    K: tl.constexpr, LOG_K: tl.constexpr, BLOCK_T: tl.constexpr, LOG_M: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, LOG_ROOM: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Write the best K sub-keys of each token for one half of one head: [H, 2, T, K] entries.
 
     And mark in [H, 2, T] the tokens whose bound turned out too high or too low for the list.
@@ -207,28 +169,11 @@ def best_sub_keys_kernel(
 
 @triton.jit
 def redo_sub_keys_kernel(
-    query_ptr,
-    sub_keys_ptr,
-    lists_ptr,
-    counts_ptr,
-    list_bounds_ptr,
-    best_ptr,
-    redo_ptr,
-    tokens,
-    num_sub_keys,
-    num_tiles,
-    HEADS: tl.constexpr,
-    C: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    LOG_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    ROWS: tl.constexpr,
-    LOG_ROOM: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    query_ptr, sub_keys_ptr, lists_ptr, counts_ptr, list_bounds_ptr, best_ptr, redo_ptr, tokens,
+    num_sub_keys, num_tiles, HEADS: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
+    LOG_K: tl.constexpr, BLOCK_T: tl.constexpr, LOG_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, LOG_ROOM: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Write the best K sub-keys of the marked tokens: a list that fills up is cut to its best K.
 
     Its bound then lies above the K-th. So a score that equals the K-th no longer enters, else many
@@ -288,17 +233,9 @@ def redo_sub_keys_kernel(
 
 @triton.jit
 def merge_halves_kernel(
-    best_ptr,
-    scores_ptr,
-    slots_ptr,
-    tokens,
-    num_sub_keys,
-    HEADS: tl.constexpr,
-    K: tl.constexpr,
-    LOG_K: tl.constexpr,
-    LOG_PAIRS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    best_ptr, scores_ptr, slots_ptr, tokens, num_sub_keys, HEADS: tl.constexpr, K: tl.constexpr,
+    LOG_K: tl.constexpr, LOG_PAIRS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Write the best K of the pairs of ranks (i, j) with (i + 1) * (j + 1) <= K."""
     PAIRS: tl.constexpr = 2**LOG_PAIRS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)

@@ -33,17 +33,9 @@ DOT_BYTES = 512
 
 @triton.jit
 def gather_sum_kernel(
-    table_ptr,
-    slots_ptr,
-    weights_ptr,
-    out_ptr,
-    num_rows,
-    row_stride,
-    width,
-    reads,
-    BLOCK_J: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
+    table_ptr, slots_ptr, weights_ptr, out_ptr, num_rows, row_stride, width, reads,
+    BLOCK_J: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
     blocks = tl.cdiv(width, BLOCK_V)
     token = (tl.program_id(0) // blocks).to(tl.int64)
     columns = (tl.program_id(0) % blocks) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -66,18 +58,9 @@ def gather_sum_kernel(
 
 @triton.jit
 def gather_dot_kernel(
-    table_ptr,
-    slots_ptr,
-    x_ptr,
-    out_ptr,
-    num_rows,
-    row_stride,
-    x_stride,
-    width,
-    reads,
-    BLOCK_J: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
+    table_ptr, slots_ptr, x_ptr, out_ptr, num_rows, row_stride, x_stride, width, reads,
+    BLOCK_J: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
     blocks = tl.cdiv(reads, BLOCK_J)
     token = (tl.program_id(0) // blocks).to(tl.int64)
     j = (tl.program_id(0) % blocks) * BLOCK_J + tl.arange(0, BLOCK_J)

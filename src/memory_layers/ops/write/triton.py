@@ -78,16 +78,9 @@ def load_row(row, width, columns, table_ptr, master_ptr, MASTER: tl.constexpr):
 
 @triton.jit
 def store_row(
-    values,
-    row,
-    width,
-    columns,
-    table_ptr,
-    master_ptr,
-    seed,
-    MASTER: tl.constexpr,
+    values, row, width, columns, table_ptr, master_ptr, seed, MASTER: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-):
+):  # fmt: skip
     """Write fp32 numbers to a row of the table, and exactly to its master copy if there is one."""
     offsets = row * width + columns
     if MASTER:
