@@ -9,7 +9,6 @@ No other file builds LLVM instructions. Where this Numba does not compile them, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,36 +29,6 @@ _AHEAD = 2 * _GROUP
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _RELAXED = ("contract", "reassoc")
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A group of table rows and the one to fetch meanwhile, inside a function being generated."""
-
-    builder: Any
-    number: types.Type
-    pointers: list[Any]
-    upcoming: list[Any]
-
-    @property
-    def itemsize(self) -> int:
-        return self.number.bitwidth // 8
-
-    def load(self, row: int, column: Any, lanes: int) -> Any:
-        """Load numbers of a row as fp32."""
-        offset = self.builder.mul(column, _INT64(self.itemsize))
-        pointer = self.builder.gep(self.pointers[row], [offset])
-        return _load(self.builder, pointer, lanes, self.number)
-
-    def for_columns(self, width: Any, body: Callable[[Any, int], None]) -> None:
-        """Call body(column, lanes) for all columns, and fetch them of the rows that follow."""
-
-        def fetch(low: Any) -> None:
-            offset = self.builder.mul(low, _INT64(self.itemsize))
-            for row in self.upcoming:
-                _prefetch(self.builder, self.builder.gep(row, [offset]))
-
-        _for_columns(self.builder, width, _CACHE_LINE // self.itemsize, fetch, body)
 
 
 def _for_columns(
@@ -105,19 +74,20 @@ def _multiply_add(builder: Any, a: Any, b: Any, total: Any) -> Any:
     return builder.fadd(total, builder.fmul(a, b, flags=_RELAXED), flags=_RELAXED)
 
 
-def _call(builder: Any, name: str, numbers: Sequence[Any], **options: Any) -> Any:
-    """Call a function of LLVM that takes and returns numbers of one type."""
-    kind = ir.FunctionType(numbers[0].type, [number.type for number in numbers])
+def _call(
+    builder: Any, name: str, arguments: Sequence[Any], result: Any = None, **options: Any
+) -> Any:
+    """Call a function of LLVM. Its result is of the type of the first argument, or as given."""
+    kind = ir.FunctionType(result or arguments[0].type, [value.type for value in arguments])
     function = cgutils.get_or_insert_function(builder.module, kind, name)
-    return builder.call(function, numbers, **options)
+    return builder.call(function, arguments, **options)
 
 
 def _prefetch(builder: Any, pointer: Any) -> None:
     """Ask for a cache line without waiting, and without a fault if there is none."""
-    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, _INT32, _INT32, _INT32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
     # For reading, to be kept in all cache levels, as data.
-    builder.call(function, [pointer, _INT32(0), _INT32(3), _INT32(1)])
+    arguments = [pointer, _INT32(0), _INT32(3), _INT32(1)]
+    _call(builder, "llvm.prefetch.p0i8", arguments, ir.VoidType())
 
 
 def _arrays(context: Any, builder: Any, kinds: Any, values: Any) -> list[Any]:
@@ -131,8 +101,15 @@ def _length(builder: Any, array: Any) -> Any:
     return builder.extract_value(array.shape, 0)
 
 
-def _rows(builder: Any, number: Any, table: Any, slots: Any, first: Any, group: int) -> _Rows:
-    """Look the rows of a group up: table [N, V], slots [places], from a place on."""
+def _rows(builder: Any, number: Any, table: Any, slots: Any, first: Any, group: int) -> Any:
+    """Look a group of rows up: table [N, V], slots [places], from place `first` on.
+
+    Returns:
+        load(q, column, lanes): Code that loads numbers of row q of the group as fp32.
+        for_columns(width, body): Code of body(column, lanes) for all columns, which fetches them
+            of the rows that follow.
+    """
+    itemsize = number.bitwidth // 8
     stride = cgutils.unpack_tuple(builder, table.strides)[0]
     base = builder.bitcast(table.data, cgutils.voidptr_t)
     last = builder.sub(_length(builder, slots), _INT64(1))
@@ -147,7 +124,21 @@ def _rows(builder: Any, number: Any, table: Any, slots: Any, first: Any, group: 
     following = [
         builder.select(builder.icmp_signed("<", place, last), place, last) for place in following
     ]
-    return _Rows(builder, number, [row_at(p) for p in places], [row_at(p) for p in following])
+    rows, upcoming = [row_at(p) for p in places], [row_at(p) for p in following]
+
+    def load(q: int, column: Any, lanes: int) -> Any:
+        offset = builder.mul(column, _INT64(itemsize))
+        return _load(builder, builder.gep(rows[q], [offset]), lanes, number)
+
+    def fetch(low: Any) -> None:
+        offset = builder.mul(low, _INT64(itemsize))
+        for row in upcoming:
+            _prefetch(builder, builder.gep(row, [offset]))
+
+    def for_columns(width: Any, body: Callable[[Any, int], None]) -> None:
+        _for_columns(builder, width, _CACHE_LINE // itemsize, fetch, body)
+
+    return load, for_columns
 
 
 def _add(group: int) -> Any:
@@ -155,7 +146,7 @@ def _add(group: int) -> Any:
     def add(_context, table, slots, weights, total, first):
         def codegen(context, builder, sig, args):
             rows, places, factors, out = _arrays(context, builder, sig.args[:4], args[:4])
-            rows = _rows(builder, sig.args[0].dtype, rows, places, args[4], group)
+            load, for_columns = _rows(builder, sig.args[0].dtype, rows, places, args[4], group)
             factors = [
                 builder.load(builder.gep(factors.data, [builder.add(args[4], _INT64(q))]))
                 for q in range(group)
@@ -166,10 +157,10 @@ def _add(group: int) -> Any:
                 sums = _load(builder, pointer, lanes)
                 for q in range(group):
                     factor = _splat(builder, factors[q], lanes)
-                    sums = _multiply_add(builder, factor, rows.load(q, column, lanes), sums)
+                    sums = _multiply_add(builder, factor, load(q, column, lanes), sums)
                 _store(builder, pointer, sums)
 
-            rows.for_columns(_length(builder, out), body)
+            for_columns(_length(builder, out), body)
             return context.get_dummy_value()
 
         return types.void(table, slots, weights, total, types.intp), codegen
@@ -182,7 +173,7 @@ def _dot(group: int) -> Any:
     def dot(_context, table, slots, vector, dots, first):
         def codegen(context, builder, sig, args):
             rows, places, vector, out = _arrays(context, builder, sig.args[:4], args[:4])
-            rows = _rows(builder, sig.args[0].dtype, rows, places, args[4], group)
+            load, for_columns = _rows(builder, sig.args[0].dtype, rows, places, args[4], group)
             zeros = {n: ir.Constant(ir.VectorType(_FLOAT, n), [0.0] * n) for n in (LANES, 1)}
             sums = {
                 lanes: [cgutils.alloca_once_value(builder, zero) for _ in range(group)]
@@ -196,10 +187,10 @@ def _dot(group: int) -> Any:
                 x = _load(builder, builder.gep(vector.data, [column]), lanes)
                 for q, total in enumerate(sums[lanes]):
                     before = builder.load(total)
-                    row = rows.load(q, column, lanes)
+                    row = load(q, column, lanes)
                     builder.store(_multiply_add(builder, x, row, before), total)
 
-            rows.for_columns(_length(builder, vector), body)
+            for_columns(_length(builder, vector), body)
             for q in range(group):
                 dot = _FLOAT(0.0)
                 for lanes, totals in sums.items():
