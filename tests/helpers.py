@@ -49,7 +49,7 @@ def precision_id(value: object) -> str:
 
 
 def one_hot_sum(slots: Tensor, weights: Tensor, num_rows: int) -> Tensor:
-    """S of design section 3 as a dense fp64 matrix [T, N]: slots named twice count twice."""
+    """Weights of the slots as a dense fp64 matrix [T, N]: slots named twice count twice."""
     matrix = torch.zeros(slots.shape[0], num_rows, dtype=torch.float64)
     for j in range(slots.shape[1]):
         matrix[torch.arange(slots.shape[0]), slots[:, j].long()] += weights[:, j].double()

@@ -28,16 +28,9 @@ def no_autocast(device_type: str) -> AbstractContextManager:
 
 
 def kernels(folder: str, impl: str, op: str, *tensors: Tensor) -> ModuleType:
-    """Import the module of the chosen implementation: all define functions of the same names.
+    """Import the chosen implementation of "find", "read" or "write": see choose.
 
-    Args:
-        folder: "find", "read" or "write".
-        impl: As for choose.
-        op: As for choose.
-        *tensors: As for choose.
-
-    Raises:
-        ValueError: As for choose.
+    All modules of a folder define functions of the same names.
     """
     return _module(folder, choose(impl, op, *tensors))
 

@@ -6,6 +6,8 @@ whose own gradients are gather_dot and gather_sum. So these three are closed und
 scatter_sum writes a whole [N, V] tensor: layers/values.py avoids it by keeping the factors.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -90,7 +92,7 @@ def gather_dot(table: Tensor, slots: Tensor, x: Tensor, *, impl: Impl = "auto") 
 def scatter_sum(
     slots: Tensor, weights: Tensor, x: Tensor, num_rows: int, *, impl: Impl = "auto"
 ) -> Tensor:
-    """Multiply the factors of a table gradient out: the dense S^T X of design section 3.
+    """Multiply the factors of a table gradient out.
 
     out[n] = sum of weights[t, j] * x[t] over all (t, j) with slots[t, j] = n
 
@@ -177,38 +179,31 @@ def _sum_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
 
 
-def _save_gather(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
-    table, slots, token_side, ctx.impl = inputs
-    ctx.save_for_backward(table, slots, token_side)
+def _save(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
+    ctx.save_for_backward(*inputs[:3])
+    ctx.impl = inputs[-1]
 
 
 def _gather_sum_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
-    table, slots, weights = ctx.saved_tensors
-    needs_table, _, needs_weights, _ = ctx.needs_input_grad
-    ops = torch.ops.memory_layers
-    d_table = d_weights = None
-    if needs_table:
-        d_table = ops.scatter_sum(slots, weights, d_out, table.shape[0], ctx.impl).to(table.dtype)
-    if needs_weights:
-        d_weights = ops.gather_dot(table, slots, d_out, ctx.impl).to(weights.dtype)
-    return d_table, None, d_weights, None
+    weights, dot = ctx.saved_tensors[2], torch.ops.memory_layers.gather_dot
+    return _gather_backward(ctx, d_out, (weights, d_out), dot)
 
 
 def _gather_dot_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
-    table, slots, x = ctx.saved_tensors
-    needs_table, _, needs_x, _ = ctx.needs_input_grad
-    ops = torch.ops.memory_layers
-    d_table = d_x = None
+    x, total = ctx.saved_tensors[2], torch.ops.memory_layers.gather_sum
+    return _gather_backward(ctx, d_out, (d_out, x), total)
+
+
+def _gather_backward(ctx, d_out: Tensor, factors: tuple, adjoint: Callable) -> tuple:  # noqa: ANN001
+    table, slots, token_side = ctx.saved_tensors
+    needs_table, _, needs_token_side, _ = ctx.needs_input_grad
+    d_table = d_token_side = None
     if needs_table:
-        d_table = ops.scatter_sum(slots, d_out, x, table.shape[0], ctx.impl).to(table.dtype)
-    if needs_x:
-        d_x = ops.gather_sum(table, slots, d_out, ctx.impl).to(x.dtype)
-    return d_table, None, d_x, None
-
-
-def _save_scatter(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
-    slots, weights, x, _, ctx.impl = inputs
-    ctx.save_for_backward(slots, weights, x)
+        scatter_sum = torch.ops.memory_layers.scatter_sum
+        d_table = scatter_sum(slots, *factors, table.shape[0], ctx.impl).to(table.dtype)
+    if needs_token_side:
+        d_token_side = adjoint(table, slots, d_out, ctx.impl).to(token_side.dtype)
+    return d_table, None, d_token_side, None
 
 
 def _scatter_sum_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
@@ -223,12 +218,9 @@ def _scatter_sum_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
     return None, d_weights, d_x, None, None
 
 
-torch.library.register_autograd(
-    "memory_layers::gather_sum", _gather_sum_backward, setup_context=_save_gather
-)
-torch.library.register_autograd(
-    "memory_layers::gather_dot", _gather_dot_backward, setup_context=_save_gather
-)
-torch.library.register_autograd(
-    "memory_layers::scatter_sum", _scatter_sum_backward, setup_context=_save_scatter
-)
+for _name, _backward in (
+    ("gather_sum", _gather_sum_backward),
+    ("gather_dot", _gather_dot_backward),
+    ("scatter_sum", _scatter_sum_backward),
+):
+    torch.library.register_autograd(f"memory_layers::{_name}", _backward, setup_context=_save)

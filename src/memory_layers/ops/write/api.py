@@ -66,24 +66,10 @@ def row_step_(
     _check_state(table, state, rule)
     _check_gradient(table, gradient, sizes)
     torch.ops.memory_layers.row_step_(
-        table.detach(),
-        state.exp_avg,
-        state.exp_avg_sq,
-        state.decayed,
-        state.master,
-        gradient.entries,
-        gradient.weights,
-        gradient.vectors,
-        gradient.scale,
-        rule,
-        state.step,
-        state.decay_total,
-        lr,
-        betas,
-        eps,
-        seed,
-        impl,
-    )
+        table.detach(), state.exp_avg, state.exp_avg_sq, state.decayed, state.master,
+        gradient.entries, gradient.weights, gradient.vectors, gradient.scale,
+        rule, state.step, state.decay_total, lr, betas, eps, seed, impl,
+    )  # fmt: skip
     # Kernels write behind autograd's back: a graph that saved the old rows must notice.
     torch.autograd.graph.increment_version(table)
 
@@ -157,24 +143,11 @@ torch.library.define(
 
 @torch.library.impl("memory_layers::row_step_", ("cpu", "cuda"))
 def _row_step_(
-    table: Tensor,
-    exp_avg: Tensor | None,
-    exp_avg_sq: Tensor | None,
-    decayed: Tensor | None,
-    master: Tensor | None,
-    entries: list[Tensor],
-    weights: list[Tensor],
-    vectors: list[Tensor],
-    scale: Tensor,
-    rule: str,
-    step: int,
-    decay_total: float,
-    lr: float,
-    betas: list[float],
-    eps: float,
-    seed: int | None,
-    impl: str,
-) -> None:
+    table: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, decayed: Tensor | None,
+    master: Tensor | None, entries: list[Tensor], weights: list[Tensor], vectors: list[Tensor],
+    scale: Tensor, rule: str, step: int, decay_total: float, lr: float, betas: list[float],
+    eps: float, seed: int | None, impl: str,
+) -> None:  # fmt: skip
     ops = kernels("write", impl, f"row_step_ with rule={rule!r}", table, *weights, *vectors)
     state = RowState(exp_avg, exp_avg_sq, step, decayed, decay_total, master)
     factors = (entries, weights, vectors, scale)
