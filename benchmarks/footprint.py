@@ -19,6 +19,7 @@ from benchmarks.inputs import make_table
 from benchmarks.results import ROOT
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryLayer
+from memory_layers.layers.factored import FactoredGradient
 from memory_layers.optim import MemoryAdamW
 
 WARM_UP_STEPS = 2
@@ -83,7 +84,9 @@ def _memory(slots: int, tokens: int, reads: int, width: int) -> dict[str, float]
         table(picked, weights).backward(d_out)
         optimizer.step()
     table(picked, weights).backward(d_out)
-    pending = table.pending.nbytes
+    gradient = table.weight.grad
+    assert isinstance(gradient, FactoredGradient)
+    pending = gradient.reads.nbytes
     growth = peak_extra_bytes(optimizer.step, device)
     if growth is None:
         raise RuntimeError("this system does not say how much memory a process takes")

@@ -17,7 +17,8 @@ from lines import collator, encode, load_with_memory, mixed, read_texts
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from memory_layers.integrations.trainer import memory_optimizer
+from memory_layers import MemoryAdamW
+from memory_layers.integrations.trainer import MemoryCallback
 from memory_layers.models import save_memory
 
 
@@ -41,6 +42,7 @@ def main(
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 2,
         "num_train_epochs": 8,
+        "weight_decay": 0.1,
         "seed": seed,
         "save_total_limit": 1,
         "logging_steps": 10,
@@ -50,7 +52,8 @@ def main(
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
         encode(mixed(read_texts(path), keep), tokenizer),
-        optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
+        callbacks=[MemoryCallback()],  # for torchrun, where several processes train
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
     )
     trainer.train(resume_from_checkpoint=Path(out).is_dir() and get_last_checkpoint(out))
     if trainer.is_world_process_zero():

@@ -14,7 +14,7 @@ from lines import collator, encode, load_base, read_texts
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments, set_seed
 
-from memory_layers.integrations.trainer import memory_optimizer
+from memory_layers import MemoryAdamW
 
 
 def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
@@ -33,13 +33,14 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
         modules_to_save=["memory_table"],
     )  # fmt: skip
     adapted = get_peft_model(model, lora)
-    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "logging_steps": 10}
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "logging_steps": 10,
+                "weight_decay": 0.1}  # fmt: skip
     Trainer(
         adapted,
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
         encode(read_texts(path), tokenizer),
-        optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
     ).train()
     adapted.save_pretrained(Path(out) / "adapter")
     tokenizer.save_pretrained(Path(out) / "merged")

@@ -14,7 +14,7 @@ from lines import load_with_memory, read_texts
 from transformers import set_seed
 from trl import SFTConfig, SFTTrainer
 
-from memory_layers.integrations.trainer import memory_optimizer
+from memory_layers import MemoryAdamW
 from memory_layers.models import save_memory
 
 
@@ -29,13 +29,14 @@ def main(name: str, path: str, out: str, **arguments: object) -> None:
     """
     set_seed(0)
     model, tokenizer = load_with_memory(name)
-    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "max_length": 64}
+    settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "max_length": 64,
+                "weight_decay": 0.1}  # fmt: skip
     trainer = SFTTrainer(
         model,
         SFTConfig(out, **{**settings, **arguments}),
         train_dataset=Dataset.from_dict({"text": read_texts(path)}),
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=memory_optimizer(lr=3e-3, value_lr=1.5e-2),
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
     )
     trainer.train()
     save_memory(model, Path(out) / "memory")

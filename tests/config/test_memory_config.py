@@ -63,7 +63,7 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
         ({"qk_norm": "yes"}, "qk_norm must be true or false, got 'yes'"),
         ({"gate": "relu"}, "gate must be one of .*, got 'relu'"),
         ({"placement": "before"}, "placement must be one of"),
-        ({"grad_mode": "fast"}, "grad_mode must be one of"),
+        ({"grad_mode": "dense"}, "grad_mode is no field any more. hint: .* Any optimizer trains"),
         ({"value_dtype": "float16"}, "value_dtype must be one of"),
         ({"value_init_std": -1.0}, "value_init_std must be a finite number >= 0, got -1.0"),
         ({"value_init_std": float("nan")}, "value_init_std must be a finite number"),
@@ -101,13 +101,18 @@ def test_round_trip_through_json() -> None:
     config = MemoryConfig(
         layers=[3, 1], sub_keys=9, top_k=5, heads=2, key_dim=6, value_dim=7, share_values=False,
         gate="sigmoid", qk_norm=False, placement="beside", value_init_std=0.5,
-        value_dtype="bfloat16", grad_mode="sparse", query_norm="layer", weighing="relu",
+        value_dtype="bfloat16", query_norm="layer", weighing="relu",
         readout="linear_experts", random_slots=2, train_keys=False,
     )  # fmt: skip
     assert config.layers == (3, 1)
     plain = json.loads(json.dumps(config.to_dict()))
     assert MemoryConfig.from_dict(plain) == config
     assert len({config, MemoryConfig.from_dict(plain)}) == 1
+
+
+def test_what_an_earlier_version_saved_loads() -> None:
+    config = MemoryConfig(layers=(1,), heads=2)
+    assert MemoryConfig.from_dict({**config.to_dict(), "grad_mode": "factored"}) == config
 
 
 @pytest.mark.parametrize(

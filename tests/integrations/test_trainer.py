@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,16 @@ from peft import PeftModel
 from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_memory
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from memory_layers import ValueTable
+from memory_layers import MemoryAdamW, ValueTable
 from memory_layers.data.fact_files import load_facts
-from memory_layers.integrations.trainer import memory_optimizer
+from memory_layers.integrations.trainer import MemoryCallback, memory_optimizer, sync_tables
 from memory_layers.models import add_memory, load_memory, memory_layers_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 OPTIONS = {
@@ -135,26 +138,30 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert apart < 0.02, (key, float(apart))
 
 
-def exchanged(tokens: Sequence[int], rows: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A table's own gradient and the one after the exchange, for each number of tokens."""
-    rank = dist.get_rank()
+def table_after_reads(rows: int, tokens: int, *, synced: bool) -> tuple[ValueTable, MemoryAdamW]:
+    torch.manual_seed(7)
+    table = ValueTable(rows, 5, init_std=1.0)
+    if synced:
+        sync_tables(table)
+    optimizer = MemoryAdamW(table, lr=0.1)
+    torch.manual_seed(100 * dist.get_rank() + tokens)
+    for _ in range(2 if tokens else 0):
+        table(torch.randint(rows, (tokens, 3)), torch.rand(tokens, 3)).sum().backward()
+    return table, optimizer
+
+
+def exchanged(tokens: Sequence[int], rows: int) -> list[tuple[torch.Tensor, ...]]:
+    """A table's own gradient, the one after the exchange, its norm, and the rows after a step."""
     found = []
-    for count in tokens[rank::2]:
-        torch.manual_seed(7)
-        table = ValueTable(rows, 5, init_std=1.0)
-        factory, options = memory_optimizer(lr=0.0)
-        optimizer = factory()(table, **options)
-        torch.manual_seed(100 * rank + count)
-        for _ in range(2 if count else 0):
-            slots = torch.randint(rows, (count, 3))
-            table(slots, torch.rand(count, 3)).sum().backward()
-        own = table.pending.to_sparse(table.weight).to_dense()
-        seen = []
-        optimizer.register_step_pre_hook(
-            lambda *_, table=table, seen=seen: seen.append(table.pending.to_sparse(table.weight))
-        )
+    for count in tokens[dist.get_rank() :: 2]:
+        alone, _own = table_after_reads(rows, count, synced=False)
+        grad = alone.weight.grad
+        own = torch.zeros(rows, 5) if grad is None else grad.to_dense()
+        table, optimizer = table_after_reads(rows, count, synced=True)
+        _, norm = optimizer.clip_grad_norm_(None, 1e9)
+        mean = table.weight.grad.to_dense()
         optimizer.step()
-        found.append((own, seen[0].to_dense()))
+        found.append((own, mean, norm, table.weight.detach()))
     return found
 
 
@@ -165,33 +172,106 @@ def exchanged(tokens: Sequence[int], rows: int) -> list[tuple[torch.Tensor, torc
 )
 def test_replicas_get_the_mean_of_all_gradients(tokens: tuple[int, int], rows: int) -> None:
     ranks = run_ranks(2, exchanged, tokens, rows)
-    (own, mean), (other, same) = ranks[0][0], ranks[1][0]
+    (own, mean, norm, weight), (other, same, its_norm, its_weight) = ranks[0][0], ranks[1][0]
     assert not torch.equal(own, other)
     torch.testing.assert_close(mean, (own + other) / 2)
+    torch.testing.assert_close(norm, mean.norm())
     assert torch.equal(mean, same)
+    assert torch.equal(norm, its_norm)
+    assert torch.equal(weight, its_weight)
+
+
+class Reader(nn.Module):
+    """A matrix and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(dist.get_rank())
+        self.weigh = nn.Linear(4, 3)
+        self.table = ValueTable(30, 5, init_std=1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table((x[:, :3].abs() * 10).long() % 30, self.weigh(x))
+
+
+def trained_on_two_ranks(optimizer: type, *, synced: bool) -> list[torch.Tensor]:
+    """Rows and matrix after three steps, clipped together, of DistributedDataParallel."""
+    model = Reader()
+    if synced:
+        sync_tables(model)
+    wrapped = DistributedDataParallel(model)
+    steps = optimizer(wrapped.parameters(), lr=0.05)
+    for step in range(3):
+        generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+        wrapped(torch.randn(8, 4, generator=generator)).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 0.1)
+        steps.step()
+        steps.zero_grad()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def every_way_on_two_ranks() -> list[list[torch.Tensor]]:
+    adamw = partial(torch.optim.AdamW, weight_decay=0.0, betas=(0.9, 0.95))
+    ours = partial(MemoryAdamW, weight_decay=0.0)
+    return [
+        trained_on_two_ranks(adamw, synced=False),
+        trained_on_two_ranks(adamw, synced=True),
+        trained_on_two_ranks(ours, synced=True),
+    ]
+
+
+def test_two_ranks_train_alike_under_distributed_data_parallel() -> None:
+    """With torch's AdamW too, whose dense gradient of a table DDP may exchange itself."""
+    first, second = run_ranks(2, every_way_on_two_ranks)
+    for one, other in zip(first, second, strict=True):
+        for ours, theirs in zip(one, other, strict=True):
+            assert torch.equal(ours, theirs)
+    plain, synced, rows = first
+    for exact, same, lazy in zip(plain, synced, rows, strict=True):
+        torch.testing.assert_close(same, exact, rtol=1e-4, atol=1e-5)
+        touched = (exact - lazy).abs().amax(-1) < 1e-3
+        # A row that was not touched in every step is stepped lazily.
+        assert touched.float().mean() > 0.5
 
 
 def refused_on_two_ranks() -> list[str]:
     found = []
-    factory, options = memory_optimizer(lr=0.1)
     batch = add_memory(tiny_llama(), tiny_memory(query_norm="batch"))
     with pytest.raises(ValueError, match="one process only") as error:
-        factory()(batch, **options)
+        sync_tables(batch)
     found.append(str(error.value))
-    table = ValueTable(12, 5, init_std=1.0)
-    optimizer = factory()(table, **options)
-    table(torch.randint(12, (4, 3)), torch.rand(4, 3)).sum().backward()
-    optimizer.clip_grad_norm_(None, 0.01)
-    with pytest.raises(RuntimeError, match="what one rank has read") as clipped:
-        optimizer.step()
-    found.append(str(clipped.value))
+    with pytest.raises(RuntimeError, match="DistributedDataParallel would send") as error:
+        trained_on_two_ranks(MemoryAdamW, synced=False)
+    found.append(str(error.value))
     return found
 
 
 def test_what_two_ranks_would_do_wrongly_is_refused() -> None:
-    for batch, clipped in run_ranks(2, refused_on_two_ranks):
+    for batch, not_synced in run_ranks(2, refused_on_two_ranks):
         assert 'hint: query_norm="layer"' in batch
-        assert "hint: clip the dense parameters" in clipped
+        assert "MemoryCallback()" in not_synced
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    with pytest.raises(TypeError, match=r"optimizer_cls_and_kwargs=\(MemoryAdamW"):
+        memory_optimizer(lr=0.1, value_lr=0.2)
+
+
+def test_any_optimizer_of_the_trainer_teaches_the_memory(tmp_path: Path) -> None:
+    base, lines = write_example(tmp_path)
+    model, tokenizer = example("lines").load_with_memory(base)
+    table = model.base_model.memory_table.weight
+    before = table.detach().clone()
+    for optim in ("adamw_torch", "adafactor", "sgd"):
+        Trainer(
+            model,
+            TrainingArguments(str(tmp_path / optim), optim=optim, learning_rate=0.1, **OPTIONS),
+            example("lines").collator(tokenizer),
+            example("lines").encode(example("lines").read_texts(lines), tokenizer),
+            callbacks=[MemoryCallback()],
+        ).train()
+        assert not torch.equal(table, before), optim
+        before = table.detach().clone()
 
 
 def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path) -> None:

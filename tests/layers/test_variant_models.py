@@ -14,7 +14,6 @@ from memory_layers.evaluate.usage import SlotUsage
 from memory_layers.layers import PeerLayer, ValueTable
 from memory_layers.models import add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
-from memory_layers.optim.groups import split_parameters
 from memory_layers.train.checkpoint import Checkpoints
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.state import model_tensors, optimizer_tensors
@@ -108,7 +107,7 @@ def test_a_step_moves_what_is_to_be_trained(name: str) -> None:
         key for key in before if name == "fixed-experts" and (".query." in key or ".keys." in key)
     ]
     assert fixed == expected
-    assert all(len(table.pending) == 0 for table in tables_of(model).values())
+    assert all(table.weight.grad is None for table in tables_of(model).values())
     is_peer = [isinstance(layer, PeerLayer) for layer in memory_layers_of(model)]
     assert is_peer == ["experts" in name] * 2
 
@@ -170,7 +169,8 @@ def test_tables_of_experts_are_shared_and_named_once() -> None:
 def test_vectors_of_heads_are_not_decayed() -> None:
     model = build("values")
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, plain = ([names[id(p)] for p in part] for part in split_parameters(model))
+    groups = MemoryAdamW(model).param_groups[:2]
+    decayed, plain = ([names[id(p)] for p in group["params"]] for group in groups)
     layer = "model.layers.0.mlp."
     assert {layer + "keys.sub_keys", layer + "query.proj.weight"} <= set(decayed)
     for name in ("keys.gain", "keys.sink_key", "sink.weight", "query.batch_norm.weight"):

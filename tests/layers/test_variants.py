@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, PeerLayer, ValueTable, build_layer
-from memory_layers.ops.write import row_sums
 
 DIM = 12
 CASES = {
@@ -38,9 +37,6 @@ CASES = {
     "values-start-at-zero": {"value_init_std": 0.0},
     "fp32-values": {"value_dtype": "float32"},
     "bf16-values": {"value_dtype": "bfloat16"},
-    "sparse": {"grad_mode": "sparse"},
-    "dense": {"grad_mode": "dense"},
-    "dense-bf16-values": {"grad_mode": "dense", "value_dtype": "bfloat16"},
     "batch-norm": {"query_norm": "batch"},
     "batch-norm-no-qk-norm": {"query_norm": "batch", "qk_norm": False},
     "layer-norm": {"query_norm": "layer"},
@@ -51,8 +47,7 @@ CASES = {
     "experts": {"readout": "experts", "gate": "none"},
     "experts-silu-other-width": {"readout": "experts", "value_dim": 20},
     "experts-beside-relu": {"readout": "experts", "placement": "beside", "weighing": "relu"},
-    "experts-sparse": {"readout": "experts", "gate": "sigmoid", "grad_mode": "sparse"},
-    "experts-dense": {"readout": "experts", "gate": "none", "grad_mode": "dense"},
+    "experts-sigmoid": {"readout": "experts", "gate": "sigmoid"},
     "experts-bf16-values": {"readout": "experts", "value_dtype": "bfloat16"},
     "linear-experts": {"readout": "linear_experts", "gate": "none"},
     "random-slots": {"random_slots": 2},
@@ -98,23 +93,23 @@ def tables_of(layer: MemoryLayer) -> list[ValueTable]:
     return [module for module in layer.modules() if isinstance(module, ValueTable)]
 
 
+def leaving(kind: str, layer: MemoryLayer) -> MemoryLayer:
+    """Let the tables of a layer leave gradients of a kind."""
+    for table in tables_of(layer):
+        table.sparse = kind == "sparse"
+        if kind == "factored":
+            table.claim(layer)
+    return layer
+
+
 def forget(layer: MemoryLayer) -> None:
     layer.zero_grad()
-    for table in tables_of(layer):
-        table.pending.clear()
 
 
 def table_gradient(table: ValueTable) -> Tensor:
-    """The gradient of a table as a dense tensor, whatever mode keeps it."""
-    if table.weight.grad is not None:
-        grad = table.weight.grad
-        return (grad.to_dense() if grad.is_sparse else grad).float()
-    gradient = table.pending.row_gradient()
-    out = torch.zeros(table.weight.shape)
-    if gradient is not None:
-        rows, sums = row_sums(gradient)
-        out[rows] = sums
-    return out
+    """The gradient of a table as a dense tensor."""
+    grad = table.weight.grad
+    return torch.zeros(table.weight.shape) if grad is None else grad.to_dense().float()
 
 
 def all_gradients(layer: nn.Module) -> dict[str, Tensor]:
@@ -394,12 +389,13 @@ def test_autocast_selects_the_slots_of_fp32() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "default", "sparse", "dense", "experts", "experts-sparse", "experts-dense", "batch-norm",
-        "layer-norm", "random-slots", "random-slots-no-qk-norm", "sink", "sink-no-qk-norm",
+        "default", "experts", "experts-sigmoid", "batch-norm", "layer-norm",
+        "random-slots", "random-slots-no-qk-norm", "sink", "sink-no-qk-norm",
     ],
 )  # fmt: skip
-def test_autocast_trains(name: str) -> None:
-    layer = build(name)
+@pytest.mark.parametrize("kind", ["factored", "sparse", "dense"])
+def test_autocast_trains(name: str, kind: str) -> None:
+    layer = leaving(kind, build(name))
     x = torch.randn(60, DIM)
     run(layer, x).square().sum().backward()
     plain = all_gradients(layer)
@@ -414,9 +410,9 @@ def test_autocast_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("readout", ["values", "experts"])
-@pytest.mark.parametrize("grad_mode", ["factored", "sparse", "dense"])
-def test_frozen_table(grad_mode: str, readout: str) -> None:
-    layer = build("default", grad_mode=grad_mode, readout=readout)
+@pytest.mark.parametrize("kind", ["factored", "sparse", "dense"])
+def test_frozen_table(kind: str, readout: str) -> None:
+    layer = leaving(kind, build("default", readout=readout))
     x = torch.randn(8, DIM)
     layer(x).square().sum().backward()
     free = all_gradients(layer)
@@ -427,7 +423,6 @@ def test_frozen_table(grad_mode: str, readout: str) -> None:
     layer(x).square().sum().backward()
     for table in frozen:
         assert table.weight.grad is None
-        assert len(table.pending) == 0
     for name, parameter in layer.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter.grad, free[name])
@@ -480,6 +475,6 @@ def test_two_layers_in_one_process_share_nothing() -> None:
         for parameter in one.parameters():
             parameter.zero_()
     assert torch.equal(other(x), expected)
-    assert len(one.values.pending) == 1
-    assert len(other.values.pending) == 0
+    assert one.values.weight.grad is not None
+    assert other.values.weight.grad is None
     assert not {id(p) for p in one.parameters()} & {id(p) for p in other.parameters()}

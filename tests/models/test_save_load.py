@@ -13,7 +13,7 @@ from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from memory_layers import MemoryAdamW
-from memory_layers.models import add_memory, memory_layers_of
+from memory_layers.models import add_memory
 from memory_layers.models.saving import FORMAT_VERSION
 
 IDS = torch.arange(18).view(2, 9) * 7 % 40
@@ -67,7 +67,7 @@ def test_round_trip(dtype: torch.dtype, value_dtype: str, tmp_path: Path) -> Non
         {"placement": "beside"},
         {"placement": "beside", "share_values": False, "gate": "none"},
         {"gate": "sigmoid", "value_dim": 10, "key_dim": 6, "qk_norm": False},
-        {"grad_mode": "dense", "layers": (1,)},
+        {"layers": (1,)},
     ],
     ids=str,
 )
@@ -77,8 +77,18 @@ def test_round_trip_of_every_kind(memory: dict[str, object], tmp_path: Path) -> 
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(logits(loaded), logits(model))
-    for ours, theirs in zip(memory_layers_of(model), memory_layers_of(loaded), strict=True):
-        assert theirs.values.grad_mode == ours.values.grad_mode
+
+
+def test_folder_that_says_how_gradients_are_kept_loads(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    model = trained()
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["memory"]["grad_mode"] = "factored"
+    path.write_text(json.dumps(config), "utf-8")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 def test_table_is_stored_once(tmp_path: Path) -> None:
@@ -114,7 +124,7 @@ def test_trains_on_after_loading(tmp_path: Path) -> None:
     for each in (model, loaded):
         optimizer = MemoryAdamW(each, lr=1e-2)
         each(IDS, labels=IDS).loss.backward()
-        assert len(each.model.memory_table.pending) == 2
+        assert len(each.model.memory_table.weight.grad.reads) == 2
         optimizer.step()
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name

@@ -65,7 +65,7 @@ def test_pending_reads_are_the_columns_of_the_gradient_of_all_tokens(value_dim):
     table = Holder(value_dim).table
     for rank in range(RANKS):
         read(table, value_dim, rank)
-    whole = dense(table.pending.row_gradient())
+    whole = dense(table.row_gradient())
     parts = results(value_dim)
     close(torch.cat([part["gradient"] for part in parts], 1), whole)
 
@@ -77,7 +77,7 @@ def test_the_gradient_stays_factored(value_dim):
         half = RANKS * TOKENS // 2
         assert result["vectors"] == [(half, width)] * 2
         assert result["reads"] == [(half, READS)] * 2
-        assert result["dense_grad"] is None
+        assert result["kind"] == "FactoredGradient"
 
 
 @EVERY
@@ -102,7 +102,7 @@ def test_pending_dot_products_are_the_columns_of_the_gradient_of_all_tokens(valu
     for rank in range(RANKS):
         dot(table, value_dim, rank)
     parts = results(value_dim)
-    whole = dense(table.pending.row_gradient())
+    whole = dense(table.row_gradient())
     close(torch.cat([part["dot_gradient"] for part in parts], 1), whole)
     for part, width in zip(parts, WIDTHS[value_dim], strict=True):
         assert part["dot_vectors"] == [(RANKS * TOKENS // 2, width)] * 2
@@ -121,8 +121,8 @@ def test_norm_over_a_batch_is_refused():
     assert "hint: " in said
 
 
-def test_a_table_with_another_grad_mode_is_refused():
-    assert "needs grad_mode \"factored\", got 'dense'. hint: " in sharded()[0][0]["refused"]
+def test_a_table_with_sparse_gradients_is_refused():
+    assert "leaves no sparse gradient. hint: " in sharded()[0][0]["refused"]
 
 
 def test_weights_can_travel_in_bfloat16():

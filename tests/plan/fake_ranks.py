@@ -78,7 +78,7 @@ def trace(name: str, ranks: int, rank: int) -> dict[str, Any]:
         model.train()
         (table,) = [part for part in model.modules() if isinstance(part, ShardedValueTable)]
         # Whether a list is folded depends on the data.
-        table.pending.budget_bytes = 2**62
+        table.fold_bytes = 2**62
         length = job.run.train.seq_len
         ids = torch.zeros(job.rows, length, dtype=torch.int64)
         with Recorded() as watch:
@@ -91,6 +91,6 @@ def trace(name: str, ranks: int, rank: int) -> dict[str, Any]:
         "backward": watch.order[len(forward) :],
         "sent": dict(watch.sent),
         "counts": dict(watch.counts),
-        "pending": table.pending.nbytes,
+        "pending": table.weight.grad.reads.nbytes,
         "table": tuple(table.weight.shape),
     }

@@ -116,11 +116,6 @@ def test_the_ranks_must_be_able_to_share() -> None:
         replace(planned, layout=Layout(1, 3, 1, 3))
     with pytest.raises(UserError, match=r"parallel.tensor must divide attention heads, 4, got 8"):
         replace(planned, layout=Layout(1, 1, 8, 8))
-    dense = job(memory=memory(grad_mode="dense"))
-    with pytest.raises(UserError, match=r'plan covers memory.grad_mode "factored", got \'dense'):
-        predict(dense, H100)
-    with pytest.raises(UserError, match=r'needs memory.grad_mode "factored", got \'dense\''):
-        replace(dense, layout=Layout(1, 2, 1, 2))
 
 
 @pytest.mark.parametrize("name", ["1.3b_memory_64m", "8b_memory_16m"])

@@ -51,7 +51,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     }
     for name in values:
         if name not in needed:
-            raise UserError(f"{where}: unknown field {name!r}. hint: {did_you_mean(name, needed)}")
+            hint = getattr(cls, "removed", {}).get(name) or did_you_mean(name, needed)
+            raise UserError(f"{where}: unknown field {name!r}. hint: {hint}")
     for name, is_needed in needed.items():
         if is_needed and name not in values:
             raise UserError(f"{where}: needs `{name}:`")

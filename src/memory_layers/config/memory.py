@@ -3,14 +3,13 @@
 Next: layers/memory.py, the layer that these fields describe.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import InitVar, asdict, dataclass
+from typing import Any, ClassVar, Literal, Self
 
 from memory_layers.common.checks import check_fields, check_whole
 
 Gate = Literal["silu", "sigmoid", "none"]
 Placement = Literal["replace", "beside"]
-GradMode = Literal["factored", "sparse", "dense"]
 ValueDtype = Literal["model", "float32", "bfloat16"]
 QueryNorm = Literal["none", "batch", "layer"]
 Weighing = Literal["softmax", "relu", "sigmoid"]
@@ -35,7 +34,6 @@ class MemorySizes:
 _CHOICES = {
     "gate": ("silu", "sigmoid", "none"),
     "placement": ("replace", "beside"),
-    "grad_mode": ("factored", "sparse", "dense"),
     "value_dtype": ("model", "float32", "bfloat16"),
     "query_norm": ("none", "batch", "layer"),
     "weighing": ("softmax", "relu", "sigmoid"),
@@ -77,8 +75,6 @@ class MemoryConfig:
         value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5. The u of
             experts start with D ** -0.5: u . x is then about as large as the entries of x.
         value_dtype: Storage type of the table, "model" for that of the other parameters.
-        grad_mode: How the gradient of the table is kept: "factored" for MemoryAdamW, "sparse" for
-            torch.optim.SparseAdam, "dense" for any optimizer.
     """
 
     layers: tuple[int, ...]
@@ -99,10 +95,18 @@ class MemoryConfig:
     placement: Placement = "replace"
     value_init_std: float | None = None
     value_dtype: ValueDtype = "model"
-    grad_mode: GradMode = "factored"
+    grad_mode: InitVar[None] = None
 
-    def __post_init__(self) -> None:
+    # Fields that earlier versions wrote into the folders of models and runs, and what to do now.
+    removed: ClassVar[dict[str, str]] = {
+        "grad_mode": "leave it out. Any optimizer trains a table, and MemoryAdamW claims its "
+        "tables itself. For SparseAdam set `sparse` of the ValueTable"
+    }
+
+    def __post_init__(self, grad_mode: None) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
+        if grad_mode is not None:
+            raise ValueError(f"grad_mode is no field any more. hint: {self.removed['grad_mode']}")
         if isinstance(self.layers, int | str):
             raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -190,11 +194,12 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a config from plain values.
+        """Build a config from plain values, such as `to_dict` of this or an earlier version gave.
 
         Raises:
             ValueError: A field is unknown (the closest name is given), missing or wrong.
         """
+        values = {name: value for name, value in values.items() if name not in cls.removed}
         check_fields(cls, values)
         if "layers" not in values:
             raise ValueError("MemoryConfig needs `layers`. hint: layers: [4, 12, 20]")

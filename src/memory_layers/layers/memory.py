@@ -133,8 +133,7 @@ def build_tables(config: MemoryConfig, model_dim: int) -> dict[str, ValueTable]:
         shapes["expert_table"] = (model_dim, model_dim**-0.5)
     return {
         name: ValueTable(
-            config.slots, width, init_std=std, grad_mode=config.grad_mode,
-            dtype=dtypes[config.value_dtype],
+            config.slots, width, init_std=std, dtype=dtypes[config.value_dtype]
         )
         for name, (width, std) in shapes.items()
     }  # fmt: skip

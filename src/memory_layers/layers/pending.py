@@ -1,43 +1,42 @@
-"""The pending list of a table: what its reads left behind for the optimizer."""
+"""The reads of a table that a backward pass has left for an optimizer, in bounded memory."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 
-DEFAULT_BUDGET_BYTES = 2**30
+FOLD_BYTES = 2**30
+
+Exchange = Callable[[RowGradient | None], RowGradient | None]
 
 
 class PendingReads:
-    """Factors of the table gradient, of one read after the other.
+    """Factors of a table gradient, of one read after the other.
 
-    Reads of several layers that share the table and of accumulated micro-batches append to the
-    same list. Beyond `budget_bytes` the list is folded into one read, (rows, sums): it never grows
-    beyond the budget, or twice the touched rows, plus one read. Folding waits for a GPU.
-
-    Attributes:
-        is_reduced: Added up over replicas since it was last cleared.
-        is_awaited: An optimizer of ours takes the list.
+    Beyond `fold_bytes` the list is folded into one read, (rows, sums): it never grows beyond that,
+    or twice the touched rows, plus the reads of one backward pass. Folding waits for a GPU.
 
     Args:
-        budget_bytes: Size of the list, in bytes, beyond which it is folded.
+        fold_bytes: Size of the list, in bytes, beyond which it is folded.
+        exchange: Adds up the gradient over the replicas of the table. None: there are none.
     """
 
-    def __init__(self, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        self.budget_bytes = budget_bytes
+    def __init__(self, fold_bytes: int = FOLD_BYTES, exchange: Exchange | None = None) -> None:
+        self.fold_bytes = fold_bytes
+        self._exchange = exchange
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all reads."""
         self._gradient: RowGradient | None = None
         self._is_scaled = False
+        self._is_exchanged = False
         self._folded_bytes = 0
-        self.is_reduced = False
-        self.is_awaited = False
-
-    @property
-    def is_scaled(self) -> bool:
-        """Whether some reads have been scaled since the last one was added, as clipping does."""
-        return self._is_scaled
 
     def __len__(self) -> int:
-        """Number of reads."""
+        """Return the number of reads."""
         return 0 if self._gradient is None else len(self._gradient.entries)
 
     @property
@@ -58,57 +57,39 @@ class PendingReads:
             d_out: [T, V], gradient of the read.
 
         Raises:
-            RuntimeError: The list has been added up over replicas since it was last cleared.
+            RuntimeError: The list has been added up over replicas.
         """
-        if self.is_reduced:
+        self.join(group_by_row(slots.detach(), weights.detach(), d_out.detach()))
+
+    def join(self, read: RowGradient | None) -> None:
+        """Add a gradient of the same table, of any number of reads.
+
+        Raises:
+            RuntimeError: The list has been added up over replicas.
+        """
+        if read is None:
+            return
+        if self._is_exchanged:
             raise RuntimeError(
-                "a backward pass after the gradient was added up over replicas. hint: call "
-                "clip_grad_norm_ and step after the last backward pass, then zero_grad"
+                "a backward pass after the gradient was added up over replicas. hint: clip and "
+                "step after the last backward pass of a step, then zero_grad"
             )
-        read = group_by_row(slots.detach(), weights.detach(), d_out.detach())
-        held = self._gradient
-        if held is not None and self._is_scaled:
-            ones = torch.ones_like(held.scale)
-            scaled = tuple(part.float() * held.scale for part in held.weights)
-            held = RowGradient(held.entries, scaled, held.vectors, ones)
-        self._is_scaled = False
+        held = self.local_gradient()
         self._gradient = read if held is None else held.joined(read)
+        self._is_scaled = False
         # A list that is mostly touched rows already would be folded again at every read.
-        if len(self) > 1 and self.nbytes > max(self.budget_bytes, 2 * self._folded_bytes):
+        if len(self) > 1 and self.nbytes > max(self.fold_bytes, 2 * self._folded_bytes):
             # Where most rows are touched once or twice, their sums would be larger than the list.
-            width = d_out.shape[1]
-            if self._touched() * (4 * width + 12) < self.nbytes:
+            width = self._gradient.vectors[0].shape[1]
+            if len(self._gradient.rows) * (4 * width + 12) < self.nbytes:
                 self.fold()
             self._folded_bytes = self.nbytes
 
-    def fold(self) -> None:
-        """Multiply the list out into one read: the touched rows and their gradient."""
-        if self._gradient is None:
-            return
-        rows, sums = row_sums(self._gradient)
-        ones = torch.ones(len(rows), 1, device=rows.device)
-        self._gradient = group_by_row(rows[:, None], ones, sums)
-        self._is_scaled = False
-        self._folded_bytes = self.nbytes
-
-    def _touched(self) -> int:
-        return 0 if self._gradient is None else len(self._gradient.rows)
-
-    def clear(self) -> None:
-        """Forget all reads."""
-        self._gradient = None
-        self._is_scaled = False
-        self._folded_bytes = 0
-        self.is_reduced = False
-
-    def replace(self, gradient: RowGradient) -> None:
-        """Take the sum over all replicas in place of the own reads."""
-        self._gradient = gradient
-        self.is_reduced = True
-
-    def row_gradient(self) -> RowGradient | None:
-        """Return the gradient of all reads so far. None when nothing was read."""
-        return self._gradient
+    def copy(self) -> "PendingReads":
+        """Return a list of the same reads, sharing all tensors."""
+        other = PendingReads(self.fold_bytes, self._exchange)
+        other.__dict__.update(self.__dict__)
+        return other
 
     def scale(self, factor: float | Tensor) -> None:
         """Multiply the gradient of all reads so far, as clipping does."""
@@ -116,12 +97,51 @@ class PendingReads:
             self._gradient = self._gradient.scaled(factor)
             self._is_scaled = True
 
-    def to_sparse(self, table: Tensor) -> Tensor:
-        """Return the gradient as a coalesced sparse COO tensor of the table's shape and type."""
-        if self._gradient is None:
-            rows, sums = table.new_empty(0, dtype=torch.int64), table.new_empty(0, table.shape[1])
-        else:
-            rows, sums = row_sums(self._gradient)
-        return torch.sparse_coo_tensor(
-            rows[None], sums.to(table.dtype), table.shape, is_coalesced=True, check_invariants=False
-        )
+    def fold(self) -> None:
+        """Multiply the list out into one read: the touched rows and their gradient."""
+        if self._gradient is not None:
+            self._gradient = from_rows(*row_sums(self._gradient))
+            self._is_scaled = False
+            self._folded_bytes = self.nbytes
+
+    def row_gradient(self) -> RowGradient | None:
+        """Return the gradient of all reads so far, added up over replicas.
+
+        With replicas this is a collective operation, the first time. None when nothing was read.
+        """
+        if self._exchange is not None and not self._is_exchanged:
+            self._gradient = self._exchange(self.local_gradient())
+            self._is_scaled = False
+            self._is_exchanged = True
+        return self._gradient
+
+    def local_gradient(self) -> RowGradient | None:
+        """Return the gradient of the reads of this replica, of scale 1."""
+        held = self._gradient
+        if held is None or not self._is_scaled:
+            return held
+        scaled = tuple(part.float() * held.scale for part in held.weights)
+        return RowGradient(held.entries, scaled, held.vectors, torch.ones_like(held.scale))
+
+
+def from_rows(rows: Tensor, sums: Tensor) -> RowGradient:
+    """Return the gradient [N, V] that is zero but in some rows.
+
+    Args:
+        rows: [R] row numbers.
+        sums: [R, V], their gradients.
+    """
+    ones = torch.ones(len(rows), 1, device=rows.device)
+    return group_by_row(rows[:, None], ones, sums)
+
+
+def by_row(gradient: Tensor) -> RowGradient:
+    """Return a dense or sparse COO gradient [N, V] by row.
+
+    A dense gradient names no touched rows: those with a non-zero gradient count as touched.
+    """
+    if gradient.layout == torch.sparse_coo:
+        gradient = gradient.coalesce()
+        return from_rows(gradient.indices()[0], gradient.values())
+    rows = gradient.ne(0).any(1).nonzero()[:, 0]
+    return from_rows(rows, gradient[rows])

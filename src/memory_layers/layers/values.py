@@ -1,55 +1,65 @@
 """Step 3: slots and weights → read. ValueTable owns the rows, calls ops.read. Next: gate.py."""
 
-import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from memory_layers.config.memory import GradMode
 from memory_layers.layers.draw import draw_normal
-from memory_layers.layers.pending import PendingReads
+from memory_layers.layers.factored import FactoredGradient
+from memory_layers.layers.pending import FOLD_BYTES, PendingReads, by_row
 from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.read import gather_dot, gather_sum
-
-# So many reads that no optimizer waits for are no accident.
-UNAWAITED_READS = 12
+from memory_layers.ops.write import RowGradient
 
 
 class ValueTable(nn.Module):
     """N rows of width V, read as weighted sums or as dot products. Layers may share one table.
 
-    The gradient of the table is the product of two small factors. `grad_mode` says what a
-    backward pass does with them:
+    A backward pass leaves a gradient in `weight.grad`, which is
 
-    - "factored": appended to `pending`, for memory_layers.optim. `weight.grad` stays None.
-    - "sparse": multiplied out for the touched rows, a sparse COO tensor in `weight.grad`.
-    - "dense": multiplied out for all rows, an ordinary `weight.grad`.
+    - dense by default, as that of nn.Embedding, for any optimizer;
+    - a sparse COO tensor with `sparse=True`, for torch.optim.SparseAdam;
+    - a FactoredGradient while an optimizer like MemoryAdamW has claimed the table: the product of
+      two small factors, which is not multiplied out.
 
     All three are the same gradient.
 
     Args:
-        slots: N.
+        num_slots: N.
         value_dim: V.
         init_std: Standard deviation of the initial values.
-        grad_mode: What a backward pass does with the gradient.
+        sparse: Leave sparse gradients.
         dtype: Storage type of the rows.
+
+    Attributes:
+        exchange: Called with a gradient by row and `weight`, adds up those of all replicas of the
+            table. None: there are none.
+        fold_bytes: Size beyond which the factors of a gradient are folded.
     """
+
+    sparse = False
+    exchange: Callable[..., RowGradient | None] | None = None
+    fold_bytes = FOLD_BYTES
+    _claims = 0
 
     def __init__(
         self,
-        slots: int,
+        num_slots: int,
         value_dim: int,
         *,
         init_std: float,
-        grad_mode: GradMode = "factored",
+        sparse: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.init_std = init_std
-        self.grad_mode = grad_mode
-        self.pending = PendingReads()
-        rows = torch.empty(slots, value_dim, dtype=dtype)
+        self.sparse = sparse
+        rows = torch.empty(num_slots, value_dim, dtype=dtype)
         advise_huge_pages(rows)
         self.weight = nn.Parameter(rows)
         self.reset_parameters()
@@ -69,9 +79,6 @@ class ValueTable(nn.Module):
     def first_column(self) -> int:
         """Which of the V columns is the first of `weight`."""
         return 0
-
-    def reduce_gradient(self) -> None:
-        """Add up what the replicas of this table have pending. Here: there are none."""
 
     def sum_over_shards(self, values: Tensor) -> Tensor:
         """Add up numbers that each holder of some columns has for its own. Here: it has all."""
@@ -95,6 +102,31 @@ class ValueTable(nn.Module):
         """[T, J] slots and [T, V] → [T, J], the product of each token with its rows, in fp32."""
         return self._read(gather_dot, _FactoredDot, slots, x)
 
+    @property
+    def leaves_factors(self) -> bool:
+        """Whether a backward pass leaves a FactoredGradient."""
+        # A computed weight, such as that of a replica in nn.DataParallel, has no .grad of its own.
+        return (self._claims > 0 or self.exchange is not None) and self.weight.is_leaf
+
+    def claim(self, owner: object) -> None:
+        """Leave factors for an optimizer that knows them, for as long as it lives."""
+        self._claims += 1
+        weakref.finalize(owner, _release, weakref.ref(self)).atexit = False
+
+    def row_gradient(self) -> RowGradient | None:
+        """Return the gradient in `weight.grad`, of any kind, by row. None when there is none.
+
+        Replicas of the table are added up: all of them must call this.
+        """
+        grad = self.weight.grad
+        if grad is None and self.exchange is not None:
+            # Other replicas may have read something.
+            grad = FactoredGradient(self.new_reads(), self.weight)
+            self.weight.grad = grad
+        if isinstance(grad, FactoredGradient):
+            return grad.reads.row_gradient()
+        return None if grad is None else by_row(grad)
+
     def _read(
         self,
         plain: Callable[..., Tensor],
@@ -102,82 +134,140 @@ class ValueTable(nn.Module):
         slots: Tensor,
         token_side: Tensor,
     ) -> Tensor:
-        if self.grad_mode == "dense" or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not (self.sparse or self.leaves_factors):
             return plain(self.weight, slots, token_side)
-        pending = self.pending if self.grad_mode == "factored" else None
         read = factored.apply
         if torch.compiler.is_compiling():
-            # Neither a list that a backward pass appends to nor a sparse gradient can be compiled.
+            # Neither factors nor a sparse gradient can be compiled.
             # Not a decorator: that would load the compiler whenever this package is imported.
             read = torch.compiler.disable(read)
-        return read(self.weight, slots, token_side, pending)
+        return read(self.weight, slots, token_side, self)
+
+    def new_reads(self) -> PendingReads:
+        """Return an empty list for the reads of a backward pass."""
+        if self.exchange is None:
+            return PendingReads(self.fold_bytes)
+        return PendingReads(self.fold_bytes, partial(self.exchange, weight=self.weight.detach()))
+
+    def gradient_of_read(self, slots: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+        """Return the gradient of the weight that one read leaves, from its factors.
+
+        Args:
+            slots: [T, J] row numbers.
+            weights: [T, J].
+            vectors: [T, width of `weight`].
+        """
+        reads = self.new_reads()
+        reads.append(slots, weights, vectors)
+        gradient = FactoredGradient(reads, self.weight)
+        if self.leaves_factors:
+            return gradient
+        return gradient.to_sparse() if self.sparse else gradient.to_dense()
+
+    def mark_weight(self) -> None:
+        """Let optimizers find the table of its weight: see `table_of`."""
+        weight = self._parameters.get("weight")
+        if weight is not None:
+            setattr(weight, "_table_of", _TableOf(self))  # noqa: B010  (no field of Parameter)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, and let optimizers find the table that it belongs to."""
+        super().register_parameter(name, param)
+        self.mark_weight()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.mark_weight()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy need: a copy has no optimizer and no replicas."""
+        own = ("_claims", "exchange")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what pickle or deepcopy has made a copy of."""
+        super().__setstate__(state)
+        self.mark_weight()
 
     def extra_repr(self) -> str:
         """Show the sizes in print(model)."""
-        slots, value_dim = self.weight.shape
-        return f"slots={slots}, value_dim={value_dim}, grad_mode={self.grad_mode}"
+        num_slots, value_dim = self.weight.shape
+        sparse = ", sparse=True" if self.sparse else ""
+        return f"num_slots={num_slots}, value_dim={value_dim}{sparse}"
+
+
+class _TableOf:
+    """What the weight of a table knows of its module: a reference that keeps nothing alive.
+
+    Pickle puts an empty OrderedDict in its place, which torch.load accepts with weights_only.
+    """
+
+    def __init__(self, table: ValueTable) -> None:
+        self.table = weakref.ref(table)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return OrderedDict, ()
+
+
+def table_of(parameter: Tensor) -> ValueTable | None:
+    """Return the table that a parameter is the weight of, None for others.
+
+    A parameter that has lost this, such as one that was put into `_parameters` from outside, trains
+    as any other: its gradient is dense.
+    """
+    mark = getattr(parameter, "_table_of", None)
+    table = mark.table() if isinstance(mark, _TableOf) else None
+    return table if table is not None and table.weight is parameter else None
+
+
+def _release(reference: "weakref.ref[ValueTable]") -> None:
+    table = reference()
+    if table is not None:
+        table._claims -= 1  # noqa: SLF001
 
 
 class _FactoredRead(torch.autograd.Function):
-    """gather_sum whose table gradient stays factored, or becomes a sparse tensor."""
+    """gather_sum whose table gradient, dTable = sum of weights[t, j] d_out[t], stays factored."""
 
     @staticmethod
-    def forward(ctx, table, slots, weights, pending):  # noqa: ANN001, ANN205
-        ctx.save_for_backward(table, slots, weights)
-        ctx.pending = pending
-        return gather_sum(table, slots, weights)
+    def forward(ctx, weight, slots, weights, table):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(weight, slots, weights)
+        ctx.table = table
+        return gather_sum(weight, slots, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        table, slots, weights = ctx.saved_tensors
-        d_table = d_weights = None
+        weight, slots, weights = ctx.saved_tensors
+        d_weight = d_weights = None
         if ctx.needs_input_grad[0]:
-            d_table = _table_gradient(table, ctx.pending, slots, weights, d_out)
+            d_weight = ctx.table.gradient_of_read(slots, weights, d_out)
         if ctx.needs_input_grad[2]:
-            dots = torch.ops.memory_layers.gather_dot(table, slots, d_out, "auto")
+            dots = torch.ops.memory_layers.gather_dot(weight, slots, d_out, "auto")
             d_weights = dots.to(weights.dtype)
-        return d_table, None, d_weights, None
+        return d_weight, None, d_weights, None
 
 
 class _FactoredDot(torch.autograd.Function):
     """gather_dot whose table gradient, dTable = sum of d_out[t, j] x[t], stays factored."""
 
     @staticmethod
-    def forward(ctx, table, slots, x, pending):  # noqa: ANN001, ANN205
-        ctx.save_for_backward(table, slots, x)
-        ctx.pending = pending
-        return gather_dot(table, slots, x)
+    def forward(ctx, weight, slots, x, table):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(weight, slots, x)
+        ctx.table = table
+        return gather_dot(weight, slots, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        table, slots, x = ctx.saved_tensors
-        d_table = d_x = None
+        weight, slots, x = ctx.saved_tensors
+        d_weight = d_x = None
         if ctx.needs_input_grad[0]:
-            d_table = _table_gradient(table, ctx.pending, slots, d_out, x)
+            d_weight = ctx.table.gradient_of_read(slots, d_out, x)
         if ctx.needs_input_grad[2]:
-            d_x = torch.ops.memory_layers.gather_sum(table, slots, d_out, "auto").to(x.dtype)
-        return d_table, None, d_x, None
-
-
-def _table_gradient(
-    table: Tensor, pending: PendingReads | None, slots: Tensor, weights: Tensor, vectors: Tensor
-) -> Tensor | None:
-    """Leave the factors of a table gradient in a list, or return it as a sparse tensor."""
-    if pending is not None:
-        if not pending.is_awaited and len(pending) == UNAWAITED_READS:
-            warnings.warn(
-                "the gradients of a value table pile up, and no optimizer takes them: the table "
-                "does not learn. hint: MemoryAdamW(model), trainers.memory_optimizer for "
-                'transformers\' Trainer, or MemoryConfig(grad_mode="dense") for other optimizers',
-                stacklevel=2,
-            )
-        pending.append(slots, weights, vectors)
-        return None
-    reads = PendingReads()
-    reads.append(slots, weights, vectors)
-    return reads.to_sparse(table)
+            d_x = torch.ops.memory_layers.gather_sum(weight, slots, d_out, "auto").to(x.dtype)
+        return d_weight, None, d_x, None
 
 
 class SinkValue(nn.Module):

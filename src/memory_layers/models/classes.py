@@ -255,12 +255,6 @@ def _subclass(
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
             write_remote_code(Path(save_directory), family, memory_classes(family).all())
 
-    def zero_grad(self: PreTrainedModel, set_to_none: bool = True) -> None:
-        base.zero_grad(self, set_to_none)
-        for module in self.modules():
-            if isinstance(module, ValueTable):
-                module.pending.clear()
-
     body: dict[str, Any] = {
         "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its config "
         "names.",
@@ -269,7 +263,6 @@ def _subclass(
         "_init_weights": _init_weights,
         "_initialize_weights": _initialize_weights,
         "save_pretrained": save_pretrained,
-        "zero_grad": zero_grad,
         "__reduce__": partialmethod(_reduce, family, kind),
         "config_class": config_class,
         "memory_family": family,

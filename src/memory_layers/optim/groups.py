@@ -1,34 +1,38 @@
-"""Which parameter belongs to which group: tables, decayed, not decayed."""
+"""The parameter groups of a model: decayed, not decayed, tables."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from memory_layers.layers import ValueTable
+from memory_layers.layers.walk import find_tables
 
 
-def find_tables(model: nn.Module) -> list[ValueTable]:
-    """Return every value table of a model once, trainable ones only."""
-    tables = [module for module in model.modules() if isinstance(module, ValueTable)]
-    return [table for table in tables if table.weight.requires_grad]
-
-
-def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Split the trainable dense parameters into those with weight decay and those without.
+def groups_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trainable parameters of a model in groups, for an optimizer.
 
     Matrices are decayed. Vectors (norms, biases, gains, sinks) are not, also where each head has
-    one, nor is any table.
+    one, nor is any table: those come last, in a group of their own.
 
     Args:
-        model: A model with or without memory layers.
+        model: With or without memory layers.
+        weight_decay: Of matrices.
     """
-    tables = {id(table.weight) for table in find_tables(model)}
-    dense = [p for p in model.parameters() if p.requires_grad and id(p) not in tables]
+    tables = [table for table in find_tables(model).values() if table.weight.requires_grad]
+    for table in tables:
+        table.mark_weight()
+    weights = {id(table.weight): table.weight for table in tables}
+    dense = [p for p in model.parameters() if p.requires_grad and id(p) not in weights]
     of_heads = ("keys.gain", "keys.sink_key")
     vectors = {id(p) for name, p in model.named_parameters() if name.endswith(of_heads)}
     decayed = [p for p in dense if p.dim() >= 2 and id(p) not in vectors]
     plain = [p for p in dense if p.dim() < 2 or id(p) in vectors]
-    return decayed, plain
+    groups: list[dict[str, Any]] = [
+        *({"params": same, "weight_decay": weight_decay} for same in by_mesh(decayed)),
+        *({"params": same, "weight_decay": 0.0} for same in by_mesh(plain)),
+        {"params": list(weights.values())},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def by_mesh(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

@@ -1,42 +1,50 @@
 """MemoryAdamW: one torch optimizer for dense parameters and value tables.
 
-Dense parameters take torch.optim.AdamW's own step. The rows of a table take ops.write.row_step_,
-fed from the table's pending reads.
+Dense parameters take torch's own AdamW step. The rows of a table take ops.write.row_step_, fed
+from the factors of its gradient.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
 
 from memory_layers.layers import ValueTable
+from memory_layers.layers.factored import FactoredGradient
+from memory_layers.layers.values import table_of
 from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.write import RowGradient, RowState, row_norm, row_step_
 from memory_layers.optim.clip import clip_dense_
-from memory_layers.optim.gradients import take_row_gradient
-from memory_layers.optim.groups import by_mesh, find_tables, split_parameters
+from memory_layers.optim.groups import groups_of
 from memory_layers.optim.sharded_rows import step_sharded_rows
 
 
-class MemoryAdamW(torch.optim.AdamW):
-    """AdamW for a model with memory layers.
+class MemoryAdamW(torch.optim.Optimizer):
+    """AdamW for dense parameters and value tables.
 
     The moments of a row advance in the steps that touch it ("lazy"), the bias is corrected with
     the global step. When every step touches every row, this is torch.optim.AdamW.
 
-    Parameter groups: decayed dense, plain dense, and one group of tables with `memory=True` and
-    its own `lr`, `betas`, `eps` and `weight_decay`. Any learning-rate scheduler works on them.
+    The tables among the parameters get groups of their own, with `memory=True`, which any
+    learning-rate scheduler works on. A group of tables alone means what it says. From a group that
+    mixes both, tables take `value_lr` and `value_weight_decay`, of the group or of the optimizer,
+    and the rest of its options.
+
+    As long as the optimizer lives, the gradients of its trainable tables are FactoredGradients.
+    `step` takes them: it leaves None in their place.
 
     Args:
-        model: The model. Its trainable parameters are found here.
+        params: Parameters, named parameters or groups, as any torch optimizer takes them, or a
+            model. Of a model, norms, biases and tables have no `weight_decay`.
         lr: Learning rate of the dense parameters.
         value_lr: Learning rate of the tables. None: `lr`.
         betas: Decay rates of the moments (arXiv 2412.09764's code: 0.9, 0.95).
         eps: Added to the root.
-        weight_decay: On dense matrices.
+        weight_decay: On dense parameters.
         value_weight_decay: On tables. A touched row is decayed for all steps since it was last
             touched.
         value_state: "full" keeps two moments of the table's size, "row" keeps one number a row
@@ -46,12 +54,12 @@ class MemoryAdamW(torch.optim.AdamW):
         seed: Seed of the stochastic rounding.
 
     Raises:
-        ValueError: A number is out of range, a choice unknown, or the model has no parameters.
+        ValueError: A number is out of range, a choice unknown, or there are no parameters.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        params: nn.Module | ParamsT,
         lr: float = 1e-3,
         value_lr: float | None = None,
         *,
@@ -63,85 +71,105 @@ class MemoryAdamW(torch.optim.AdamW):
         bf16_rows: Literal["stochastic", "master"] = "stochastic",
         seed: int = 0,
     ) -> None:
-        if value_state not in ("full", "row"):
-            raise ValueError(f'value_state must be "full" or "row", got {value_state!r}')
-        if bf16_rows not in ("stochastic", "master"):
-            raise ValueError(f'bf16_rows must be "stochastic" or "master", got {bf16_rows!r}')
-        # torch checks the defaults of all groups, not what a group sets for itself.
-        numbers = {
-            "value_lr": value_lr or 0.0,
-            "weight_decay": weight_decay,
+        self._tables: dict[Tensor, ValueTable] = {}
+        self._of_tables: dict[str, Any] = {
+            "value_lr": value_lr,
             "value_weight_decay": value_weight_decay,
+            "value_state": value_state,
+            "bf16_rows": bf16_rows,
+            "seed": seed,
         }
-        for name, number in numbers.items():
-            if not number >= 0:
-                raise ValueError(f"{name} must be >= 0, got {number}")
-        decayed, plain = split_parameters(model)
-        self._tables = find_tables(model)
-        for table in self._tables:
-            table.pending.is_awaited = True
-        groups: list[dict[str, Any]] = [
-            *({"params": same, "weight_decay": weight_decay} for same in by_mesh(decayed)),
-            *({"params": same, "weight_decay": 0.0} for same in by_mesh(plain)),
-            {
-                "params": [table.weight for table in self._tables],
-                "lr": lr if value_lr is None else value_lr,
-                "weight_decay": value_weight_decay,
-                "memory": True,
-                "value_state": value_state,
-                "bf16_rows": bf16_rows,
-                "seed": seed,
-            },
-        ]
-        groups = [group for group in groups if group["params"]]
-        if not groups:
-            raise ValueError("model has no trainable parameter. hint: check requires_grad")
-        fused = all(p.device.type in ("cpu", "cuda") for g in groups for p in g["params"])
-        super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=fused)
-        for group in self.param_groups:
-            group.setdefault("memory", False)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        _check_options({**defaults, **self._of_tables})
+        if isinstance(params, nn.Module):
+            params = groups_of(params, weight_decay)
+            if not params:
+                raise ValueError("model has no trainable parameter. hint: check requires_grad")
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, tables and others each in a group of its own.
+
+        Args:
+            param_group: `params`, and options that differ from those of the optimizer.
+        """
+        group = dict(param_group)
+        params, names = group.pop("params"), group.pop("param_names", None)
+        if isinstance(params, set):
+            raise TypeError("params must be in order, got a set. hint: a list")
+        entries = [params] if isinstance(params, Tensor) else list(params)
+        if names is not None:
+            entries = list(zip(names, entries, strict=True))
+        tables = {}
+        for entry in entries:
+            parameter = entry[1] if isinstance(entry, tuple) else entry
+            table = table_of(parameter)
+            # FSDP, whose parameters have a mesh, reduces dense gradients itself.
+            plain = parameter.requires_grad and not hasattr(parameter, "device_mesh")
+            if table is not None and plain:
+                tables[id(entry)] = table
+        dense = [entry for entry in entries if id(entry) not in tables]
+        options = {name: group.pop(name) for name in self._of_tables if name in group}
+        _check_options({**group, **options})
+        if dense or not tables:
+            self._add({**group, "params": dense, "memory": False})
+        if tables:
+            rows = [entry for entry in entries if id(entry) in tables]
+            group |= self._options_of_tables(group, options, mixed=bool(dense))
+            self._add({**group, "params": rows, "memory": True})
+            for table in tables.values():
+                self._tables[table.weight] = table
+                table.claim(self)
+
+    def _options_of_tables(
+        self, group: dict[str, Any], options: dict[str, Any], *, mixed: bool
+    ) -> dict[str, Any]:
+        own = {**self._of_tables, **options}
+        for name in ("lr", "weight_decay"):
+            value = own.pop(f"value_{name}")
+            means_tables = name in group and not mixed and f"value_{name}" not in options
+            if value is None or means_tables:
+                value = group.get(name, self.defaults[name])
+            own[name] = value
+        return own
+
+    def _add(self, group: dict[str, Any]) -> None:
+        super().add_param_group(group)
+        group = self.param_groups[-1]
+        devices = {parameter.device.type for parameter in group["params"]}
+        group.setdefault("fused", devices <= {"cpu", "cuda"})
 
     @property
     def memory_group(self) -> dict[str, Any] | None:
-        """The parameter group of the tables, None for a model without."""
+        """The first group of tables, None without tables."""
         return next((group for group in self.param_groups if group.get("memory")), None)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
-        """Step the dense parameters and the touched rows, and consume the pending reads.
+        """Step the dense parameters and the touched rows, and take the tables' gradients.
 
         Args:
             closure: Recomputes the loss, as for every torch optimizer.
         """
-        # GradScaler leaves both to the step of a fused optimizer.
-        if self._tables and getattr(self, "found_inf", None) is not None:
-            raise RuntimeError(
-                "loss scaling does not reach the gradient of a value table. hint: train in bf16, "
-                "without a GradScaler"
-            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = self._table_gradients()
-        kept = [table.weight.grad for table in self._tables]
-        for table in self._tables:
-            table.weight.grad = None
-        # torch wraps the step of every class that was instantiated, to run the hooks of `self`:
-        # through super().step() they would run twice.
-        inspect.unwrap(torch.optim.AdamW.step)(self)
-        group = self.memory_group or {}
-        for table, gradient, grad in zip(self._tables, gradients, kept, strict=True):
-            self._step_table(table, gradient, group)
-            table.weight.grad = grad
-            table.pending.clear()
+        gradients = {weight: table.row_gradient() for weight, table in self._tables.items()}
+        for group in self.param_groups:
+            if not group.get("memory"):
+                self._step_dense(group)
+        for group in self.param_groups:
+            for weight in group["params"] if group.get("memory") else ():
+                if weight not in gradients:
+                    raise RuntimeError(
+                        "a table was exchanged for another parameter after the optimizer was "
+                        "made, as FSDP does. hint: shard the model first, then MemoryAdamW(model)"
+                    )
+                self._step_table(weight, gradients[weight], group)
+                if isinstance(weight.grad, FactoredGradient):
+                    weight.grad = None
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, the pending reads included."""
-        super().zero_grad(set_to_none)
-        for table in self._tables:
-            table.pending.clear()
 
     @torch.no_grad()
     def clip_grad_norm_(
@@ -164,27 +192,19 @@ class MemoryAdamW(torch.optim.AdamW):
             dense = [p for g in self.param_groups if not g.get("memory") for p in g["params"]]
             dense_norm = clip_dense_(dense, max_norm)
         if value_max_norm is not None:
-            pairs = zip(self._tables, self._table_gradients(), strict=True)
+            tables = self._tables.values()
+            pairs = [(table, table.row_gradient()) for table in tables]
             squares = [
                 table.sum_over_shards(row_norm(gradient).square())
                 for table, gradient in pairs
                 if gradient is not None
             ]
             value_norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-            self._scale_tables((value_max_norm / (value_norm + 1e-6)).clamp(max=1.0))
+            factor = (value_max_norm / (value_norm + 1e-6)).clamp(max=1.0)
+            for table in tables:
+                if table.weight.grad is not None:
+                    table.weight.grad.mul_(factor)
         return dense_norm, value_norm
-
-    def _table_gradients(self) -> list[RowGradient | None]:
-        for table in self._tables:
-            table.reduce_gradient()
-        return [take_row_gradient(table) for table in self._tables]
-
-    def _scale_tables(self, factor: Tensor) -> None:
-        for table in self._tables:
-            if table.weight.grad is None:
-                table.pending.scale(factor)
-            else:
-                table.weight.grad.mul_(factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict exactly, fp32 state of bf16 tables included.
@@ -193,30 +213,60 @@ class MemoryAdamW(torch.optim.AdamW):
             state_dict: What `state_dict()` returned.
         """
         super().load_state_dict(state_dict)
-        group = self.memory_group
-        if group is None:
-            return
         # torch casts floating-point state to the type of the parameter: take it as it was saved.
-        saved = next(g for g in state_dict["param_groups"] if g.get("memory"))
-        for index, weight in zip(saved["params"], group["params"], strict=True):
-            loaded = dict(state_dict["state"].get(index, {}))
-            if "row_decay_sum" in loaded:
-                # Their names in states that were saved before these were renamed.
-                loaded["decayed"] = loaded.pop("row_decay_sum")
-                loaded["decay_total"] = float(loaded.pop("decay_sum"))
-            self.state[weight] = {
-                name: _copy(value, weight) if isinstance(value, Tensor) else value
-                for name, value in loaded.items()
-            }
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for index, weight in zip(saved["params"], group["params"], strict=True):
+                if weight in self._tables:
+                    self.state[weight] = {
+                        name: _copy(value, weight) if isinstance(value, Tensor) else value
+                        for name, value in state_dict["state"].get(index, {}).items()
+                    }
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy need: torch's own list leaves the tables out."""
-        return {**super().__getstate__(), "_tables": self._tables}
+        return {
+            **super().__getstate__(), "_tables": self._tables, "_of_tables": self._of_tables
+        }  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore what pickle or deepcopy has made, or what load_state_dict has prepared."""
+        super().__setstate__(state)
+        for table in state.get("_tables", {}).values():
+            table.claim(self)
+
+    def _step_dense(self, group: dict[str, Any]) -> None:
+        params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        grads = [parameter.grad for parameter in params]
+        if any(grad.layout == torch.sparse_coo for grad in grads):
+            raise RuntimeError(
+                "MemoryAdamW steps sparse gradients of value tables alone. hint: sparse=False, or "
+                "torch.optim.SparseAdam for the other parameters with sparse gradients"
+            )
+        for parameter in params:
+            if not self.state[parameter]:
+                self.state[parameter] = _dense_state(parameter, group)
+        states = [self.state[parameter] for parameter in params]
+        adamw(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
     def _step_table(
-        self, table: ValueTable, gradient: RowGradient | None, group: dict[str, Any]
+        self, weight: Tensor, gradient: RowGradient | None, group: dict[str, Any]
     ) -> None:
-        weight = table.weight
+        table = self._tables[weight]
         state = self.state[weight]
         if not state:
             self.init_table_state(weight)
@@ -248,7 +298,9 @@ class MemoryAdamW(torch.optim.AdamW):
         Args:
             weight: Of one of the tables.
         """
-        state, group = self.state[weight], self.memory_group or {}
+        groups = (group for group in self.param_groups if group.get("memory"))
+        group = next(group for group in groups if any(weight is p for p in group["params"]))
+        state = self.state[weight]
         state["step"] = 0
         wide = group["value_state"] == "full"
         if wide:
@@ -259,6 +311,39 @@ class MemoryAdamW(torch.optim.AdamW):
         if group["weight_decay"]:
             state["decay_total"] = 0.0
             state["decayed"] = weight.new_zeros(len(weight), dtype=torch.float64)
+
+
+def _dense_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    preserve = torch.preserve_format
+    return {
+        # As torch's AdamW has it: beside the parameter for the kernels that read it there.
+        "step": torch.zeros(
+            (), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu"
+        ),
+        "exp_avg": torch.zeros_like(parameter, memory_format=preserve),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=preserve),
+    }
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse numbers and choices of an optimizer or a group that cannot work."""
+    for name in ("lr", "value_lr", "eps", "weight_decay", "value_weight_decay"):
+        number = options.get(name)
+        if number is not None and not number >= 0:
+            raise ValueError(f"{name} must be >= 0, got {number}")
+    for beta in options.get("betas", ()):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas must be >= 0 and < 1, got {options['betas']}")
+    for name, choices in _CHOICES.items():
+        if name in options and options[name] not in choices:
+            first, second = choices
+            raise ValueError(f'{name} must be "{first}" or "{second}", got {options[name]!r}')
+    for name in ("amsgrad", "maximize", "capturable", "differentiable"):
+        if options.get(name):
+            raise ValueError(f"MemoryAdamW has no {name}. hint: leave it out")
+
+
+_CHOICES = {"value_state": ("full", "row"), "bf16_rows": ("stochastic", "master")}
 
 
 def _copy(value: Tensor, weight: Tensor) -> Tensor:

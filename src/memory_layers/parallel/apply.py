@@ -1,6 +1,6 @@
 """`shard_memory` and `parallelize`: divide a finished model among the ranks of a run.
 
-Layers do not know about ranks: tables are exchanged for sharded ones, matrices become DTensors.
+Layers know nothing of ranks: tables are replaced by sharded ones, matrices become DTensors.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from memory_layers.layers import MemoryLayer, ValueTable
+from memory_layers.layers import ValueTable
+from memory_layers.layers.walk import find_layers, find_tables
 from memory_layers.models import backbone_of
 from memory_layers.models.classes import family_of
 from memory_layers.models.initialize import materialize
@@ -36,11 +37,11 @@ def shard_memory(
         weights_dtype: Type in which the weights of a read travel. None: as they are.
 
     Raises:
-        ValueError: A table is not in "factored" mode, there are more ranks than columns, or
+        ValueError: A table leaves sparse gradients, there are more ranks than columns, or
             queries are normalised over a batch.
     """
-    for layer in model.modules():
-        if isinstance(layer, MemoryLayer) and layer.query.batch_norm is not None:
+    for layer in find_layers(model).values():
+        if layer.query.batch_norm is not None:
             raise ValueError(
                 'query_norm "batch" works on one process: each rank would normalise by the '
                 'statistics of its own tokens. hint: query_norm: "layer", or "none"'
@@ -67,9 +68,9 @@ def parallelize(
 ) -> PreTrainedModel:
     """Divide a model among ranks, in place, part by part.
 
-    Value tables by width over the memory group, matrices over the tensor group, and what is left
-    of the dense parameters by FSDP2. At no time does a rank hold more than its share and one block,
-    or the embeddings.
+    Value tables are sharded by width over the memory group, matrices over the tensor group, and the
+    remaining dense parameters by FSDP2. A rank never holds more than its share and one block, or
+    the embeddings.
 
     Args:
         model: Built on the meta device.
@@ -145,7 +146,7 @@ def fsdp_axis(shape: Sequence[int], ranks: int) -> int:
 
 
 def _shard(module: nn.Module, meshes: Meshes) -> None:
-    tables = {part.weight for part in module.modules() if isinstance(part, ValueTable)}
+    tables = {table.weight for table in find_tables(module).values()}
     ranks = meshes.layout.shard
 
     def placement(parameter: nn.Parameter) -> Shard | None:

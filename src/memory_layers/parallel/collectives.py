@@ -18,7 +18,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 @dataclass(frozen=True)
 class Group:
-    """A process group, with what is asked of it most.
+    """A process group with its size and rank.
 
     Attributes:
         group: Of torch.distributed.
@@ -38,12 +38,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Started:
-    """A collective on its way.
+    """A collective that has been started.
 
     Attributes:
-        work: What waits for it.
+        work: Handle to wait on.
         result: Not to be read before `wait`.
-        sent: Held until then.
+        sent: Kept alive until then.
     """
 
     work: dist.Work

@@ -54,7 +54,7 @@ class Heartbeat:
         self.beat(0, 0)
 
     def beat(self, step: int, place: int) -> None:
-        """Note where this rank is.
+        """Record where this rank is.
 
         Args:
             step: Counted from 1.
@@ -82,9 +82,9 @@ class Heartbeat:
         return self._store.check(["lost"])
 
     def report_lost(self) -> str:
-        """Tell the others that contact is lost, and say in words which rank is missing.
+        """Tell the others that contact is lost, and return which rank is missing.
 
-        Those that still run tell it too, within moments. Missing is who does not.
+        Ranks that still run report it too, within moments. Those that do not are missing.
         """
         try:
             self._store.set(f"lost-{self.rank}", "")
@@ -99,7 +99,7 @@ class Heartbeat:
             return f"the store of the run is gone too, with the process that held it ({error})"
 
     def describe_last(self) -> str:
-        """Say which ranks are behind the others."""
+        """Return which ranks are behind the others, in words."""
         notes = [note for rank in range(self._size) if (note := self.note(rank))]
         first = min((note.step, note.place) for note in notes)
         behind = [note.rank for note in notes if (note.step, note.place) == first]
@@ -108,21 +108,21 @@ class Heartbeat:
         return self.describe(behind)
 
     def describe(self, ranks: list[int]) -> str:
-        """Say of some ranks when they were seen last."""
+        """Return when some ranks were seen last, in words."""
         return "; ".join(self._describe(ranks))
 
     def _describe(self, ranks: list[int]) -> Iterator[str]:
         for rank in ranks[:8]:
-            yield f"rank {rank} {self.note(rank) or 'was never heard of'}"
+            yield f"rank {rank} {self.note(rank) or 'has never answered'}"
         if ranks[8:]:
             yield f"and {len(ranks) - 8} more ranks"
 
 
 class Watchdog(threading.Thread):
-    """Speaks for a rank whose own thread is stuck, and ends it when the run has lost contact.
+    """Reports for a rank whose main thread is stuck, and ends it when the run has lost contact.
 
     A rank that hangs, or that waits in another collective than the one that timed out, would keep
-    its machine busy. NCCL ends a process without a word on which rank is missing.
+    its machine busy. NCCL ends a process without saying which rank is missing.
 
     Args:
         heartbeat: Of this rank, on a store of its own: that of the main thread may be waiting.

@@ -1,67 +1,79 @@
 """What the replicas of a table exchange before a step: factors or dense sums, the smaller."""
 
+import zlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from memory_layers.layers.pending import PendingReads
+from memory_layers.layers.pending import from_rows
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
 from memory_layers.parallel.collectives import Group, start_gather, start_maximum, start_sum, wait
 
 
-def add_replicas(pending: PendingReads, num_rows: int, group: Group) -> None:
-    """Make the pending list of each replica the sum of all: the same list on each, in one order.
+def add_replicas(gradient: RowGradient | None, weight: Tensor, group: Group) -> RowGradient | None:
+    """Return the sum of the gradients of all replicas: the same on each, in one order.
 
     Args:
-        pending: Of this replica. All replicas have made reads of the same shapes.
-        num_rows: N.
+        gradient: Of this replica. All replicas have made reads of the same shapes.
+        weight: [N, any width] of the table.
         group: The replicas.
     """
-    gradient = pending.row_gradient()
-    if gradient is None or pending.is_reduced:
-        return
-    factors, sums = exchange_bytes(gradient, num_rows, group.size)
-    joined = _gather_factors if factors <= sums else _add_sums
-    pending.replace(joined(gradient, num_rows, group))
+    if gradient is None:
+        return None
+    factors, sums = exchange_bytes(gradient, len(weight), group.size)
+    if factors <= sums:
+        return _gather_factors(gradient, group)
+    return _add_sums(gradient, len(weight), group)
 
 
-def add_padded_replicas(pending: PendingReads, num_rows: int, group: Group) -> None:
-    """As `add_replicas`, for replicas whose reads may differ in their tokens, not in number or J.
+def average_replicas(gradient: RowGradient | None, weight: Tensor, group: Group) -> RowGradient:
+    """Return the mean of the gradients of all replicas, whose reads may differ in shape.
 
-    Factors travel as long as the longest of all, and what was added goes when they have arrived.
+    Batches padded to their own longest row differ in tokens from rank to rank. Where a rank has
+    read nothing, or folded its reads, more differs.
+
+    Args:
+        gradient: Of this replica.
+        weight: [N, V] of the table.
+        group: The replicas.
     """
-    gradient = pending.row_gradient()
-    if gradient is None or pending.is_reduced:
-        return
+    parts = () if gradient is None else (*gradient.weights, *gradient.vectors)
+    marks = [_mark(parts, first) for first in (0, 1)]
+    own = torch.tensor([marks], device=weight.device)
+    same = (wait(start_gather(own, group)) == own).all(0).tolist()
+    if gradient is None:
+        gradient = from_rows(weight.new_empty(0).long(), weight.new_empty(0, weight.shape[1]))
+    if same[0]:
+        total = add_replicas(gradient, weight, group)
+        assert total is not None
+    elif same[1]:
+        total = _add_padded(gradient, len(weight), group)
+    else:
+        total = _add_sums(gradient, len(weight), group)
+    return total.scaled(1 / group.size)
+
+
+def _mark(parts: Sequence[Tensor], first: int) -> int:
+    """Return a number that says which shapes there are, from their dimension `first` on."""
+    return zlib.crc32(str([tuple(part.shape[first:]) for part in parts]).encode())
+
+
+def _add_padded(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient:
+    """Add up replicas whose reads may differ in their tokens, not in number or J.
+
+    Factors travel as long as the longest of all, and the padding goes when they have arrived.
+    """
     device = gradient.weights[0].device
     own = torch.tensor([[len(weights) for weights in gradient.weights]], device=device)
     lengths = wait(start_gather(own, group)).tolist()
     longest = [max(read) for read in zip(*lengths, strict=True)]
     factors, sums = exchange_bytes(gradient, num_rows, group.size, tokens=longest)
     if factors <= sums:
-        pending.replace(_gather_factors(gradient, num_rows, group, lengths=lengths))
-    else:
-        pending.replace(_add_sums(gradient, num_rows, group))
-
-
-def add_unequal_replicas(pending: PendingReads, table: Tensor, group: Group) -> None:
-    """As `add_replicas`, for replicas whose reads may differ in shape: dense sums.
-
-    Args:
-        pending: Of this replica.
-        table: [N, V].
-        group: The replicas.
-    """
-    gradient = pending.row_gradient()
-    if pending.is_reduced:
-        return
-    if gradient is None:
-        none = table.new_empty(0, 1)
-        gradient = group_by_row(none.long(), none, table.new_empty(0, table.shape[1]))
-    pending.replace(_add_sums(gradient, len(table), group))
+        return _gather_factors(gradient, group, lengths=lengths)
+    return _add_sums(gradient, num_rows, group)
 
 
 def exchange_bytes(
@@ -96,7 +108,6 @@ def exchange_bytes(
 
 def _gather_factors(
     gradient: RowGradient,
-    _num_rows: int,
     group: Group,
     *,
     lengths: Sequence[Sequence[int]] | None = None,
@@ -132,10 +143,5 @@ def _add_sums(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient
     touched[rows] = 1
     started = start_sum(sums, group), start_maximum(touched, group)
     sums, touched = wait(started[0]), wait(started[1])
-    rows = touched.nonzero()
-    ones = torch.ones(len(rows), 1, device=rows.device)
-    return group_by_row(rows, ones, _rows_of(sums, rows))
-
-
-def _rows_of(sums: Tensor, rows: Tensor) -> Tensor:
-    return sums[rows[:, 0]]
+    rows = touched.nonzero()[:, 0]
+    return from_rows(rows, sums[rows])

@@ -7,6 +7,7 @@ whole rows of its own tokens. Next: replicas.py, for several memory groups.
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from memory_layers.layers import ValueTable
-from memory_layers.layers.pending import PendingReads
+from memory_layers.layers.factored import FactoredGradient
 from memory_layers.ops.read import gather_dot, gather_sum
 from memory_layers.parallel.collectives import (
     Group,
@@ -40,7 +41,7 @@ def shard_widths(value_dim: int, ranks: int) -> list[int]:
 class ShardedValueTable(ValueTable):
     """A value table of which this rank holds some columns, `weight` [N, width].
 
-    Reads, gradients and steps are those of the whole table. Its gradient stays factored: a
+    Reads, gradients and steps are those of the whole table. Its gradient is a FactoredGradient: a
     backward pass leaves the factors of all tokens of the memory group, for the own columns.
 
     In training each rank of the group must bring equally many tokens to a read, and all ranks must
@@ -52,27 +53,27 @@ class ShardedValueTable(ValueTable):
         weights_dtype: Type in which weights travel. None: as they are.
 
     Raises:
-        ValueError: The table's `grad_mode` is not "factored".
+        ValueError: The table is to leave sparse gradients.
     """
 
     def __init__(
         self, table: ValueTable, mesh: DeviceMesh, weights_dtype: torch.dtype | None = None
     ) -> None:
         nn.Module.__init__(self)
-        if table.grad_mode != "factored":
+        if table.sparse:
             raise ValueError(
-                f'a sharded table needs grad_mode "factored", got {table.grad_mode!r}. hint: leave '
-                "memory.grad_mode out, and step with MemoryAdamW"
+                "a sharded table leaves no sparse gradient. hint: sparse=False, and MemoryAdamW"
             )
         self.init_std = table.init_std
-        self.grad_mode = table.grad_mode
         self.weights_dtype = weights_dtype
         self.mesh = mesh
         self.group = Group.of(mesh.get_group(mesh.ndim - 1))
         replicated = mesh.ndim > 1 and mesh.size(0) > 1
         self.replicas = Group.of(mesh.get_group(0)) if replicated else None
-        # Folded lists would differ in length between replicas, which exchange them.
-        self.pending = PendingReads(sys.maxsize) if replicated else PendingReads()
+        if self.replicas is not None:
+            # Folded lists would differ in length between replicas, which exchange them.
+            self.fold_bytes = sys.maxsize
+            self.exchange = partial(add_replicas, group=self.replicas)
         self.widths = shard_widths(table.value_dim, self.group.size)
         first = self.first_column
         columns = table.weight.detach()[:, first : first + self.widths[self.group.rank]]
@@ -90,6 +91,11 @@ class ShardedValueTable(ValueTable):
     def first_column(self) -> int:
         """Which of the V columns is the first of `weight`."""
         return sum(self.widths[: self.group.rank])
+
+    @property
+    def leaves_factors(self) -> bool:
+        """Always: other ranks have the rest of the gradient."""
+        return True
 
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights of this rank's tokens → [T, V], as the whole table gives."""
@@ -134,11 +140,6 @@ class ShardedValueTable(ValueTable):
                 "many rows of the same length, or evaluate under torch.no_grad()"
             )
 
-    def reduce_gradient(self) -> None:
-        """Add up what the replicas of these columns have pending. All replicas must call this."""
-        if self.replicas is not None:
-            add_replicas(self.pending, len(self.weight), self.replicas)
-
     def sum_over_shards(self, values: Tensor) -> Tensor:
         """Add up numbers of all ranks of the memory group."""
         return wait(start_sum(values.clone(memory_format=torch.contiguous_format), self.group))
@@ -157,7 +158,7 @@ class ShardedValueTable(ValueTable):
         """Show the sizes in print(model)."""
         first, width = self.first_column, self.weight.shape[1]
         return (
-            f"slots={len(self.weight)}, value_dim={self.value_dim}, "
+            f"num_slots={len(self.weight)}, value_dim={self.value_dim}, "
             f"columns={first}:{first + width}, memory_group={self.group.size}"
         )
 
@@ -209,6 +210,7 @@ class _ShardedRead(torch.autograd.Function):
         needs_table, _, needs_weights, _ = ctx.needs_input_grad
         started = [start_rows_to_columns(part, widths, group) for part in _halves(d_out)]
         d_weights = []
+        reads = table.new_reads()
         for n, part in enumerate(started):
             all_slots, all_weights = gathered[2 * n], gathered[2 * n + 1]
             columns = wait(part).view(len(all_slots), widths[group.rank])
@@ -216,10 +218,12 @@ class _ShardedRead(torch.autograd.Function):
                 dots = torch.ops.memory_layers.gather_dot(weight, all_slots, columns, "auto")
                 d_weights.append(start_sum_to_owners(dots, group))
             if needs_table:
-                table.pending.append(all_slots, all_weights, columns)
+                reads.append(all_slots, all_weights, columns)
+        d_table = FactoredGradient(reads, weight) if needs_table else None
         if not needs_weights:
-            return None, None, None, None
-        return None, None, torch.cat([wait(part) for part in d_weights]).to(ctx.weights_dtype), None
+            return d_table, None, None, None
+        joined = torch.cat([wait(part) for part in d_weights])
+        return d_table, None, joined.to(ctx.weights_dtype), None
 
 
 def _dot(
@@ -268,17 +272,19 @@ class _ShardedDot(torch.autograd.Function):
         needs_table, _, needs_x, _ = ctx.needs_input_grad
         started = [start_gather(part, group) for part in _halves(d_out)]
         d_x = []
+        reads = table.new_reads()
         for n, part in enumerate(started):
             all_slots, columns, all_d = gathered[2 * n], gathered[2 * n + 1], wait(part)
             if needs_x:
-                reads = torch.ops.memory_layers.gather_sum(weight, all_slots, all_d, "auto")
-                d_x.append(start_columns_to_owners(reads, widths, group))
+                own = torch.ops.memory_layers.gather_sum(weight, all_slots, all_d, "auto")
+                d_x.append(start_columns_to_owners(own, widths, group))
             if needs_table:
-                table.pending.append(all_slots, all_d, columns)
+                reads.append(all_slots, all_d, columns)
+        d_table = FactoredGradient(reads, weight) if needs_table else None
         if not needs_x:
-            return None, None, None, None
+            return d_table, None, None, None
         joined = torch.cat([join_columns(wait(part), widths) for part in d_x])
-        return None, None, joined.to(ctx.x_dtype), None
+        return d_table, None, joined.to(ctx.x_dtype), None
 
 
 def _halves(tensor: Tensor) -> Sequence[Tensor]:

@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from memory_layers.layers import MemoryBeside, MemoryLayer
+from memory_layers.layers.walk import find_layers
 from memory_layers.parallel.collectives import Group, start_gather, start_sum, wait
 
 
@@ -27,7 +28,7 @@ def check_divisible(config: PreTrainedConfig, ranks: int) -> None:
     """Refuse a model that a tensor group cannot share.
 
     Raises:
-        ValueError: Heads or widths are no multiple of the ranks. Sizes that would do are named.
+        ValueError: Heads or widths are not multiples of the ranks. Sizes that work are named.
     """
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
     # Not every family has all of them: what cannot be shared is refused with its plan.
@@ -110,7 +111,7 @@ def reduce_shared_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
         mesh: One axis, the tensor group.
     """
     group = Group.of(mesh.get_group())
-    for layer in [module for module in model.modules() if isinstance(module, MemoryLayer)]:
+    for layer in find_layers(model).values():
         tables = {id(layer.values.weight)}
         for parameter in layer.parameters():
             if parameter.grad is not None and id(parameter) not in tables:

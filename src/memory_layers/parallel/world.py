@@ -1,4 +1,4 @@
-"""World: what a run needs to know of the other ranks. Alone, all of it costs nothing."""
+"""World: what a run needs to know of the other ranks. In a single process it costs nothing."""
 
 import os
 import signal
@@ -21,17 +21,17 @@ from memory_layers.parallel.mesh import Meshes, make_meshes
 
 Result = TypeVar("Result")
 
-# Processes of one run do not start at once, however soon they are to answer later.
+# Processes of one run do not start at the same time, however short their timeout is later.
 SECONDS_TO_START = 60.0
 
 
 class World:
-    """The ranks of a run, and the few numbers that they tell each other beside the training.
+    """The ranks of a run, and the few numbers that they exchange outside of the training step.
 
     Args:
         device: Of this rank.
         meshes: Of the ranks. None: this process is alone.
-        heartbeat: Notes of where each rank is. None: this process is alone.
+        heartbeat: Records where each rank is. None: this process is alone.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes and shows what all have found."""
+        """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
     @property
@@ -63,11 +63,11 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank speaks for the ranks that read the same data."""
+        """Whether this is the first of the ranks that read the same data."""
         return self.rank % self.layout.tensor == 0
 
     def beat(self, step: int, place: int) -> None:
-        """Note where this rank is: see Heartbeat.beat."""
+        """Record where this rank is: see Heartbeat.beat."""
         if self.heartbeat is not None:
             self.heartbeat.beat(step, place)
 
@@ -98,7 +98,7 @@ class World:
         return values
 
     def first(self, work: Callable[[], object]) -> None:
-        """Do something on rank 0 alone. All ranks return, or raise, when it is done."""
+        """Call `work` on rank 0 only. All ranks return, or raise, when it is done."""
         failure: list[Exception | None] = [None]
         if self.is_first:
             try:
@@ -134,8 +134,8 @@ def place_of(config: ParallelConfig, device: str = "auto") -> tuple[str, Layout]
 def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]:
     """Join the other processes that torchrun has started, if there are any.
 
-    When contact is lost, this process ignores SIGTERM from then on: torchrun sends it to all that
-    are left, and they are to say first what has happened.
+    After contact is lost, this process ignores SIGTERM: torchrun sends it to all remaining ranks,
+    which are to report first what has happened.
 
     Args:
         config: Sizes, and the time that a collective may take.
@@ -191,8 +191,8 @@ def _store_of_attempt(seconds: float) -> dist.Store:
     """Return a store that all ranks share, with nothing in it from before a restart.
 
     torchrun keeps one store over all restarts, with the addresses of dead ranks. The number of
-    restarts does not tell them apart: torchrun counts it on each node for itself. So rank 0
-    makes a name, and tells it to each rank in answer to a number that only a living one knows.
+    restarts does not tell attempts apart: each node counts its own. So rank 0 makes a name, and
+    sends it to each rank in answer to a number that only a living one knows.
 
     Args:
         seconds: Until a rank that has not come ends the run.

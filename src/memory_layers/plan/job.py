@@ -67,11 +67,6 @@ class Job:
                     f"parallel.tensor must divide {name}, {size}, got {tensor}. "
                     "hint: --parallel.tensor 1"
                 )
-        if self.memory is not None and self.memory.grad_mode != "factored" and self.sharded:
-            raise UserError(
-                f'a sharded table needs memory.grad_mode "factored", got '
-                f"{self.memory.grad_mode!r}. hint: leave it out"
-            )
 
     @cached_property
     def shape(self) -> LlamaConfig:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memory_layers.common.errors import UserError
 from memory_layers.parallel.config import Layout
 from memory_layers.plan import saved
 from memory_layers.plan.communication import ALL_TO_ALL, Collective, communication_of
@@ -116,17 +115,8 @@ class Prediction:
 
 
 def predict(job: Job, device: Device, efficiency: Efficiency | None = None) -> Prediction:
-    """Work out bytes, operations, traffic and time of a run.
-
-    Raises:
-        UserError: The table's gradient is not kept as factors: its bytes are not covered here.
-    """
+    """Work out bytes, operations, traffic and time of a run."""
     efficiency = efficiency or Efficiency()
-    if job.memory is not None and job.memory.grad_mode != "factored":
-        raise UserError(
-            f'plan covers memory.grad_mode "factored", got {job.memory.grad_mode!r}. hint: leave '
-            "it out, another mode holds a gradient of the table's size"
-        )
     parameters = parameters_of(job)
     root, blocks = units_of(job, parameters)
     flops = flops_of(job, parameters)

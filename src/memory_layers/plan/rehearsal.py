@@ -228,7 +228,7 @@ class _Step:
 
 
 class _Pending:
-    """The pending lists of the tables, as layers/pending.py keeps them."""
+    """The gradients of the tables, as layers/pending.py keeps them."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -239,7 +239,7 @@ class _Pending:
     def read(self, index: int, ledger: _Ledger, moment: str) -> None:
         """Append the read of a block, and fold a list beyond its budget."""
         job, memory = self.job, self.job.memory
-        if memory is None or index not in memory.layers or memory.grad_mode != "factored":
+        if memory is None or index not in memory.layers:
             return
         table = 0 if memory.share_values else memory.layers.index(index)
         entries = job.group_tokens * memory.reads

@@ -45,10 +45,8 @@ def flops_of(job: Job, parameters: list[Parameter]) -> Flops:
         layers, half = len(memory.layers), job.sizes.key_dim // 2
         find = layers * 2 * (2 * memory.heads * half) * memory.sub_keys
         read = layers * 2 * memory.reads * job.sizes.value_dim
-        # Of each selected score, to both halves of query and sub-key. And rows for the weights,
-        # in dense mode for the table too.
-        backward = layers * 2 * 2 * 2 * memory.reads * half
-        backward += 2 * read if memory.grad_mode == "dense" else read
+        # Of each selected score, to both halves of query and sub-key. And rows for the weights.
+        backward = layers * 2 * 2 * 2 * memory.reads * half + read
     scores = 2 * shape.num_attention_heads * job.head_dim * job.run.train.seq_len
     attention = shape.num_hidden_layers * 2 * scores
     forward = matrices + find + read

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from memory_layers.layers.experts import ExpertChoice, RoutedExperts
+from memory_layers.layers.walk import find_tables
 from memory_layers.models import build_model
 from memory_layers.ops import flops as _formulas  # noqa: F401  (registers ours)
 from memory_layers.train.config import RunConfig
@@ -53,6 +54,9 @@ def count_flops(model: PreTrainedModel, length: int, rows: int = 1) -> tuple[flo
     twin, inputs = _twin(model, length, rows)
     _set_mode(twin, training=True)
     with FlopCounterMode(display=False) as counter:
+        for table in find_tables(twin).values():
+            # As MemoryAdamW trains it: its gradient is not multiplied out.
+            table.claim(counter)
         twin(**inputs, use_cache=False).logits.sum().backward()
     return forward_flops(model, length, rows), counter.get_total_flops() / (rows * length)
 
