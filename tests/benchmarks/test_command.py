@@ -164,7 +164,7 @@ def test_the_package_runs_the_benchmarks_of_its_checkout(
     assert main(["bench", "--help"]) == 0
     assert "python -m benchmarks WHAT" in capsys.readouterr().out
     installed = tmp_path / "lib" / "python" / "memory_layers" / "cli" / "commands.py"
-    monkeypatch.setattr("memory_layers.cli.commands.__file__", str(installed))
+    monkeypatch.setattr("memory_layers.cli.folders.__file__", str(installed))
     assert main(["bench", "read"]) == 2
     assert "in a checkout of the project, python -m benchmarks read" in capsys.readouterr().err
 

@@ -1,52 +1,40 @@
-"""The command `memory-layers`: one dataclass for what each of its subcommands takes, one function.
+"""The command `memory-layers`: each subcommand is a class, its fields are what it takes.
 
-Next: arguments.py, commands.py. `--help` loads neither torch nor transformers.
+Next: runs.py and folders.py, the subcommands. `--help` loads neither torch nor transformers.
 """
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Annotated, Any, Union
 
 import tyro
 
-from memory_layers.cli import commands
-from memory_layers.cli.arguments import (
-    Bench,
-    Compare,
-    Export,
-    Generate,
-    Init,
-    OfConfig,
-    Plan,
-    Report,
-    Scale,
-    Show,
-    Train,
-)
+from memory_layers.cli.folders import Bench, Export, Generate, Init, Report
 from memory_layers.cli.parse import parse, parse_with_config
+from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.common.text import did_you_mean
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
 
-# What a command takes, and the function that runs it.
-COMMANDS: Mapping[str, tuple[type, Callable[[Any], int]]] = MappingProxyType(
+# A command takes the fields of its class. Called, it returns its exit code or what is to be shown.
+COMMANDS: Mapping[str, type[Any]] = MappingProxyType(
     {
-        "train": (Train, commands.run_train),
-        "compare": (Compare, commands.run_compare),
-        "scale": (Scale, commands.run_scale),
-        "plan": (Plan, commands.run_plan),
-        "report": (Report, commands.run_report),
-        "export": (Export, commands.run_export),
-        "eval": (Eval, commands.run_eval),
-        "generate": (Generate, commands.run_generate),
-        "serve": (Serve, commands.run_serve),
-        "show": (Show, commands.run_show),
-        "init": (Init, commands.run_init),
-        "bench": (Bench, commands.run_bench),
+        "train": Train,
+        "compare": Compare,
+        "scale": Scale,
+        "plan": Plan,
+        "report": Report,
+        "export": Export,
+        "eval": Eval,
+        "generate": Generate,
+        "serve": Serve,
+        "show": Show,
+        "init": Init,
+        "bench": Bench,
     }
 )
 
@@ -65,12 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if name not in COMMANDS:
             raise UserError(f"unknown command `{name}`. hint: {did_you_mean(name, COMMANDS)}")
-        kind, run = COMMANDS[name]
+        kind = COMMANDS[name]
         if kind is Bench:
-            return commands.run_bench(rest)
-        if issubclass(kind, OfConfig):
-            return run(parse_with_config(name, kind, rest))
-        return run(parse(name, kind, rest))
+            command = Bench(tuple(rest))
+        elif issubclass(kind, OfConfig):
+            command = parse_with_config(name, kind, rest)
+        else:
+            command = parse(name, kind, rest)
+        result = command()
+        if isinstance(result, int):
+            return result
+        print(result)
+        return 0
     except KeyboardInterrupt as stopped:
         _tell(f"{str(stopped) or 'interrupted'}\nto go on, run the same command again")
         return 130
@@ -87,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_help() -> None:
     """Print all commands, each with the first line of its help and its first example."""
     kinds: Any = ()
-    for name, (kind, _) in COMMANDS.items():
+    for name, kind in COMMANDS.items():
         lines = (kind.__doc__ or "").splitlines()
         example = next(line.strip() for line in lines if "Example: " in line)
         shown = tyro.conf.subcommand(name, description=f"{lines[0]}\n\n{example}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from memory_layers.cli.arguments import Compare, Scale, Show
+from memory_layers.cli.runs import Compare, Scale, Show
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig

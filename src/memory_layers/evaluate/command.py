@@ -11,6 +11,7 @@ from tyro.conf import FlagConversionOff, Positional
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
+from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine, progress_of
 from memory_layers.data.config import BUILTIN, DataConfig
 
@@ -80,48 +81,50 @@ class Eval:
     exposures: tuple[int, ...] = ()
     """As data.exposures in training: decides which statements are asked for."""
 
+    def __call__(self) -> str:
+        """Evaluate the model and return what is to be shown.
 
-def evaluate_model(asked: Eval) -> str:
-    """Evaluate a model and return what is to be shown.
+        Raises:
+            UserError: An argument is wrong, or the folder holds no whole model.
+            ImportError: A package that is needed is not installed.
+        """
+        if self.tasks:
+            needs("lm_eval")
+        quiet_transformers()
+        folder, trained_on = _run_of(self.model)
+        data, note = _facts(self, trained_on)
+        _check(self)
+        place = _device(self.device)
+        from memory_layers.data.prepare import corpus_of
+        from memory_layers.evaluate.harness import results_table, run_tasks
+        from memory_layers.evaluate.questions import questions_of
+        from memory_layers.evaluate.trained import load_trained
 
-    Raises:
-        UserError: An argument is wrong, or the folder holds no whole model.
-        UserError: Of run_tasks.
-    """
-    folder, trained_on = _run_of(asked.model)
-    data, note = _facts(asked, trained_on)
-    _check(asked)
-    place = _device(asked.device)
-    from memory_layers.data.prepare import corpus_of
-    from memory_layers.evaluate.harness import results_table, run_tasks
-    from memory_layers.evaluate.questions import questions_of
-    from memory_layers.evaluate.trained import load_trained
-
-    model, tokenizer = load_trained(folder, trust_remote_code=asked.trust_remote_code)
-    model = model.to(place)
-    sys.stderr.write(note)
-    with ProgressLine() as line:
-        probes = () if data is None else corpus_of(data, line.update).probes
-    if asked.tasks:
-        own = {f"facts_{kind}": q for kind, q in questions_of(probes, asked.limit).items()}
-        results = run_tasks(
-            model,
-            tokenizer,
-            [name for task in asked.tasks for name in (own if task == "facts" else [task])],
-            questions=own,
-            data_dir=asked.data_dir,
-            batch_size=asked.batch_size,
-            limit=asked.limit,
-            num_fewshot=asked.num_fewshot,
-            run_code=asked.run_code,
-        )
-        shown = results_table(results)
-    else:
-        results = _ask_facts(model, tokenizer, probes, asked.answered)
-        shown = json.dumps(results, indent=2, ensure_ascii=False)
-    if asked.out is not None:
-        write_json(asked.out, json.loads(json.dumps(results, default=str)))
-    return shown
+        model, tokenizer = load_trained(folder, trust_remote_code=self.trust_remote_code)
+        model = model.to(place)
+        sys.stderr.write(note)
+        with ProgressLine() as line:
+            probes = () if data is None else corpus_of(data, line.update).probes
+        if self.tasks:
+            own = {f"facts_{kind}": q for kind, q in questions_of(probes, self.limit).items()}
+            results = run_tasks(
+                model,
+                tokenizer,
+                [name for task in self.tasks for name in (own if task == "facts" else [task])],
+                questions=own,
+                data_dir=self.data_dir,
+                batch_size=self.batch_size,
+                limit=self.limit,
+                num_fewshot=self.num_fewshot,
+                run_code=self.run_code,
+            )
+            shown = results_table(results)
+        else:
+            results = _ask_facts(model, tokenizer, probes, self.answered)
+            shown = json.dumps(results, indent=2, ensure_ascii=False)
+        if self.out is not None:
+            write_json(self.out, json.loads(json.dumps(results, default=str)))
+        return shown
 
 
 def _run_of(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.packages import needs
 from memory_layers.evaluate.questions import Question
 from memory_layers.evaluate.task_scores import answer_likelihood, question
 
@@ -110,12 +111,9 @@ def load_manager() -> "TaskManager":
     Raises:
         ImportError: lm-evaluation-harness is not installed.
     """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ImportError(
-            f'{error.name} is not installed. hint: pip install "memory-layers[eval]"'
-        ) from error
+    needs("lm_eval")
+    from lm_eval.tasks import TaskManager
+
     with _quiet():
         return TaskManager(include_path=str(TASKS))
 

@@ -28,40 +28,40 @@ class Serve:
     trust_remote_code: FlagConversionOff[bool] = False
     """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
+    def __call__(self) -> int:
+        """Serve the model until interrupted.
 
-def serve(asked: Serve) -> None:
-    """Serve a model until interrupted.
+        Raises:
+            UserError: The folder holds no whole model, or no tokenizer.
+            ImportError: The packages of the extra `serve` are missing.
+        """
+        import transformers
+        from transformers import PreTrainedModel
+        from transformers.utils.import_utils import is_serve_available
 
-    Raises:
-        UserError: The folder holds no whole model, or no tokenizer.
-        ImportError: The packages of the extra `serve` are missing.
-    """
-    import transformers
-    from transformers import PreTrainedModel
-    from transformers.utils.import_utils import is_serve_available
+        from memory_layers.evaluate.trained import load_trained
+        from memory_layers.layers import fuse_for_inference
 
-    from memory_layers.evaluate.trained import load_trained
-    from memory_layers.layers import fuse_for_inference
+        if not is_serve_available():
+            raise ImportError(
+                'packages of the server are missing. hint: pip install "memory-layers[serve]"'
+            )
+        from transformers.cli.serve import Serve as Server
 
-    if not is_serve_available():
-        raise ImportError(
-            'packages of the server are missing. hint: pip install "memory-layers[serve]"'
+        # Weights are mapped, not read: loading twice costs little, and says what is wrong.
+        cls = type(load_trained(self.model, trust_remote_code=self.trust_remote_code)[0])
+
+        def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
+            return fuse_for_inference(cls.from_pretrained(*args, **options))
+
+        # The server looks the class up by its name among those of transformers, and loads it.
+        setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
+        Server(
+            force_model=str(self.model),
+            host=self.host,
+            port=self.port,
+            device=self.device,
+            continuous_batching=self.continuous_batching,
+            trust_remote_code=self.trust_remote_code,
         )
-    from transformers.cli.serve import Serve as Server
-
-    # Weights are mapped, not read: loading twice costs little, and says what is wrong.
-    cls = type(load_trained(asked.model, trust_remote_code=asked.trust_remote_code)[0])
-
-    def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
-        return fuse_for_inference(cls.from_pretrained(*args, **options))
-
-    # The server looks the class up by its name among those of transformers, and loads it.
-    setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
-    Server(
-        force_model=str(asked.model),
-        host=asked.host,
-        port=asked.port,
-        device=asked.device,
-        continuous_batching=asked.continuous_batching,
-        trust_remote_code=asked.trust_remote_code,
-    )
+        return 0

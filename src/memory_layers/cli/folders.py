@@ -1,0 +1,167 @@
+"""Commands on what runs have left, what each takes and what it does. Also `init` and `bench`.
+
+Those of `eval` and `serve` stand beside what they call: evaluate/command.py, integrations/serve.py.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import FlagConversionOff, Positional
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import write_file
+from memory_layers.common.packages import needs, quiet_transformers
+from memory_layers.common.progress import ProgressLine
+from memory_layers.configs import find_config
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html and plots/ from the results of a comparison or a sweep.
+
+    Example: memory-layers report runs/demo/results.json --out my_report
+    """
+
+    results: Positional[Path]
+    """results.json, as `compare` or `scale` wrote it."""
+    out: Path | None = None
+    """Folder to write to. Default: the folder of RESULTS."""
+
+    def __call__(self) -> str:
+        needs("matplotlib", "jinja2", "scipy")
+        from memory_layers.study.report import write_report, write_scale_report
+
+        try:
+            results = json.loads(self.results.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.results}: is not JSON: {error}") from error
+        if not isinstance(results, dict) or "runs" not in results:
+            raise UserError(
+                f"{self.results}: must hold `runs`. hint: results.json of `compare` or `scale`"
+            )
+        write = write_scale_report if "exchange" in results else write_report
+        return f"report: {write(results, self.out or self.results.parent)}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the model of a checkpoint as a Hugging Face folder, a part of a table at a time.
+
+    Example: memory-layers export runs/tiny/checkpoints/step-00000300 my_model
+    """
+
+    checkpoint: Positional[Path]
+    """A checkpoint, runs/NAME/checkpoints/step-NNNNNNNN, or a run, for its newest one."""
+    out: Positional[Path]
+    """The folder to write. An older model folder there is replaced."""
+
+    def __call__(self) -> str:
+        from memory_layers.train.export import export_checkpoint
+
+        quiet_transformers()
+        with ProgressLine() as line:
+            export_checkpoint(
+                self.checkpoint,
+                self.out,
+                progress=lambda done, size: line.update(done, size, "bytes written"),
+            )
+        return f"model: {self.out}"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue a text.
+
+    Example: memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
+    """
+
+    model: Positional[Path]
+    """Folder of a trained model."""
+    prompt: Positional[str]
+    """Text to continue."""
+    max_tokens: int = 32
+    """Most tokens to add."""
+    temperature: float = 0.0
+    """0 takes the most likely token. Above 0: sample."""
+    seed: int = 0
+    """Seed of the sampling."""
+    trust_remote_code: FlagConversionOff[bool] = False
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
+
+    def __call__(self) -> str:
+        import torch
+
+        from memory_layers.evaluate.trained import load_trained
+        from memory_layers.models import fuse_for_inference
+
+        if self.max_tokens < 1 or self.temperature < 0:
+            raise UserError(
+                f"--max-tokens must be >= 1 and --temperature >= 0, got {self.max_tokens} and "
+                f"{self.temperature}"
+            )
+        quiet_transformers()
+        model, tokenizer = load_trained(self.model, trust_remote_code=self.trust_remote_code)
+        fuse_for_inference(model)
+        inputs = tokenizer(self.prompt, return_tensors="pt", add_special_tokens=False)
+        if inputs["input_ids"].shape[1] == 0:
+            raise UserError("the prompt is empty. hint: give at least one word")
+        torch.manual_seed(self.seed)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.temperature > 0:
+            sampling = {"do_sample": True, "temperature": self.temperature}
+        ids = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=self.max_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+            **sampling,
+        )
+        return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Init:
+    """Write a configuration with a comment on each common field, to start from.
+
+    Example: memory-layers init my_run
+    """
+
+    name: Positional[str]
+    """Of the run. NAME.yaml is written."""
+
+    def __call__(self) -> str:
+        path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
+        if path.exists():
+            raise UserError(f"{path} exists already. hint: choose another name")
+        lines = find_config("tiny").read_text("utf-8").splitlines()[1:]
+        lines = [f"name: {path.stem}" if line == "name: tiny" else line for line in lines]
+        head = f"# A small model with memory on real facts: memory-layers train {path}"
+        write_file(path, "\n".join([head, *lines]) + "\n")
+        return f"{path}\nnext: memory-layers train {path}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed and memory, in a checkout of the project: python -m benchmarks.
+
+    Example: memory-layers bench read --sizes tokens=512 slots=262144
+    """
+
+    arguments: Positional[tuple[str, ...]] = ()
+    """What to measure: see bench --help."""
+
+    def __call__(self) -> int:
+        from importlib import import_module
+
+        root = Path(__file__).parents[3]
+        if not (root / "benchmarks" / "__main__.py").is_file():
+            raise UserError(
+                "benchmarks are not part of the installed package. hint: in a checkout of the "
+                f"project, python -m benchmarks {' '.join(self.arguments)}"
+            )
+        sys.path.insert(0, str(root))
+        quiet_transformers()
+        return import_module("benchmarks.__main__").main(self.arguments)

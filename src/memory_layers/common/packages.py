@@ -1,0 +1,30 @@
+"""Packages of others: which extra installs them, and transformers without output of its own."""
+
+from importlib.util import find_spec
+
+# Packages that a command may lack, and the extra that installs each.
+EXTRAS = {
+    "lm_eval": "eval", "jinja2": "train", "matplotlib": "train", "scipy": "train",
+    "tensorboard": "train",
+}  # fmt: skip
+
+
+def needs(*modules: str) -> None:
+    """Refuse to begin what would end in a missing package.
+
+    Raises:
+        ImportError: A module is not installed. The extra that installs it is named.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ImportError(
+                f'{module} is not installed. hint: pip install "memory-layers[{EXTRAS[module]}]"'
+            )
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from showing progress and warnings of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
