@@ -164,7 +164,7 @@ def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(dense(), tmp_path)
     (tmp_path / "config.json").write_text('{"name": "a run"}')
     for out in (tmp_path, checkpoint, tmp_path / "checkpoints", tmp_path / "config.json"):
-        with pytest.raises(UserError, match="exists and is no model folder"):
+        with pytest.raises(UserError, match="exists and is not a model folder"):
             export_checkpoint(checkpoint, out)
     assert checkpoint.is_dir()
     (tmp_path / "empty").mkdir()

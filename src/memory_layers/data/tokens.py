@@ -1,7 +1,7 @@
 """Packed tokens on disk, and the batch of a step as a pure function of (seed, step, rank).
 
-Documents are shuffled anew in each epoch and packed whole into rows of L tokens, so nothing is
-cut but documents longer than a row. A resumed run computes the same batches: nothing to save.
+Documents are shuffled in each epoch and packed whole into rows of L tokens: only documents longer
+than a row are cut. A resumed run computes the same batches, so there is nothing to save.
 """
 
 import json
@@ -24,8 +24,8 @@ class Batch:
     Attributes:
         input_ids: [B, L] int64.
         position_ids: [B, L] int64, counted from 0 in each document: a document attends to itself.
-        labels: [B, L] int64, IGNORE at padding, at the first token of each document and at others
-            that are not to be predicted.
+        labels: [B, L] int64, IGNORE at padding, at the first token of each document and at other
+            tokens that are not to be predicted.
         targets: Number of labels that count.
     """
 
@@ -109,7 +109,7 @@ class TokenStream:
         Args:
             step: Counted from 0.
             batch_size: B, rows for this rank.
-            rank: Of `ranks`, which share the rows of a step.
+            rank: Which of the `ranks` that share the rows of a step.
             ranks: G.
         """
         input_ids = np.full((batch_size, self.length), self.pad_id, np.int64)

@@ -11,11 +11,11 @@ _LARGEST_THRESHOLD = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc not to return freed tensors to the kernel, and say whether it listened.
+    """Tell glibc not to return freed tensors to the kernel, and return whether it took that.
 
     By default each tensor above 128 KiB is mapped and unmapped, so that a step spends time on
-    page faults (measured in docs/decisions/0001-keep-freed-memory.md). Has no effect elsewhere
-    than on Linux with glibc.
+    page faults (measured in docs/decisions/0001-keep-freed-memory.md). There is nothing to set
+    without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

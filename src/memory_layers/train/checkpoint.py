@@ -53,7 +53,7 @@ STATE_FILE = "state.pt"
 
 _NAME = re.compile(r"step-(\d{8})")
 # Settings of how a run is computed, not of what: they may change when it is resumed.
-_FREE = ("parallel",)
+_FREE = ("parallel", "memory.grad_mode")
 
 
 class Checkpoints:
@@ -62,9 +62,9 @@ class Checkpoints:
     With a process group, all ranks make one and call `save`, `wait` and `load_newest` together,
     and `out` lies on a file system that all of them see. Rank 0 makes, renames and removes.
 
-    A save copies all that this rank holds (parameters and optimizer state, DTensors their local
-    share) to memory of the CPU before `save` returns, and holds the copy until it is written: on
-    a CPU, the memory of the training state a second time. Writing needs next to nothing beside it.
+    `save` copies all that this rank holds (parameters and optimizer state, of DTensors the local
+    share) to CPU memory before it returns, and holds the copy until it is written: on a CPU, that
+    is the memory of the training state a second time. Writing needs little beside it.
 
     Args:
         out: Folder of the run.
@@ -83,7 +83,7 @@ class Checkpoints:
             for left in (out / "checkpoints").glob(".step-*"):
                 shutil.rmtree(left)
         if distributed:
-            # Of its own: the background thread must not come between the exchanges of a step.
+            # A group of its own: the background must not come between the exchanges of a step.
             self._group = dist.new_group(backend="gloo")
             dist.barrier(self._group)
 
@@ -161,7 +161,7 @@ class Checkpoints:
     def load_newest(
         self, model: PreTrainedModel, optimizer: MemoryAdamW
     ) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest checkpoint, see `load_checkpoint`. None: there is none."""
+        """Load the newest checkpoint as `load_checkpoint` does. Return None if there is none."""
         found = list_checkpoints(self.out)
         return load_checkpoint(found[-1], model, optimizer, self._group) if found else None
 

@@ -197,7 +197,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        """Refuse what only shows when the parts are seen together."""
+        """Refuse combinations that no part can see alone."""
         shape = self.model.to_preset()
         if self.train.seq_len > shape.max_length:
             raise ValueError(

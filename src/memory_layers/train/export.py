@@ -48,7 +48,7 @@ def export_checkpoint(
 
     Raises:
         UserError: `checkpoint` is neither, its tensors are not those of its config.json, or
-            `out` is something else than a model folder.
+            `out` exists and is not a model folder.
         OSError: The checkpoint is damaged, or `out` cannot be written.
     """
     folder = _find_checkpoint(checkpoint)
@@ -127,7 +127,7 @@ def _find_checkpoint(path: Path) -> Path:
 
 
 def _check_replaceable(out: Path) -> None:
-    """Do not delete what is no model folder."""
+    """Refuse to replace anything but a model folder."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / "config.json"
@@ -137,7 +137,7 @@ def _check_replaceable(out: Path) -> None:
                 return
         except ValueError:
             pass
-    raise UserError(f"{out} exists and is no model folder. hint: choose another --out")
+    raise UserError(f"{out} exists and is not a model folder. hint: choose another --out")
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Self
 
 
 class StopSignal:
-    """Within the `with` block, the first signal sets `requested`, its like stops at once.
+    """Within the `with` block, a signal sets `requested`, a second one of its kind stops at once.
 
     Ctrl-C reaches the workers of a comparison twice, from the terminal and as SIGTERM from their
     parent: one of each kind is one request.

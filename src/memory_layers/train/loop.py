@@ -1,7 +1,7 @@
 """train(): one run from a RunConfig to a model folder, top to bottom.
 
-It may be stopped at any time and started again with the same arguments: the batch of a step is a
-function of the seed and the step, everything else is in the newest checkpoint.
+A run can be stopped at any time and started again with the same arguments: the batch of a step is
+a function of the seed and the step, and everything else is in the newest checkpoint.
 """
 
 import math
@@ -221,7 +221,7 @@ class _Run:
         self.spent = self.waited = 0.0
 
     def take_up(self, counters: dict[str, Any]) -> None:
-        """Go on from what `_checkpoint` saved: the next line of metrics may begin before it."""
+        """Go on from what `_checkpoint` saved, losses since the last line of metrics included."""
         self.tokens, self.seconds = counters["tokens"], counters["seconds"]
         self.losses = counters["losses"]
         # Reads are counted by each rank and added up when they are wanted.
@@ -253,7 +253,7 @@ class _Run:
         return settings.steps
 
     def _step(self, step: int, stop: StopSignal) -> bool:
-        """Take a step, and return whether any rank was asked to stop."""
+        """Take a step. Return whether any rank was asked to stop."""
         settings, optim, world = self.config.train, self.config.optim, self.world
         world.beat(step + 1, 0)
         for group in self.optimizer.param_groups:
@@ -321,7 +321,7 @@ class _Run:
         self.metrics.write(step, values)
 
     def _waited_for(self) -> str:
-        """Say which rank came last to the starts of steps, if that cost a quarter of the time."""
+        """Return which rank the others waited for, if that cost a quarter of the time."""
         waits = self.world.each(self.waited)
         lost = (max(waits) - min(waits)) / self.spent
         self.spent = self.waited = 0.0

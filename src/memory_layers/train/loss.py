@@ -16,8 +16,8 @@ def summed_loss(
 ) -> Tensor:
     """Return the cross-entropy of a batch, added up over its targets, 0-dim.
 
-    The head computes the positions before a target alone: none of padding, and few where only the
-    answers of facts are to be predicted.
+    The head computes only the positions that predict a target: none of padding, and few where only
+    the answers of facts are to be predicted.
 
     Args:
         model: A causal language model.
@@ -42,7 +42,7 @@ def summed_loss(
 
 @contextmanager
 def _positions_alone(head: nn.Module, places: Tensor) -> Generator[None]:
-    """Give a head some positions of its input, [B, L, D] → [1, number of places, D].
+    """Give a head only some positions of its input, [B, L, D] → [1, number of places, D].
 
     Args:
         head: Called by the model on all positions.

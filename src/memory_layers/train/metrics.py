@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl and TensorBoard."""
+"""The numbers that a run writes as it goes: metrics.jsonl and TensorBoard."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ class MetricsWriter:
     Args:
         folder: OUT, the folder of the run.
         resume_step: Lines after this step are dropped first: the resumed run writes them again.
-        writes: False for the ranks that leave writing to another: they do nothing.
+        writes: False on all ranks but the first: they do nothing.
     """
 
     def __init__(self, folder: Path, resume_step: int, *, writes: bool = True) -> None:
@@ -43,7 +43,7 @@ class MetricsWriter:
             self._board.add_scalar(name, value, step)
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all lines written so far, none for a rank that writes none."""
+        """Return all lines written so far. Empty on a rank that writes nothing."""
         if not self._writes:
             return []
         self._file.flush()

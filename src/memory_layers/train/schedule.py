@@ -6,7 +6,7 @@ from memory_layers.train.config import Schedule
 
 
 def rate(schedule: Schedule, step: int, steps: int, warmup: int, end_ratio: float) -> float:
-    """Rise linearly over the warm-up, then stay, or fall to end_ratio at the last step.
+    """Return a rate that rises over the warm-up, then stays or falls to `end_ratio`.
 
     Args:
         schedule: Shape of the fall.

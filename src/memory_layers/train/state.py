@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from memory_layers.common.errors import UserError
 from memory_layers.layers import ValueTable
+from memory_layers.layers.walk import find_tables
 from memory_layers.optim import MemoryAdamW
 
 # Loading or exporting a table holds a block or two of it beside the table.
@@ -25,7 +26,7 @@ _ROWS = "/rows-"
 
 
 def model_tensors(model: nn.Module, block_bytes: int = BLOCK_BYTES) -> dict[str, Tensor]:
-    """Name all that a model holds, tied parameters once.
+    """Return all that a model holds by name, tied parameters once.
 
     Args:
         model: With or without memory, sharded or not.
@@ -53,7 +54,7 @@ def model_tensors(model: nn.Module, block_bytes: int = BLOCK_BYTES) -> dict[str,
 def optimizer_tensors(
     model: nn.Module, optimizer: MemoryAdamW, block_bytes: int = BLOCK_BYTES
 ) -> dict[str, Tensor]:
-    """Name the state of an optimizer as it is: what has no state is left out.
+    """Return the state of an optimizer by name. What has no state is left out.
 
     Args:
         model: What `optimizer` was built on.
@@ -82,7 +83,7 @@ def optimizer_tensors(
 
 
 def table_numbers(model: nn.Module, optimizer: MemoryAdamW) -> dict[str, dict[str, int | float]]:
-    """Return the state of the tables that is no tensor, by the name of the table's weight."""
+    """Return the state of the tables that is not a tensor, by the name of the table's weight."""
     return {
         name: {k: v for k, v in optimizer.state[table.weight].items() if not isinstance(v, Tensor)}
         for name, table in _tables(model).items()
@@ -196,11 +197,7 @@ def check_fit(folder: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -
 
 
 def _tables(model: nn.Module) -> dict[str, ValueTable]:
-    return {
-        f"{name}.weight".lstrip("."): module
-        for name, module in model.named_modules()
-        if isinstance(module, ValueTable)
-    }
+    return {f"{name}.weight".lstrip("."): table for name, table in find_tables(model).items()}
 
 
 def _row_blocks(

@@ -1,4 +1,4 @@
-"""How a checkpoint lies on the disk: torch's Distributed Checkpoint (DCP), and a few files beside.
+"""How a checkpoint is stored: as torch's Distributed Checkpoint (DCP) and a few files beside it.
 
 With a process group DCP's own functions are used. Without one they warn at every call, which
 cannot be silenced in a background thread: there the same planner and writer are called directly.
@@ -29,7 +29,7 @@ _DAMAGED = (
 
 
 class Writer(dcp.FileSystemWriter):
-    """Writes the shards and the metadata, then completes the folder.
+    """Write the shards and the metadata, then complete the folder.
 
     Args:
         part: Gets the files. Must be seen by all ranks.
@@ -42,20 +42,20 @@ class Writer(dcp.FileSystemWriter):
         self._complete = complete
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """See that there is room. On the coordinator, which knows what all ranks will write."""
+        """Check that there is room. Runs on the coordinator, which knows what all ranks write."""
         require_space(
             Path(self.path), sum(i.tensor_storage_size() or 0 for p in plans for i in p.items)
         )
         return super().prepare_global_plan(plans)
 
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
-        """Write the metadata. On the coordinator, when all ranks have written."""
+        """Write the metadata. Runs on the coordinator, when all ranks have written."""
         super().finish(metadata, results)
         self._complete()
 
 
 class _CopyToCpu(AsyncStager):
-    """Copies everything at once: what is written later is of the step of the save."""
+    """Copy everything at once, so that what is written later is of the step of the save."""
 
     _synchronize_after_execute = False
 
@@ -106,7 +106,7 @@ def _write_alone(tensors: dict[str, Tensor], writer: Writer) -> None:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Read what a checkpoint holds, and see that its files are there in full length.
+    """Read what a checkpoint holds, and check that its files are there in full length.
 
     Raises:
         OSError: It is damaged. Says which file.
@@ -190,7 +190,7 @@ def not_written(folder: Path, reason: object) -> OSError:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say what went wrong, on which rank if DCP knows it."""
+    """Return what went wrong, and on which rank if DCP knows it."""
     if not isinstance(error, dcp.api.CheckpointException):
         return str(error) or type(error).__name__
     return "; ".join(
