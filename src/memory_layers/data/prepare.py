@@ -124,20 +124,10 @@ def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
     )
 
 
-def read_texts(config: DataConfig) -> list[str]:
-    """Load the running text a config names.
-
-    Raises:
-        UserError: A file is missing or malformed.
-    """
-    texts = []
+def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
+    texts: list[str] = []
     for source in config.text:
         texts += builtin_text() if source == BUILTIN else iter_text(Path(source))
-    return texts
-
-
-def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
-    texts = read_texts(config)
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
