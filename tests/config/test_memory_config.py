@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.reader import from_dict
 from memory_layers.config import MemoryConfig
 from memory_layers.shapes import check_shape
 
@@ -63,7 +65,7 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
         ({"qk_norm": "yes"}, "qk_norm must be true or false, got 'yes'"),
         ({"gate": "relu"}, "gate must be one of .*, got 'relu'"),
         ({"placement": "before"}, "placement must be one of"),
-        ({"grad_mode": "dense"}, "grad_mode is no field any more. hint: .* Any optimizer trains"),
+        ({"grad_mode": "dense"}, "grad_mode was removed. hint: .* Any optimizer trains"),
         ({"value_dtype": "float16"}, "value_dtype must be one of"),
         ({"value_init_std": -1.0}, "value_init_std must be a finite number >= 0, got -1.0"),
         ({"value_init_std": float("nan")}, "value_init_std must be a finite number"),
@@ -108,6 +110,11 @@ def test_round_trip_through_json() -> None:
     plain = json.loads(json.dumps(config.to_dict()))
     assert MemoryConfig.from_dict(plain) == config
     assert len({config, MemoryConfig.from_dict(plain)}) == 1
+
+
+def test_a_removed_field_in_a_configuration_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UserError, match=r"run.yaml: unknown field 'grad_mode'\. hint: leave it out"):
+        from_dict(MemoryConfig, {"layers": [1], "grad_mode": "dense"}, "run.yaml")
 
 
 def test_what_an_earlier_version_saved_loads() -> None:

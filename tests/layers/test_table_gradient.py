@@ -322,6 +322,23 @@ def test_the_weight_of_a_table_is_found_however_it_came_there() -> None:
     assert table_of(nn.Parameter(torch.zeros(2))) is None
 
 
+def test_a_shallow_copy_leaves_the_weight_with_its_table() -> None:
+    table = ValueTable(N, V, init_std=0.5)
+    twin = copy.copy(table)
+    assert twin.weight is table.weight
+    assert table_of(table.weight) is table
+    tied = ValueTable(N, V, init_std=0.5)
+    tied.weight = table.weight
+    optimizer = MemoryAdamW(nn.ModuleList([table, tied]).parameters())
+    assert isinstance(backward(table, seed=3), FactoredGradient)
+    backward(tied, seed=4)
+    both = tied.weight.grad.to_dense()
+    del optimizer
+    tied.weight.grad = None
+    backward(table, seed=3)
+    torch.testing.assert_close(both, backward(tied, seed=4))
+
+
 def test_a_weight_in_a_file_needs_no_code_of_ours() -> None:
     file = io.BytesIO()
     torch.save({"weight": ValueTable(N, V, init_std=0.5).weight}, file)

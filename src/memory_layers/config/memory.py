@@ -106,7 +106,7 @@ class MemoryConfig:
     def __post_init__(self, grad_mode: None) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
         if grad_mode is not None:
-            raise ValueError(f"grad_mode is no field any more. hint: {self.removed['grad_mode']}")
+            raise ValueError(f"grad_mode was removed. hint: {self.removed['grad_mode']}")
         if isinstance(self.layers, int | str):
             raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))

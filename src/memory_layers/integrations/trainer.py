@@ -98,12 +98,12 @@ def _refuse_sharded(model: nn.Module) -> None:
 
 
 def memory_optimizer(*_: object, **__: object) -> NoReturn:
-    """Say what took the place of this function.
+    """Refuse the name of an earlier version, and name what replaced it.
 
     Raises:
         TypeError: Always.
     """
     raise TypeError(
-        "memory_optimizer(lr=..., ...) is no more. hint: optimizer_cls_and_kwargs=(MemoryAdamW, "
+        "memory_optimizer was removed. hint: optimizer_cls_and_kwargs=(MemoryAdamW, "
         "{'lr': ..., ...}), and in several processes callbacks=[MemoryCallback()]"
     )

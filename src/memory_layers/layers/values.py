@@ -167,7 +167,8 @@ class ValueTable(nn.Module):
     def mark_weight(self) -> None:
         """Let optimizers find the table of its weight: see `table_of`."""
         weight = self._parameters.get("weight")
-        if weight is not None:
+        # The weight of a shallow copy, or a tied one, stays with the table that has it already.
+        if weight is not None and table_of(weight) is None:
             setattr(weight, "_table_of", _TableOf(self))  # noqa: B010  (no field of Parameter)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -213,8 +214,8 @@ class _TableOf:
 def table_of(parameter: Tensor) -> ValueTable | None:
     """Return the table that a parameter is the weight of, None for others.
 
-    A parameter that has lost this, such as one that was put into `_parameters` from outside, trains
-    as any other: its gradient is dense.
+    A parameter that does not know its table, such as one that was written into `_parameters` of the
+    module, trains as any other: its gradient is dense.
     """
     mark = getattr(parameter, "_table_of", None)
     table = mark.table() if isinstance(mark, _TableOf) else None
