@@ -113,7 +113,7 @@ def test_round_trip_through_json() -> None:
 
 
 def test_a_removed_field_in_a_configuration_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"run.yaml: unknown field 'grad_mode'\. hint: leave it out"):
+    with pytest.raises(UserError, match=r"run\.yaml: unknown field 'grad_mode'\. hint: leave it"):
         from_dict(MemoryConfig, {"layers": [1], "grad_mode": "dense"}, "run.yaml")
 
 

@@ -27,7 +27,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import publish, write_json
-from memory_layers.config import MemoryConfig
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.config import RunConfig
 from memory_layers.train.state import (
@@ -245,8 +244,6 @@ def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
     if not path.is_file():
         return config.train.steps
     old, new = json.loads(path.read_text("utf-8")), _values(config)
-    for name in MemoryConfig.removed:
-        (old.get("memory") or {}).pop(name, None)
     planned = old["train"]["steps"]
     if longer and planned < config.train.steps:
         new["train"]["steps"] = planned
