@@ -1,16 +1,26 @@
 """What the documents say is true: code runs, paths exist, tables are in step with results."""
 
+import importlib
+import json
 import re
 import runpy
+import shlex
+import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_families import tiny_model
+import yaml
+from example_models import write_example
+from tests_support import write_facts
 
 from benchmarks import results
-from memory_layers.models import memory_layers_of
+from memory_layers import cli
+from memory_layers.cli.arguments import OfConfig
+from memory_layers.cli.parse import parse as parse_plain
+from memory_layers.cli.parse import parse_with_config
 from tools import speed
 
 ROOT = Path(__file__).parent.parent
@@ -22,33 +32,94 @@ DOCUMENTS = [
 ]
 
 
-def python_blocks(document: Path) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """Return language and code of each block."""
+    return re.findall(r"^```(.*)\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def test_readme_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# What makes a command of a document short, and what only shows that its words are understood.
+SHORT = {
+    "train": ("--train.steps", "2", "--train.eval-every", "2", "--train.log-every", "1"),
+    "eval": ("--answered", "4"),
+}
+ONLY_PARSED = ("compare", "scale", "serve")
+BUILTIN = ("--data.max-subjects", "20")
+TEACHING = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True}
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the documents take for granted: models, facts and texts of a user."""
     monkeypatch.chdir(tmp_path)
-    train, adapt = python_blocks(ROOT / "README.md")
-    names: dict = {}
-    exec(compile(train, "README.md", "exec"), names)
-    assert names["loss"].isfinite()
-    assert (tmp_path / "my_model" / "model.safetensors").is_file()
-    tiny_model("qwen3", num_hidden_layers=21).save_pretrained("my_qwen")
-    exec(compile(adapt, "README.md", "exec"), {})
-    assert (tmp_path / "my_memory" / "memory.safetensors").is_file()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    for variable, value in (("RANK", 0), ("WORLD_SIZE", 1), ("MASTER_PORT", 29_417)):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    base, _ = write_example(tmp_path, num_hidden_layers=21)
+    for name in ("my_qwen", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        shutil.copytree(base, tmp_path / name)
+    write_facts(tmp_path / "my_facts")
+    (tmp_path / "notes.txt").write_text("Water boils at 100 degrees.\n" * 50, "utf-8")
+    (tmp_path / "more.jsonl").write_text('{"text": "Ice melts at 0 degrees."}\n' * 50, "utf-8")
+    assert cli.main(["train", "tiny", *SHORT["train"], *BUILTIN]) == 0
+    return tmp_path
 
 
-def test_guide_to_add_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    add, by_name, keep = python_blocks(ROOT / "docs" / "guides" / "add_memory.md")
-    tiny_model("qwen3", num_hidden_layers=21).save_pretrained("my_qwen")
+@pytest.mark.parametrize("document", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_code_in_a_document_runs(document: Path, request: pytest.FixtureRequest) -> None:
+    found = blocks(document)
+    assert all(language for language, _ in found), "each block names its language"
+    if not {"python", "bash"} & {language for language, _ in found}:
+        return
+    request.getfixturevalue("user_folder")
     names: dict = {}
-    exec(compile(add, "add_memory.md", "exec"), names)
-    exec(compile(keep, "add_memory.md", "exec"), names)
-    assert len(memory_layers_of(names["model"])) == 3
-    names["model"] = tiny_model("olmo", num_hidden_layers=5)
-    exec(compile(by_name.replace("feed_forward", "mlp"), "add_memory.md", "exec"), names)
-    assert len(memory_layers_of(names["model"])) == 1
+    for language, code in found:
+        if language == "python":
+            exec(compile(code, document.name, "exec"), names)
+        elif language == "bash":
+            for line in re.sub(r"\\\n\s*", " ", code).splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    run_as_a_user(words)
+        elif language == "yaml":
+            assert yaml.safe_load(code)
+        elif language == "json":
+            assert [json.loads(line) for line in code.splitlines()]
+
+
+def run_as_a_user(words: list[str]) -> None:
+    program, *rest = words
+    if program == "torchrun":
+        assert "-m memory_layers" in " ".join(rest)
+        program, rest = "memory-layers", rest[rest.index("memory_layers") + 1 :]
+        if rest[1] == "CONFIG.yaml":
+            return
+    if program == "make":
+        assert all(f"\n{target}:" in (ROOT / "Makefile").read_text("utf-8") for target in rest)
+    elif program == "pip":
+        named = {extra for word in rest for extra in re.findall(r"[\[,](\w+)", word)}
+        assert named <= set(metadata.metadata("memory-layers").get_all("Provides-Extra") or ())
+    elif program == "python" and rest[0] == "-m":
+        assert importlib.util.find_spec(rest[1])
+    elif program == "python":
+        name = Path(rest[0]).stem
+        teaching = TEACHING if name == "hf_trainer" else {}
+        importlib.import_module(name).main(*rest[1:], **teaching)
+    elif program == "memory-layers":
+        command, *options = rest
+        if command in ONLY_PARSED or "--tasks" in options:
+            kind, _ = cli.COMMANDS[command]
+            parse = parse_with_config if issubclass(kind, OfConfig) else parse_plain
+            parse(command, kind, options)
+            return
+        short = SHORT.get(command, ())
+        if command == "train" and not {"--data.facts", "--data.text"} & set(options):
+            short = (*short, *BUILTIN) if "base" not in options[0] else short
+        assert cli.main([command, *options, *short]) == 0
+    else:
+        assert program in ("curl", "hf"), program
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -61,15 +132,14 @@ def test_paths_in_documents_exist(document: Path) -> None:
     assert not missing
 
 
-def test_reading_order_exists() -> None:
+def test_the_tree_in_the_readme_is_that_of_the_package() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
-    section = text.split("## Reading the code")[1].split("## ")[0]
-    names = re.findall(r"`([\w/]+\.py)`", section)
+    tree = text.split("## The tree")[1].split("```")[1]
+    named = set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
     package = ROOT / "src" / "memory_layers"
-    assert len(names) > 10
-    for name in names:
-        short = name.removeprefix("src/memory_layers/")
-        assert (package / short).is_file() or list(package.rglob(short)), name
+    found = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert named == found
+    assert len(text.splitlines()) <= 120
 
 
 def test_generated_tables_are_in_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,14 +38,14 @@ def demo_section() -> str:
     results = json.loads((DEMO / "results.json").read_text("utf-8"))
     facts = results["facts"]
     intro = (
-        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, each read "
-        "in several wordings. *Recall* is the share of questions answered exactly that were never "
-        f"shown as questions. One seed, on {results['device']}, other work on it; "
-        "[what was tried](experiments/00-demo/README.md) and where wide dense models come level."
+        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, each "
+        "read in several wordings. Held-out questions were never shown as questions. One seed, on "
+        f"{results['device']}, with other work on them; [what was tried, and where wide dense "
+        "models come level](experiments/00-demo/README.md)."
     )
     table = markdown_table(results, DEMO_COLUMNS, ranges=False).strip()
-    plot = "![Recall of held-out questions over tokens seen](experiments/00-demo/plots/recall_over_tokens.png)"
-    return "\n\n".join([intro, table, plot])
+    plot = DEMO.relative_to(ROOT) / "plots" / "recall_over_tokens.png"
+    return "\n\n".join([intro, table, f"![Recall of held-out questions over tokens seen]({plot})"])
 
 
 def largest_section(name: str) -> str:
