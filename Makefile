@@ -8,7 +8,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 TORCH_INDEX ?= $(shell test "$$(uname -s)" != Linux || nvidia-smi -L 2>/dev/null | grep -q GPU \
   || echo https://download.pytorch.org/whl/cpu)
 .DEFAULT_GOAL := help
-.PHONY: help setup resolve demo test bench gpu check format lint types imports fix clean
+.PHONY: help setup resolve demo test bench gpu docs check format lint types imports fix clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,7 +44,10 @@ gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 1
 	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/ops tests/layers tests/optim
 	PYTHONPATH=src $(GPU_PYTHON) -m benchmarks gpu
 
-check: resolve setup format lint types imports test  ## everything that CI runs
+docs: setup  ## build the documentation site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: resolve setup format lint types imports docs test  ## everything that CI runs
 
 format: setup
 	$(BIN)/ruff format --check
@@ -63,4 +66,4 @@ fix: setup  ## repair what can be repaired
 	$(BIN)/ruff check --fix
 
 clean:  ## remove what setup and runs made
-	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv runs site .pytest_cache .ruff_cache .import_linter_cache

@@ -18,9 +18,9 @@ from tests_support import write_facts
 
 from benchmarks import results
 from memory_layers import cli
-from memory_layers.cli.arguments import OfConfig
 from memory_layers.cli.parse import parse as parse_plain
 from memory_layers.cli.parse import parse_with_config
+from memory_layers.cli.runs import OfConfig
 from tools import speed
 
 ROOT = Path(__file__).parent.parent
@@ -110,7 +110,7 @@ def run_as_a_user(words: list[str]) -> None:
     elif program == "memory-layers":
         command, *options = rest
         if command in ONLY_PARSED or "--tasks" in options:
-            kind, _ = cli.COMMANDS[command]
+            kind = cli.COMMANDS[command]
             parse = parse_with_config if issubclass(kind, OfConfig) else parse_plain
             parse(command, kind, options)
             return
@@ -135,10 +135,11 @@ def test_paths_in_documents_exist(document: Path) -> None:
 def test_the_tree_in_the_readme_is_that_of_the_package() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     tree = text.split("## The tree")[1].split("```")[1]
-    named = set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
+    named = set(re.findall(r"(\w+)/ ", tree))
     package = ROOT / "src" / "memory_layers"
     found = {path.parent.name for path in package.glob("*/__init__.py")}
-    assert named == found
+    assert found <= named
+    assert all((package / name).is_dir() or (ROOT / name).is_dir() for name in named)
     assert len(text.splitlines()) <= 120
 
 

@@ -4,6 +4,7 @@ Those of `eval` and `serve` stand beside what they call: evaluate/command.py, in
 """
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,11 +132,20 @@ class Init:
 
     name: Positional[str]
     """Of the run. NAME.yaml is written."""
+    examples: Path | None = None
+    """Folder to copy the example scripts of the guides to."""
 
     def __call__(self) -> str:
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
-        if path.exists():
-            raise UserError(f"{path} exists already. hint: choose another name")
+        for new in (path, self.examples):
+            if new is not None and new.exists():
+                raise UserError(f"{new} exists already. hint: choose another name")
+        if self.examples is not None:
+            # In a checkout they lie at its top.
+            package = Path(__file__).parents[1]
+            places = (package / "examples", package.parents[1] / "examples")
+            scripts = next(folder for folder in places if folder.is_dir())
+            shutil.copytree(scripts, self.examples, ignore=shutil.ignore_patterns("__pycache__"))
         lines = find_config("tiny").read_text("utf-8").splitlines()[1:]
         lines = [f"name: {path.stem}" if line == "name: tiny" else line for line in lines]
         head = f"# A small model with memory on real facts: memory-layers train {path}"
