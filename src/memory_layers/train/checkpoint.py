@@ -52,7 +52,7 @@ STATE_FILE = "state.pt"
 
 _NAME = re.compile(r"step-(\d{8})")
 # Settings of how a run is computed, not of what: they may change when it is resumed.
-_FREE = ("parallel", "memory.grad_mode")
+_FREE = ("parallel",)
 
 
 class Checkpoints:
