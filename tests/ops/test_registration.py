@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import IMPLS
 
+from memory_layers import gather_sum, product_key_topk  # noqa: F401  (registers their folders)
 from memory_layers.ops.write import group_by_row
 
 OPS = torch.ops.memory_layers
