@@ -1,7 +1,7 @@
 """READ of an fp32 table against torch's embedding_bag: python -m benchmarks embedding-bag.
 
-Both run in turn on random rows, other ones each time, forward only. Printed is the ratio of the medians of time,
-embedding_bag over gather_sum: above 1, gather_sum is the faster.
+Both run in turn on random rows, other ones each time, forward only. Printed is the ratio of the
+medians of time, embedding_bag over gather_sum: above 1, gather_sum is the faster.
 """
 
 import argparse
