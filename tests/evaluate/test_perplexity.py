@@ -6,13 +6,13 @@ import pytest
 import torch
 from tiny_models import tiny_llama
 
-from memory_layers.evaluate.perplexity import perplexity, text_loss
+from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 
 
 def test_mean_over_tokens() -> None:
     model = tiny_llama().train()
     pieces = [torch.randint(40, (length,)) for length in (2, 9, 5)]
-    result = perplexity(model, pieces)
+    result = summarize_loss(*text_loss(model, pieces, (0, 1)))
     assert model.training
     model.eval()
     losses = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
+from memory_layers.common.text import markdown_table
 from memory_layers.evaluate.questions import Question
 from memory_layers.evaluate.task_scores import answer_likelihood, question
 
@@ -120,22 +121,22 @@ def load_manager() -> "TaskManager":
 
 def results_table(results: Mapping[str, Any]) -> str:
     """Return the results of tasks and groups as a Markdown table: value and standard error."""
-    lines = ["| Task | Shots | Metric | Value |", "|:---|---:|:---|---:|"]
-    # A group has the results of its own where it is an average, as mmlu is.
+    rows = []
+    # A group has results of its own where it is an average, as mmlu is.
     for name, values in {**results["results"], **results.get("groups", {})}.items():
-        shots = results.get("n-shot", {}).get(name, "")
+        shots = str(results.get("n-shot", {}).get(name, ""))
         for key, value in values.items():
             metric, comma, kind = key.partition(",")
-            if not comma or metric.endswith("_stderr") or isinstance(value, str):
-                continue
-            error = values.get(f"{metric}_stderr,{kind}")
-            spread = f" ± {error:.4f}" if isinstance(error, float) else ""
-            lines.append(f"| {name} | {shots} | {metric} | {value:.4f}{spread} |")
+            if comma and not metric.endswith("_stderr") and not isinstance(value, str):
+                error = values.get(f"{metric}_stderr,{kind}")
+                spread = f" ± {error:.4f}" if isinstance(error, float) else ""
+                rows.append((name, shots, metric, f"{value:.4f}{spread}"))
     notes = [
         f"{task}: answers end after {tokens} tokens, since texts of this model are short."
         for task, tokens in results.get("shortened", {}).items()
     ]
-    return "\n".join(lines + [""] * bool(notes) + notes)
+    table = markdown_table(("Task", "Shots", "Metric", "Value"), rows)
+    return "\n".join([table, *([""] * bool(notes)), *notes])
 
 
 def question_tasks(name: str, questions: Sequence[Question], end: str) -> list[dict[str, Any]]:

@@ -12,11 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def perplexity(model: "PreTrainedModel", pieces: Sequence[Tensor]) -> dict[str, float]:
-    """Measure the loss of a model on pieces of text: see text_loss and summarize_loss."""
-    return summarize_loss(*text_loss(model, pieces, (0, 1)))
-
-
 @torch.no_grad()
 def text_loss(
     model: "PreTrainedModel", pieces: Sequence[Tensor], share: tuple[int, int]

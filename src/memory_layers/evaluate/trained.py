@@ -1,4 +1,4 @@
-"""From the folder of a trained model back to a model."""
+"""Load the folder of a trained model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from memory_layers.common.errors import UserError
 
 
 def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a model that `train` wrote, and its tokenizer. Refuses what is not whole.
+    """Load a model that `train` wrote, whole, and its tokenizer.
 
     Args:
         folder: Its `model` folder.
@@ -42,7 +42,7 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}") from error
     model, report = loaded
-    # transformers would go on with random weights.
+    # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
         if names := sorted(map(str, report[f"{problem}_keys"])):
             raise UserError(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memory_layers.layers import MemoryLayer
+from memory_layers.layers.walk import find_layers
 
 
 class SlotUsage:
-    """Counts the reads of every slot while it is attached to a model.
+    """Count the reads of every slot while it is attached to a model.
 
     Slots drawn at random in training are not counted: they are not what the model has found.
     Layers that share a table share the counts. Tables of their own are counted apart and listed
@@ -23,7 +23,7 @@ class SlotUsage:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, MemoryLayer)]
+        self._layers = list(find_layers(model).values())
         tables = {id(layer.values): layer.values for layer in self._layers}
         self._counts = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
 
@@ -52,13 +52,13 @@ class SlotUsage:
         return torch.cat([torch.zeros(0), *self._counts.values()])
 
     def take_up(self, counts: Tensor) -> None:
-        """Go on from `counts` of another SlotUsage of this model."""
+        """Continue from `counts` of another SlotUsage of this model."""
         own = list(self._counts.values())
         for mine, theirs in zip(own, counts.split([len(c) for c in own]), strict=True):
             mine.copy_(theirs)
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Set all counts to 0."""
         for counts in self._counts.values():
             counts.zero_()
 
