@@ -111,7 +111,7 @@ def _with_sections(run: RunConfig, flags: Sequence[str]) -> RunConfig:
     given = {flag.split("=")[0].removeprefix("--").replace("-", "_") for flag in flags}
     # Any values: the flags must say each field that has no default.
     empty = {
-        "memory": MemoryConfig(layers=(1,)),
+        "memory": MemoryConfig(layers=(0,)),
         "moe": MoeConfig(routing="token_choice", experts=8),
     }
     for section, values in empty.items():
@@ -122,7 +122,7 @@ def _with_sections(run: RunConfig, flags: Sequence[str]) -> RunConfig:
             if field.default is MISSING and f"{section}.{field.name}" not in given:
                 raise UserError(
                     f"the file has no `{section}:`, so --{section}.{field.name} is needed too. "
-                    f"hint: memory-layers train tiny --help lists what it takes"
+                    "hint: memory-layers train --help lists what it takes"
                 )
         try:
             run = replace(run, **{section: values})

@@ -204,7 +204,9 @@ class Show(OfConfig):
             runs = {name: run for name, (_, _, run) in cells.items()}
         else:
             runs = {self.run.name: self.run}
-        shown = {name: _plain(asdict(_resolved(run))) for name, run in runs.items()}
+        shown = {name: asdict(_resolved(run)) for name, run in runs.items()}
+        # Tuples become lists.
+        shown = json.loads(json.dumps(shown))
         print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
         _print_parameters(runs)
         return 0
@@ -241,9 +243,3 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
         columns = ("params_total", "params_memory", "params_active")
         table.add_row(name, *(f"{counts[column]:,}" for column in columns))
     Console().print(table)
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
