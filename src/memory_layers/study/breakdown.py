@@ -1,4 +1,8 @@
-"""What a model has stored: bits over all facts, and recall by exposures and by surprise."""
+"""What a model has stored: bits over all facts, and recall by exposures and by surprise.
+
+Arguments are alike: `probes` are all recall items, `asked` the indices of those that were asked
+(None: all), and `correct` says of each of these whether it was answered.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -20,11 +24,6 @@ def bits_stored(
 
     Of a sample each relation counts with the share that was recalled, shown and held-out questions
     apart, times all of its facts. Where none was asked, none counts.
-
-    Args:
-        probes: All recall items.
-        correct: Whether each that was asked was answered.
-        asked: Their indices in `probes`. None: all.
     """
     answers = defaultdict(set)
     facts: Counter[_Group] = Counter()
@@ -48,11 +47,6 @@ def recall_by_exposures(
 ) -> list[dict[str, Any]]:
     """Recall of held-out questions by how many documents of an epoch state the fact.
 
-    Args:
-        probes: All recall items.
-        correct: Whether each that was asked was answered.
-        asked: Their indices in `probes`. None: all.
-
     Returns:
         `exposures`, `facts` that were asked and `recall`, from the fewest exposures up.
     """
@@ -70,11 +64,6 @@ def recall_by_entropy(
     probes: Sequence[Probe], correct: Sequence[bool | int], asked: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Recall of held-out questions by -log2 of how frequent the answer is in its relation.
-
-    Args:
-        probes: All recall items.
-        correct: Whether each that was asked was answered.
-        asked: Their indices in `probes`. None: all.
 
     Returns:
         At most five bins of about equal facts, from the most frequent answers on: `low` and `high`

@@ -13,7 +13,7 @@ Intervals are percentiles over runs drawn with replacement, which holds the spre
 how badly the form fits. Next: scale.py, which asks for the fits; plots/sweep.py, which draws them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ def fit_law(metric: str, x: Sequence[float], y: Sequence[float]) -> Fit | str:
     return Fit(metric, np.stack([lines[:, 0] - slopes * middle, slopes], axis=1), xs, ys)
 
 
-def fit_sweep(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def fit_sweep(runs: Sequence[Run]) -> dict[str, Any]:
     """Fit every law of a sweep and the exchange rates.
 
     Args:
@@ -140,29 +140,20 @@ def fit_sweep(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         metric, see `_exchange`.
     """
     bases = list(dict.fromkeys(run["base"] for run in runs))
-    over_slots = {
-        base: {
-            metric: _fit_runs(
-                metric,
-                [run for run in runs if run["base"] == base and run["slots"]],
-                lambda run: run["slots"],
-            )[1]
-            for metric in METRICS
-        }
-        for base in bases
-    }
-    over_flops = {
-        metric: _fit_runs(
-            metric,
-            [run for run in runs if not run["slots"]],
-            lambda run: run.get("flops_per_token"),
-        )
-        for metric in METRICS
-    }
-    cells: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    dense = [run for run in runs if not run["slots"]]
+    cells: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         if run["slots"]:
             cells.setdefault((run["base"], run["slots"]), []).append(run)
+    with_memory = {
+        base: [run for run in runs if run["base"] == base and run["slots"]] for base in bases
+    }
+    over_slots = {
+        base: {metric: _fit_runs(metric, own, "slots")[1] for metric in METRICS}
+        for base, own in with_memory.items()
+    }
+    over_flops = {metric: _fit_runs(metric, dense, "flops_per_token") for metric in METRICS}
+    ordered = sorted(cells.items(), key=lambda item: (bases.index(item[0][0]), item[0][1]))
     return {
         "fits": {
             "resamples": RESAMPLES,
@@ -177,9 +168,7 @@ def fit_sweep(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "metric": metric,
                 **_exchange(metric, group, over_flops[metric][0]),
             }
-            for (base, slots), group in sorted(
-                cells.items(), key=lambda item: (bases.index(item[0][0]), item[0][1])
-            )
+            for (base, slots), group in ordered
             for metric in METRICS
         ],
     }
@@ -201,15 +190,11 @@ def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def _fit_runs(
-    metric: str,
-    runs: Sequence[Mapping[str, Any]],
-    place: Callable[[Mapping[str, Any]], float | None],
-) -> tuple[Fit | str, dict[str, Any]]:
-    """Fit what the runs measured, and say which of them it is without."""
+def _fit_runs(metric: str, runs: Sequence[Run], place: str) -> tuple[Fit | str, dict[str, Any]]:
+    """Fit what the runs measured over their `place`, and say which of them it is without."""
     pairs, left_out = [], []
     for run in runs:
-        x, y = place(run), heldout(run, metric)
+        x, y = run.get(place), heldout(run, metric)
         if x and y is not None:
             pairs.append((x, y))
         else:
@@ -220,7 +205,7 @@ def _fit_runs(
     return fit, {**record, "left_out": left_out}
 
 
-def _exchange(metric: str, runs: Sequence[Mapping[str, Any]], dense: Fit | str) -> dict[str, Any]:
+def _exchange(metric: str, runs: Sequence[Run], dense: Fit | str) -> dict[str, Any]:
     """Say how much dense compute one memory model is worth.
 
     Returns:
@@ -235,38 +220,29 @@ def _exchange(metric: str, runs: Sequence[Mapping[str, Any]], dense: Fit | str) 
         for run in runs
         if (y := heldout(run, metric)) is not None
     )
-    names = ("dense_flops", "times", "low", "high", "extrapolated")
-    none: dict[str, Any] = dict.fromkeys(names)
-    if not done:
-        return {
-            "value": None,
-            "flops_per_token": None,
-            "runs": 0,
-            **none,
-            "reason": "no run finished",
-        }
     values = np.array([y for _, y, _ in done])
+    names = ("value", "flops_per_token", "dense_flops", "times", "low", "high", "extrapolated")
+    found: dict[str, Any] = {**dict.fromkeys(names), "runs": len(done), "reason": None}
+    if not done:
+        return {**found, "reason": "no run finished"}
     mean = values.mean(keepdims=True)
     flops = sum(cost for _, _, cost in done) / len(done)
-    found = {"value": float(mean[0]), "flops_per_token": flops, "runs": len(done)}
+    found |= {"value": float(mean[0]), "flops_per_token": flops}
     if isinstance(dense, str):
-        return {**found, **none, "reason": f"no dense fit: {dense}"}
+        return {**found, "reason": f"no dense fit: {dense}"}
     rng = np.random.default_rng([_SEED, 1])
     drawn = values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
     with np.errstate(over="ignore"):
         needed = np.exp2(dense.reach(np.concatenate([mean, drawn])))
     low, high = (finite(float(end) / flops) for end in interval(needed[1:]))
+    found |= {"low": low, "high": high}
     if not 0 < needed[0] < np.inf:
-        why = f"no compute gives this {metric} by the dense fit"
-        return {**found, **none, "low": low, "high": high, "reason": why}
+        return {**found, "reason": f"no compute gives this {metric} by the dense fit"}
     return {
         **found,
         "dense_flops": float(needed[0]),
         "times": float(needed[0]) / flops,
-        "low": low,
-        "high": high,
         "extrapolated": not dense.x[0] <= needed[0] <= dense.x[-1],
-        "reason": None,
     }
 
 

@@ -6,6 +6,7 @@ such models too. Next: runs.py, which trains what comes out.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +57,7 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
         UserError: There is nothing to equal.
     """
     variants, kinds, references = config.variants(), config.kinds(), config.references()
-    matcher = _Matcher(config, kinds, references, vocab_sizes)
+    matcher = _Matcher(config, vocab_sizes)
     for _ in range(ROUNDS):
         before = dict(variants)
         for name in variants:
@@ -82,24 +83,12 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
 
 
 class _Matcher:
-    """Sets one size of one variant at a time.
+    """Sets one size of one variant at a time. Arguments are as in match_variants."""
 
-    Args:
-        config: The comparison.
-        kinds: Kind of each variant.
-        references: The variant to equal, for each measure.
-        vocab_sizes: Of each variant.
-    """
-
-    def __init__(
-        self,
-        config: CompareConfig,
-        kinds: Mapping[str, str],
-        references: Mapping[str, str],
-        vocab_sizes: Mapping[str, int],
-    ) -> None:
+    def __init__(self, config: CompareConfig, vocab_sizes: Mapping[str, int]) -> None:
         self._overrides, self._plain = config.overrides, config.variants()
-        self._kinds, self._references, self._vocab_sizes = kinds, references, vocab_sizes
+        self._kinds, self._references = config.kinds(), config.references()
+        self._vocab_sizes = vocab_sizes
         self._counts: dict[tuple[str, int, RunConfig], float] = {}
         self._slopes: dict[tuple[str, int], float] = {}
 
@@ -198,6 +187,7 @@ class _Matcher:
             high = max(seen, key=lambda size: seen[size])
             if seen[high] < target:
                 return high
+        # Widths are rounded, so that the total is not quite even: which middle is tried matters.
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if count(middle) < target else (low, middle)
@@ -225,15 +215,13 @@ class _Matcher:
             n = size - least
             return first + n * step + n * (n - 1) / 2 * bend
 
-        low, high = least, least + 1
-        while predicted(high) < target:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if predicted(middle) < target else (low, middle)
-        if predicted(low) >= target:
-            return low
-        return high if reaching or predicted(high) - target < target - predicted(low) else low
+        bound = least + 1
+        while predicted(bound) < target:
+            bound *= 2
+        high = bisect_left(range(bound), target, least, key=predicted)
+        if high == least or reaching:
+            return high
+        return min(high - 1, high, key=lambda size: abs(predicted(size) - target))
 
     def _widened(self, name: str, target: float) -> RunConfig:
         """Return a dense variant with the model width whose FLOPs are nearest to the target."""
@@ -247,17 +235,15 @@ class _Matcher:
             model = replace(run.model, hidden_size=width, mlp_size=proportional)
             return replace(run, model=model)
 
+        def count(units: int) -> float:
+            return self.count("flops", name, wide(units))
+
         low = shape.hidden_size // unit
         high = 2 * low
-        while self.count("flops", name, wide(high)) < target:
+        while count(high) < target:
             low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            short = self.count("flops", name, wide(middle)) < target
-            low, high = (middle, high) if short else (low, middle)
-        return min(
-            (wide(low), wide(high)), key=lambda run: abs(self.count("flops", name, run) - target)
-        )
+        high = bisect_left(range(high), target, low + 1, key=count)
+        return wide(min(high - 1, high, key=lambda units: abs(count(units) - target)))
 
 
 def _width_of(run: RunConfig) -> int:

@@ -108,7 +108,9 @@ def _over_flops(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot
         own = [point for point in points if point.base == base and point.slots]
         _draw(axes, own, style, float, joined=True)
     drawing.log_axis(axes, [point.x for point in points])
-    shown = {"dense": _DENSE, **{f"{base} + memory": style for base, style in styles.items()}}
+    with_memory = {point.base for point in points if point.slots}
+    shown = {f"{base} + memory": style for base, style in styles.items() if base in with_memory}
+    shown = {"dense": _DENSE, **shown}
     return _finish(figure, axes, metric, [*points, *curve], shown)
 
 
@@ -134,9 +136,10 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot |
     bottom, top = min(1.0, *heights) / 2, max(1.0, *heights) * 2
     axes.axhline(1, color=INK, linewidth=1, linestyle=":")
     shift = 0.0
+    bases = {point.base for point in points}
     for base, style in styles.items():
         own = [point for point in points if point.base == base]
-        if not own:
+        if base not in bases:
             continue
         places = [math.log2(point.x) + shift for point in own]
         shift += 0.12
@@ -153,7 +156,7 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot |
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    legend(figure, styles)
+    legend(figure, {base: style for base, style in styles.items() if base in bases})
     return _plot(figure, points)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
+from memory_layers.study.report import tables, text
 from memory_layers.study.report.page import (
     Cell,
     Figure,
@@ -20,26 +21,7 @@ from memory_layers.study.report.page import (
     Row,
     write_page,
 )
-from memory_layers.study.report.tables import (
-    TIMES,
-    bits_table,
-    difference_tables,
-    match_table,
-    number,
-    relation_tables,
-    results_table,
-    run_table,
-    spread_cell,
-)
 from memory_layers.study.report.terminal import terminal_table
-from memory_layers.study.report.text import (
-    lead,
-    match_text,
-    notes,
-    provenance,
-    report_title,
-    verdict_text,
-)
 from memory_layers.study.report.variants import describe_variants, example_tables
 from memory_layers.study.summary import by_variant, finished, summary_table
 
@@ -69,7 +51,7 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
     columns = [key for key in _TERMINAL_HEAD if key != hidden]
     rows, reasons = [], []
     if results.get("complete") is False:
-        reasons.append(notes(results)[0])
+        reasons.append(text.notes(results)[0])
     for entry in summary:
         name = entry["variant"]
         if entry["seeds"]:
@@ -79,19 +61,21 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
             rows.append(Row(title, failure=run["error"], status=run["status"]))
             reasons.append(f"{name}, {title.small} {rows[-1].reason}")
     head = ("Variant", *(_TERMINAL_HEAD[key] for key in columns))
-    return terminal_table(report_title(results), head, rows, reasons)
+    return terminal_table(text.report_title(results), head, rows, reasons)
 
 
 def _terminal_cell(row: Mapping[str, Any], key: str) -> Cell:
     if key == "question_heldout":
-        heldout = spread_cell(row[key], ".3f", row["seeds"])
+        heldout = tables.spread_cell(row[key], ".3f", row["seeds"])
         # The column is as wide as the range, so that the interval needs a line of its own.
         return Cell(heldout.text.replace(" ±", "\n±"), heldout.small)
     if key == "flops_per_token":
-        return Cell(number(row[key]), f"{number(row['flops_ratio'], '.2f')} {TIMES}")
+        return Cell(
+            tables.number(row[key]), f"{tables.number(row['flops_ratio'], '.2f')} {tables.TIMES}"
+        )
     value = row[key]["mean"] if isinstance(row[key], Mapping) else row[key]
     form = {"seeds": ".0f", "params_total": "", "bits_stored": ",.0f", "seconds": ",.0f"}
-    return Cell(number(value, form.get(key, ".3f")))
+    return Cell(tables.number(value, form.get(key, ".3f")))
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -106,11 +90,11 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         The path of the page, which needs no other file to be read.
     """
     page = Page(
-        title=report_title(results),
-        lead=lead(results),
-        notes=notes(results),
+        title=text.report_title(results),
+        lead=text.lead(results),
+        notes=text.notes(results),
         sections=_sections(results),
-        footer=provenance(results),
+        footer=text.provenance(results),
     )
     return write_page(page, folder, PLOT_NAMES)
 
@@ -129,18 +113,18 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
     def present(*parts: Part | None) -> list[Part]:
         return [part for part in parts if part]
 
-    matched = match_text(results)
-    differences = difference_tables(results, styles)
-    verdicts = verdict_text(results) if differences else []
+    matched = text.match_text(results)
+    differences = tables.difference_tables(results, styles)
+    verdicts = text.verdict_text(results) if differences else []
     return {
-        "Results": [results_table(results, styles)],
+        "Results": [tables.results_table(results, styles)],
         "What each variant is": present(describe_variants(results)),
-        "What was matched": present(matched, match_table(results, styles)),
+        "What was matched": present(matched, tables.match_table(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,
-        "Recall by relation": [*relation_tables(results, groups)],
-        "Bits by variant": present(bits_table(results, styles)),
+        "Recall by relation": [*tables.relation_tables(results, groups)],
+        "Bits by variant": present(tables.bits_table(results, styles)),
         "Example answers": [*example_tables(groups, styles)],
         "What the figures mean": [Glossary("comparison")],
-        "Every run": [run_table(results, styles)],
+        "Every run": [tables.run_table(results, styles)],
     }

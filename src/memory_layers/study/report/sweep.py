@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.study import summary
 from memory_layers.study.fits import METRICS, heldout
 from memory_layers.study.intervals import finite, spread
 from memory_layers.study.plots.curves import loss_plot
@@ -26,50 +27,24 @@ from memory_layers.study.report.tables import DASH, TIMES, number, run_row, spre
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.text import provenance
 from memory_layers.study.report.variants import describe_variants, example_tables
-from memory_layers.study.summary import (
-    by_variant,
-    failure,
-    finished,
-    mean_of,
-    measured,
-    status,
-    tokens_read,
-)
 
 if TYPE_CHECKING:
     import rich.table
 
 _NAMES = {"recall": "recall", "answer_nll": "answer NLL"}
 _HEAD = (
-    "Base, slots",
-    "Seeds",
-    "Held-out recall\u00a0↑",
-    "Answer NLL\u00a0↓",
-    "Worth of dense compute, by recall",
-    "Worth of dense compute, by NLL",
-    "FLOPs per token",
-    "Parameters",
-    "Seconds",
-)
+    "Base, slots", "Seeds", "Held-out recall\u00a0↑", "Answer NLL\u00a0↓",
+    "Worth of dense compute, by recall", "Worth of dense compute, by NLL", "FLOPs per token",
+    "Parameters", "Seconds",
+)  # fmt: skip
 _TERMINAL_HEAD = (
-    "Base, slots",
-    "Seeds",
-    "Held-out\nrecall",
-    "Answer\nNLL",
-    "Worth, by\nrecall",
-    "Worth, by\nNLL",
-    "FLOPs\n/token",
-    "Params",
-)
+    "Base, slots", "Seeds", "Held-out\nrecall", "Answer\nNLL", "Worth, by\nrecall",
+    "Worth, by\nNLL", "FLOPs\n/token", "Params",
+)  # fmt: skip
 _RUN_HEAD = (
-    "Run",
-    "Held-out recall",
-    "Answer NLL",
-    "FLOPs per token",
-    "Parameters",
-    "Slots read",
+    "Run", "Held-out recall", "Answer NLL", "FLOPs per token", "Parameters", "Slots read",
     "Seconds",
-)
+)  # fmt: skip
 _FIT_HEAD = ("Law", "Of", "Slope for each doubling", "Intercept", "R²", "Runs", "Left out")
 _FORMS = (
     "Recall: logit(recall) = intercept + slope · log2(x), by maximum likelihood. Answer NLL: a "
@@ -94,8 +69,8 @@ def scale_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "base": base,
             "slots": slots,
-            "runs": [run for run in group if finished(run)],
-            "failed": [run for run in group if not finished(run)],
+            "runs": [run for run in group if summary.finished(run)],
+            "failed": [run for run in group if not summary.finished(run)],
             "exchange": {metric: rates.get((base, slots, metric)) for metric in METRICS},
             **{metric: spread(heldout(run, metric) for run in group) for metric in METRICS},
         }
@@ -107,7 +82,7 @@ def render_scale_table(results: Mapping[str, Any]) -> "rich.table.Table":
     """Return the summary for a terminal. The reasons of failed runs stand below it."""
     rows = [Row(Cell(_cell_name(row)), _summary_cells(row)[:-1]) for row in scale_rows(results)]
     reasons = [
-        f"{_run_name(run)} {status(run)}: {short_reason(failure(run))}"
+        f"{_run_name(run)} {summary.status(run)}: {short_reason(summary.failure(run))}"
         for row in scale_rows(results)
         for run in row["failed"]
     ]
@@ -124,8 +99,8 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The path of the page, which needs no other file to be read.
     """
-    styles = variant_styles(list(by_variant(results)))
-    groups = by_variant({"runs": [run for run in results["runs"] if finished(run)]})
+    styles = variant_styles(list(summary.by_variant(results)))
+    groups = summary.by_variant({"runs": [run for run in results["runs"] if summary.finished(run)]})
     plots = draw_scale_plots(results)
     losses = loss_plot(groups, styles)
     page = Page(
@@ -182,9 +157,9 @@ def _summary_cells(row: Mapping[str, Any]) -> list[Cell]:
         Cell(str(len(row["runs"])), seeds),
         *(spread_cell(row[metric], ".3f", len(row["runs"]), ranges=False) for metric in METRICS),
         *(_worth(row["exchange"][metric]) for metric in METRICS),
-        Cell(number(mean_of(row["runs"], "flops_per_token"))),
-        Cell(number(mean_of(row["runs"], "params_total"))),
-        Cell(number(mean_of(row["runs"], "seconds"), ",.0f")),
+        Cell(number(summary.mean_of(row["runs"], "flops_per_token"))),
+        Cell(number(summary.mean_of(row["runs"], "params_total"))),
+        Cell(number(summary.mean_of(row["runs"], "seconds"), ",.0f")),
     ]
 
 
@@ -229,10 +204,10 @@ def _every_run(results: Mapping[str, Any]) -> Table:
         texts = (
             number(heldout(run, "recall"), ".3f"),
             number(heldout(run, "answer_nll"), ".3f"),
-            number(measured(run, "flops_per_token")),
-            number(measured(run, "params_total")),
+            number(summary.measured(run, "flops_per_token")),
+            number(summary.measured(run, "params_total")),
             DASH if used is None else f"{used:.0%}",
-            number(measured(run, "seconds"), ",.0f"),
+            number(summary.measured(run, "seconds"), ",.0f"),
         )
         rows.append(run_row(_cell_name(run), run, styles[run["base"]].colour, texts))
     return Table(_RUN_HEAD, rows, "Every run")
@@ -247,7 +222,7 @@ def _lead(results: Mapping[str, Any]) -> str:
     )
     facts = (results.get("facts") or {}).get("facts")
     text += f", taught {facts:,} facts" if facts else ""
-    tokens = {tokens_read(run) for run in results["runs"] if finished(run)}
+    tokens = {summary.tokens_read(run) for run in results["runs"] if summary.finished(run)}
     text += f" on {number(tokens.pop())} tokens." if len(tokens) == 1 else "."
     for base in results["bases"]:
         rows = [row for row in scale_rows(results) if row["base"] == base and row["recall"]]
@@ -265,11 +240,11 @@ def _size(row: Mapping[str, Any]) -> str:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     notes = []
-    failed = [run for run in results["runs"] if not finished(run)]
+    failed = [run for run in results["runs"] if not summary.finished(run)]
     if failed:
         notes.append(
             f"{len(failed)} of {len(results['runs'])} runs did not finish and are in no mean and "
-            f"no fit: {'; '.join(f'{_run_name(run)} ({status(run)})' for run in failed)}."
+            f"no fit: {'; '.join(f'{_run_name(run)} ({summary.status(run)})' for run in failed)}."
         )
     if len(results["seeds"]) < 3:
         notes.append(

@@ -11,25 +11,11 @@ from typing import Any
 from memory_layers.common import text
 from memory_layers.common.errors import UserError
 from memory_layers.common.text import short_number
+from memory_layers.study import summary
 from memory_layers.study.intervals import finite, spread
 from memory_layers.study.plots.drawing import Styles
 from memory_layers.study.report.page import Cell, Row, Table
-from memory_layers.study.summary import (
-    BITS,
-    FORMS,
-    MEASURES,
-    TERA,
-    Groups,
-    Run,
-    by_variant,
-    comparisons,
-    failure,
-    finished,
-    measured,
-    memory_variants,
-    status,
-    summary_table,
-)
+from memory_layers.study.summary import BITS, FORMS, MEASURES, Groups, Run
 
 DASH = "\u2013"
 TIMES = "\u00d7"
@@ -56,18 +42,9 @@ _COLUMNS: dict[str, tuple[str, str]] = {
 }
 _STANDARD = tuple(key for key in _COLUMNS if key not in BITS)
 _RUN_HEAD = (
-    "Variant, seed",
-    "Held-out questions",
-    "Answer NLL",
-    "Text loss",
-    "Bits stored",
-    "Last loss",
-    "Learning rate",
-    "Value learning rate",
-    "Slots read",
-    "KL to uniform",
-    "Seconds",
-)
+    "Variant, seed", "Held-out questions", "Answer NLL", "Text loss", "Bits stored", "Last loss",
+    "Learning rate", "Value learning rate", "Slots read", "KL to uniform", "Seconds",
+)  # fmt: skip
 
 
 def number(value: object, form: str = "") -> str:
@@ -130,7 +107,7 @@ def results_table(
     Raises:
         UserError: A column is not known.
     """
-    rows = summary_table(results)
+    rows = summary.summary_table(results)
     if columns is None:
         unmeasured = all(row["text_nll"] is None for row in rows)
         columns = [key for key in _STANDARD if key != "text_nll" or not unmeasured]
@@ -168,7 +145,9 @@ def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
     found = row[key]
     if key == "bits_per_train_flop" and found is not None:
         scaled = ("mean", "min", "max", "half")
-        found = {k: v * TERA if k in scaled and v is not None else v for k, v in found.items()}
+        found = {
+            k: v * summary.TERA if k in scaled and v is not None else v for k, v in found.items()
+        }
     return spread_cell(found, form, row["seeds"], ranges=ranges)
 
 
@@ -219,7 +198,7 @@ def match_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
             [Cell(percent((match[key].get("off") or {}).get(name))) for key in matched],
             styles[name].colour,
         )
-        for name in by_variant(results)
+        for name in summary.by_variant(results)
     ]
     head = ["Variant", *(names[key] for key in matched)]
     return Table(head, rows, "What was matched") if matched else None
@@ -227,15 +206,15 @@ def match_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
 
 def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]:
     """Return, for each variant with memory, how it differs from every other, paired by seed."""
-    found = {(e["variant"], e["reference"], e["measure"]): e for e in comparisons(results)}
+    found = {(e["variant"], e["reference"], e["measure"]): e for e in summary.comparisons(results)}
     measures = {measure for _, _, measure in found} | {"question_heldout"}
     used = [name for name in MEASURES if name in measures]
     head = ["Against", "Pairs"]
     for name in used:
         head += [_COLUMNS[name][0], "Verdict"]
-    rows_of = {row["variant"]: row for row in summary_table(results)}
+    rows_of = {row["variant"]: row for row in summary.summary_table(results)}
     tables = []
-    for subject in memory_variants(results) if len(rows_of) > 1 else ():
+    for subject in summary.memory_variants(results) if len(rows_of) > 1 else ():
         rows = []
         for other in rows_of:
             if other == subject:
@@ -271,7 +250,7 @@ def _signed(value: float) -> str:
 
 def bits_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
     """Return the knowledge of each variant in bits for what it costs, if that was measured."""
-    known = any(row[key] for row in summary_table(results) for key in BITS)
+    known = any(row[key] for row in summary.summary_table(results) for key in BITS)
     return results_table(results, styles, ("bits_stored", *BITS)) if known else None
 
 
@@ -313,7 +292,7 @@ def run_table(results: Mapping[str, Any], styles: Styles) -> Table:
         _RUN_HEAD,
         [
             run_row(variant, run, styles[variant].colour, _run_texts(run))
-            for variant, runs in by_variant(results).items()
+            for variant, runs in summary.by_variant(results).items()
             for run in runs
         ],
         "Every run",
@@ -323,9 +302,9 @@ def run_table(results: Mapping[str, Any], styles: Styles) -> Table:
 def run_row(name: str, run: Run, colour: str, texts: Sequence[str]) -> Row:
     """Return the row of a run: its texts if it finished, and else the reason."""
     title = Cell(name, f"seed {run.get('seed')}")
-    if finished(run):
+    if summary.finished(run):
         return Row(title, [Cell(text) for text in texts], colour)
-    return Row(title, (), colour, failure(run), status(run))
+    return Row(title, (), colour, summary.failure(run), summary.status(run))
 
 
 def _run_texts(run: Run) -> Sequence[str]:
@@ -333,9 +312,9 @@ def _run_texts(run: Run) -> Sequence[str]:
     history = run.get("history") or [{}]
     used = finite(usage.get("used_share"))
     return (
-        number(measured(run, "question_heldout"), ".3f"),
-        number(measured(run, "answer_nll"), ".3f"),
-        number(measured(run, "text_nll"), ".3f"),
+        number(summary.measured(run, "question_heldout"), ".3f"),
+        number(summary.measured(run, "answer_nll"), ".3f"),
+        number(summary.measured(run, "text_nll"), ".3f"),
         number(run.get("bits_stored"), ",.0f"),
         number(history[-1].get("loss"), ".3f"),
         number(run.get("learning_rate"), ".3g"),
