@@ -68,7 +68,7 @@ def _twin(
     with torch.device("meta"):
         twin = type(model)(model.config)
         ids = torch.zeros(rows, length, dtype=torch.int64)
-        # A mask that is given is not looked into, which a tensor without numbers could not bear.
+        # transformers looks at the numbers of its own masks, and these tensors hold none.
         mask = torch.ones(rows, 1, length, length, dtype=torch.bool)
     return twin, {"input_ids": ids, "attention_mask": mask}
 
@@ -84,9 +84,9 @@ def _set_mode(twin: PreTrainedModel, *, training: bool) -> None:
 
 
 class _Send:
-    """RoutedExperts.send where no numbers say which expert a token goes to: all to the first.
+    """RoutedExperts.send for tensors without numbers: all tokens go to the first expert.
 
-    Whoever gets them, each token costs the same.
+    A token costs the same with any of them.
     """
 
     def __init__(self, layer: RoutedExperts) -> None:

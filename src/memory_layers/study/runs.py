@@ -1,7 +1,7 @@
 """Many runs in worker processes: each is a process of its own with its own folder.
 
 What was stopped goes on where it was: finished runs are left alone, unfinished ones resume from
-their checkpoints. Next: measure.py, what a run puts down, and outcome.py, how it may end.
+their checkpoints. Next: measure.py, what a run records, and outcome.py, how it may end.
 """
 
 import multiprocessing
@@ -14,8 +14,15 @@ from pathlib import Path
 
 import torch
 
-from memory_layers.study.outcome import FAILURE, LOG, RESULT, record_exit, recorded_failures
-from memory_layers.study.progress import CompareProgress
+from memory_layers.common.progress import ProgressLine
+from memory_layers.study.outcome import (
+    FAILURE,
+    LOG,
+    RESULT,
+    read_metrics,
+    record_exit,
+    recorded_failures,
+)
 from memory_layers.train.config import RunConfig
 from memory_layers.train.interrupt import StopSignal
 
@@ -51,7 +58,7 @@ def run_all(
         (folder / name / FAILURE).unlink(missing_ok=True)
     running: dict[str, BaseProcess] = {}
     stopping = False
-    with StopSignal() as stop, CompareProgress(steps, folder) as progress:
+    with StopSignal() as stop, ProgressLine() as progress:
         while waiting or running:
             while waiting and len(running) < workers and not stop.requested:
                 name = waiting.pop(0)
@@ -72,7 +79,10 @@ def run_all(
                 # A run that was asked to stop has not ended: it goes on when started again.
                 if ended is not None and not stopping:
                     ended(name)
-            progress.look()
+            done = {name: _state(folder / name) for name in steps}
+            status = "  |  ".join(f"{name} {done[name][1]}" for name in running if done[name][0])
+            total = sum(step for step, _ in done.values())
+            progress.update(total, sum(steps.values()), "all runs", status)
         if stop.requested:
             raise KeyboardInterrupt(f"stopped, every run has saved a checkpoint in {folder}")
 
@@ -97,6 +107,18 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _state(folder: Path) -> tuple[int, str]:
+    """Return the last step of a run and what is known about it."""
+    step, loss, recall = 0, "", ""
+    for line in read_metrics(folder):
+        step = line["step"]
+        if "loss" in line:
+            loss = f"loss {line['loss']:.2f}"
+        if line.get("recall", {}).get("question_heldout") is not None:
+            recall = f"held-out recall {line['recall']['question_heldout']:.2f}"
+    return step, f"step {step} {loss} {recall}".rstrip()
 
 
 def _work(job: Job, out: Path, threads: int) -> None:
