@@ -62,7 +62,7 @@ def test_results_and_report(tmp_path: Path) -> None:
     fields = (
         "seed flops_per_token params_total params_active tokens seconds recall answer_nll "
         "bits_stored bits_per_parameter bits_per_active_parameter bits_per_train_flop text "
-        "recall_by_exposures recall_by_entropy slot_usage history"
+        "recall_by_exposures recall_by_entropy slot_usage history examples losses shape"
     )
     for name in ("dense", "memory"):
         assert set(fields.split()) <= set(runs[name])
@@ -79,6 +79,10 @@ def test_results_and_report(tmp_path: Path) -> None:
         assert (exposures["exposures"], exposures["facts"]) == (1, 15)
         assert sum(part["facts"] for part in runs[name]["recall_by_entropy"]) == 15
         assert runs[name]["text"] is None
+        right = [example["said"] == example["answer"] for example in runs[name]["examples"]]
+        assert right == [example["correct"] for example in runs[name]["examples"]]
+        assert 1 <= len(right) <= 6
+        assert runs[name]["losses"]["training"][-1][0] == 6
     assert runs["dense"]["tokens"] == runs["memory"]["tokens"] > 0
     assert runs["dense"]["slot_usage"] is None
     assert runs["memory"]["slot_usage"]["slots"] == 64
