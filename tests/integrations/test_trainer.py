@@ -18,6 +18,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_memory
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
@@ -240,6 +241,12 @@ def refused_on_two_ranks() -> list[str]:
     with pytest.raises(ValueError, match="one process only") as error:
         sync_tables(batch)
     found.append(str(error.value))
+    sharded = Reader()
+    fully_shard(sharded)
+    with pytest.raises(ValueError, match="sharded, by FSDP or DeepSpeed"):
+        sync_tables(sharded)
+    with pytest.raises(ValueError, match="is a DTensor, as fully_shard makes it"):
+        MemoryAdamW(sharded)
     with pytest.raises(RuntimeError, match="DistributedDataParallel would send") as error:
         trained_on_two_ranks(MemoryAdamW, synced=False)
     found.append(str(error.value))

@@ -579,7 +579,7 @@ def test_stochastic_rounding_differs_between_steps_and_follows_the_seed() -> Non
     assert moved == pytest.approx(0.03, rel=0.15), "small updates must not be lost"
 
 
-def test_stochastic_rounding_draws_anew_in_every_step() -> None:
+def test_stochastic_rounding_draws_again_in_every_step() -> None:
     """With the same draws in each step some numbers would move always and others never."""
     table = ValueTable(1, 4096, init_std=0.0, dtype=torch.bfloat16)
     table.weight.data.fill_(1.5)

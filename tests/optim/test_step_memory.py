@@ -26,7 +26,7 @@ def status(field):
 
 def limited(headroom, step):
     used = status("VmSize")
-    open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts anew
+    open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
     before = status("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (used + headroom, resource.RLIM_INFINITY))
     try:

@@ -54,7 +54,8 @@ class MemoryAdamW(torch.optim.Optimizer):
         seed: Seed of the stochastic rounding.
 
     Raises:
-        ValueError: A number is out of range, a choice unknown, or there are no parameters.
+        ValueError: A number is out of range, a choice unknown, there are no parameters, or FSDP has
+            sharded a table.
     """
 
     def __init__(
@@ -104,9 +105,13 @@ class MemoryAdamW(torch.optim.Optimizer):
         for entry in entries:
             parameter = entry[1] if isinstance(entry, tuple) else entry
             table = table_of(parameter)
-            # FSDP, whose parameters have a mesh, reduces dense gradients itself.
-            plain = parameter.requires_grad and not hasattr(parameter, "device_mesh")
-            if table is not None and plain:
+            if table is not None and hasattr(parameter, "device_mesh"):
+                raise ValueError(
+                    "the weight of a value table is a DTensor, as fully_shard makes it, and "
+                    "MemoryAdamW steps rows. hint: name it in ignored_params, or use "
+                    "memory_layers.parallel, or torch.optim.AdamW"
+                )
+            if table is not None and parameter.requires_grad:
                 tables[id(entry)] = table
         dense = [entry for entry in entries if id(entry) not in tables]
         options = {name: group.pop(name) for name in self._of_tables if name in group}
