@@ -185,17 +185,26 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001
 
 
 def _gather_sum_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
-    weights, dot = ctx.saved_tensors[2], torch.ops.memory_layers.gather_dot
-    return _gather_backward(ctx, d_out, (weights, d_out), dot)
+    table, slots, weights = ctx.saved_tensors
+    adjoint = torch.ops.memory_layers.gather_dot
+    return _gather_backward(ctx, d_out, table, slots, weights, (weights, d_out), adjoint)
 
 
 def _gather_dot_backward(ctx, d_out: Tensor) -> tuple:  # noqa: ANN001
-    x, total = ctx.saved_tensors[2], torch.ops.memory_layers.gather_sum
-    return _gather_backward(ctx, d_out, (d_out, x), total)
+    table, slots, x = ctx.saved_tensors
+    adjoint = torch.ops.memory_layers.gather_sum
+    return _gather_backward(ctx, d_out, table, slots, x, (d_out, x), adjoint)
 
 
-def _gather_backward(ctx, d_out: Tensor, factors: tuple, adjoint: Callable) -> tuple:  # noqa: ANN001
-    table, slots, token_side = ctx.saved_tensors
+def _gather_backward(
+    ctx,  # noqa: ANN001
+    d_out: Tensor,
+    table: Tensor,
+    slots: Tensor,
+    token_side: Tensor,
+    factors: tuple,
+    adjoint: Callable,
+) -> tuple:
     needs_table, _, needs_token_side, _ = ctx.needs_input_grad
     d_table = d_token_side = None
     if needs_table:
