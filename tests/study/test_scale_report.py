@@ -65,7 +65,14 @@ def test_page_figures_and_data(tmp_path: Path) -> None:
     page = write_scale_report(json.loads(json.dumps(results)), tmp_path).read_text()
     assert HOSTILE not in page
     assert "<b>large" not in page
-    for text in ("taught 3,200 facts", "no memory", "1M slots", "Fitted laws", "lie outside"):
+    for text in (
+        "taught 3,200 facts",
+        "no memory",
+        "1M slots",
+        "Fitted laws",
+        "lie outside",
+        "Recall over memory size.",
+    ):
         assert text in page
     assert page.count("data:image/png;base64,") == len(PLOT_NAMES)
     files = {path.name for path in (tmp_path / "plots").iterdir()}

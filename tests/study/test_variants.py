@@ -113,3 +113,13 @@ def test_there_is_one_count_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = by_variant(results)
     plot = history_plot(groups, variant_styles(list(groups)), "tokens")
     assert max(float(row["tokens"]) for row in rows_of(plot)) == 1000 * 8 * 2 * 64
+
+
+def test_every_plot_has_its_own_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_layers.study.plots.drawing.render_png", lambda _figure: b"")
+    page = write_report(make_up(), tmp_path).read_text("utf-8")
+    captions = [part.split("</b>")[0] for part in page.split("<figcaption><b>")[1:]]
+    assert len(set(captions)) == len(captions)
+    assert "Recall over training FLOPs." in captions
+    # A plot without a caption would show its name.
+    assert not [caption for caption in captions if "_" in caption]

@@ -59,10 +59,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot. The template has its caption by its name."""
+    """A plot. The template has its caption, by its name or by that of `caption`."""
 
     name: str
     plot: Plot
+    caption: str = ""
 
 
 @dataclass(frozen=True)

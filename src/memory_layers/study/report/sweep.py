@@ -111,7 +111,11 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
             "Results": [_summary(results)],
             "What each model is": [describe_variants(results)],
             **{
-                name: [Figure(key, plot) for key, plot in plots.items() if key.startswith(metric)]
+                name: [
+                    Figure(key, plot, f"sweep_{key}")
+                    for key, plot in plots.items()
+                    if key.startswith(metric)
+                ]
                 for metric, name in (("recall", "Recall"), ("answer_nll", "Answer NLL"))
             },
             "Over training": [Figure("loss_over_tokens", losses)] if losses else [],
