@@ -1,9 +1,9 @@
 """What each operation must move and multiply, and the time that this takes at least."""
 
-import math
 from dataclasses import dataclass
 
 from memory_layers.plan import DEVICES
+from memory_layers.plan.work import distinct_rows
 
 H100 = DEVICES["h100"]
 
@@ -38,8 +38,7 @@ class Shape:
     @property
     def touched(self) -> float:
         """R, expected, for slots drawn uniformly."""
-        slots = self.sub_keys**2
-        return slots * -math.expm1(-self.tokens * self.reads / slots)
+        return distinct_rows(self.sub_keys**2, self.tokens * self.reads)
 
 
 # arXiv 2412.09764: the 373m model, a batch of 8 x 4096 a GPU. And the sizes of the CPU targets.

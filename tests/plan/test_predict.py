@@ -114,7 +114,7 @@ def test_the_ranks_must_be_able_to_share() -> None:
     planned = job(batch_size=4)
     with pytest.raises(ValueError, match=r"train.batch_size must be a multiple of .* 3"):
         replace(planned, layout=Layout(1, 3, 1, 3))
-    with pytest.raises(UserError, match=r"parallel.tensor must divide attention heads, 4, got 8"):
+    with pytest.raises(UserError, match=r"parallel.tensor = 8 must divide num_attention_heads = 4"):
         replace(planned, layout=Layout(1, 1, 8, 8))
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryBeside, MemoryLayer
 from memory_layers.layers.walk import find_layers
 from memory_layers.parallel.collectives import Group, start_gather, start_sum, wait
@@ -39,7 +40,7 @@ def check_divisible(config: PreTrainedConfig, ranks: int) -> None:
     if wrong:
         most = math.gcd(*sizes.values())
         fits = [number for number in range(1, most + 1) if most % number == 0]
-        raise ValueError(
+        raise UserError(
             f"parallel.tensor = {ranks} must divide {', '.join(wrong)}. hint: one of {fits}"
         )
 

@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MemorySizes
 from memory_layers.parallel.config import Layout
+from memory_layers.parallel.tensor import check_divisible
 from memory_layers.train.config import RunConfig, check_shares
 
 FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
@@ -53,25 +54,14 @@ class Job:
                     f"plan covers memory.{name} {covered!r}, got {value!r}. hint: plan without it"
                 )
         check_shares(self.run.train, self.layout)
-        tensor = self.layout.tensor
-        sizes = {
-            "attention heads": self.shape.num_attention_heads,
-            "key and value heads": self.key_value_heads,
-            "model.mlp_size": self.shape.intermediate_size,
-        }
-        if not self.shape.tie_word_embeddings:
-            sizes["the vocabulary"] = self.vocab
-        for name, size in sizes.items():
-            if size % tensor:
-                raise UserError(
-                    f"parallel.tensor must divide {name}, {size}, got {tensor}. "
-                    "hint: --parallel.tensor 1"
-                )
+        check_divisible(self.shape, self.layout.tensor)
 
     @cached_property
     def shape(self) -> LlamaConfig:
         """The base model."""
-        return self.run.model.to_preset().to_config()
+        config = self.run.model.to_preset().to_config()
+        config.vocab_size = self.vocab
+        return config
 
     @property
     def key_value_heads(self) -> int:

@@ -7,6 +7,7 @@ must fit.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from memory_layers.layers.pending import FOLD_BYTES
 from memory_layers.plan import saved
 from memory_layers.plan.job import BF16, FP32, INT64, Job
 from memory_layers.plan.parameters import Unit
@@ -15,7 +16,6 @@ from memory_layers.plan.work import needs_row_sums, reads_of_table, row_state_by
 PARTS = (
     "weights", "optimizer", "gradients", "gathered", "pending", "exchange", "activations",
 )  # fmt: skip
-FOLD_BYTES = 2**30
 
 
 @dataclass(frozen=True)

@@ -111,16 +111,15 @@ class Traffic:
         return self.rows + self.row_step + self.dense_step + self.weights + self.activations
 
 
-def touched_rows(job: Job, reads: int) -> float:
-    """Return R, expected for slots drawn uniformly: no other distribution touches more.
+def distinct_rows(num_slots: int, reads: int) -> float:
+    """Return R, expected for slots drawn uniformly: no other distribution touches more."""
+    return num_slots * -math.expm1(-reads / num_slots)
 
-    Args:
-        job: The run.
-        reads: Rows read.
-    """
+
+def touched_rows(job: Job, reads: int) -> float:
+    """Return the distinct rows among so many reads of a table."""
     assert job.memory is not None
-    slots = job.memory.slots
-    return slots * -math.expm1(-reads / slots)
+    return distinct_rows(job.memory.slots, reads)
 
 
 def reads_of_table(job: Job) -> int:
