@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from memory_layers.layers.factored import FactoredGradient
 from memory_layers.models import build_model
 from memory_layers.optim import MemoryAdamW
 from memory_layers.plan.job import Job
@@ -48,7 +49,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, kwargs, result)):
-            if isinstance(tensor, Tensor):
+            # A gradient kept as its factors has the shape of the table and no memory of its own.
+            if isinstance(tensor, Tensor) and not isinstance(tensor, FactoredGradient):
                 self._watch(tensor._local_tensor if isinstance(tensor, DTensor) else tensor)
         live = self.live()
         if live > self.peak:
