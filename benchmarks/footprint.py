@@ -96,8 +96,8 @@ def _memory(slots: int, tokens: int, reads: int, width: int) -> dict[str, float]
 
 def _compile() -> dict[str, float]:
     layers = [
-        MemoryLayer(MemoryConfig(layers=(0,), sub_keys=16, top_k=4, value_dtype=dtype), 16)
-        for dtype in ("float32", "bfloat16")
+        MemoryLayer(MemoryConfig(layers=(0,), sub_keys=16, top_k=4), 16, value_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
     ]
     start = time.perf_counter()
     for layer in layers:

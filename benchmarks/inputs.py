@@ -127,7 +127,7 @@ def model_sizes(folder: Path, sizes: Sizes) -> Sizes:
     memory = MemoryConfig.from_dict(config["memory"])
     return replace(
         sizes,
-        slots=memory.slots,
+        slots=memory.num_slots,
         value_dim=memory.resolved(config["hidden_size"]).value_dim,
         heads=memory.heads,
         top_k=memory.top_k,

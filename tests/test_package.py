@@ -57,7 +57,6 @@ def test_public_names() -> None:
         "MemoryConfig",
         "MemoryLayer",
         "MoeConfig",
-        "PeerLayer",
         "ValueTable",
         "add_experts",
         "add_memory",

@@ -49,7 +49,7 @@ def reference_table(job: Job) -> ReferenceTable:
     """Work out the reference layout for the tables of a job."""
     memory, group = job.memory, job.layout.memory
     assert memory is not None
-    slice_bytes = job.tables * memory.slots * job.columns * BF16
+    slice_bytes = job.tables * memory.num_slots * job.columns * BF16
     reads = len(memory.layers) * job.run.train.accumulate
     forwards = reads * (2 if job.checkpointing else 1)
     slots = forwards * job.own_tokens * memory.reads * (INT64 + BF16)

@@ -85,7 +85,7 @@ def table_bytes(prediction: Prediction) -> float:
 def resting_bytes(job: Job) -> float:
     """Return the bytes of tables and their optimizer state on a rank."""
     assert job.memory is not None
-    rows = job.tables * job.memory.slots
+    rows = job.tables * job.memory.num_slots
     return rows * (job.columns * job.table_bytes + row_state_bytes(job))
 
 
@@ -123,10 +123,11 @@ def _arithmetic(prediction: Prediction) -> list[str]:
     again = ", once more where blocks are recomputed" if job.checkpointing else ""
     return [
         f"The arithmetic for {job.layout.world} ranks, G = {group}, T = {tokens:,}, J = {reads}, "
-        f"V = {value:,}, N = {memory.slots:,}:",
+        f"V = {value:,}, N = {memory.num_slots:,}:",
         "",
-        f"- table: N · V/G = {memory.slots:,} · {job.columns:,} numbers of {job.table_bytes} bytes "
-        f"= {size(memory.slots * job.columns * job.table_bytes)}; the reference holds that, a "
+        f"- table: N · V/G = {memory.num_slots:,} · {job.columns:,} numbers of "
+        f"{job.table_bytes} bytes "
+        f"= {size(memory.num_slots * job.columns * job.table_bytes)}; the reference holds that, a "
         "gradient of the same size and two moments, all bf16: four times as much",
         f"- all-gather: T · J · (4 + {job.sent_weight_bytes}) = {size(slots)} a read of a layer, "
         f"sent G − 1 = {group - 1} times, {passes} times a step{again}: "
@@ -156,5 +157,5 @@ def _replicas(prediction: Prediction) -> list[str]:
         f"Between {job.replicas} replicas, on {job.layout.world} ranks: each to all others its "
         f"factors, {size(factors)} sent, or the dense sums N · (4 · V/G + 1) in a ring, "
         f"{size(sums)} sent. Here: {chosen}. The reference reduces the dense gradient in bf16: "
-        f"{size(2 * (job.replicas - 1) / job.replicas * memory.slots * job.columns * 2)} sent.",
+        f"{size(2 * (job.replicas - 1) / job.replicas * memory.num_slots * job.columns * 2)} sent.",
     ]

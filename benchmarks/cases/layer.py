@@ -71,7 +71,7 @@ def _build(request: Request) -> MemoryLayer:
     )
     with torch.device("meta"):
         layer = MemoryLayer(config, sizes.value_dim)
-    rows = make_table(config.slots, sizes.value_dim, torch.float32, request.device)
+    rows = make_table(config.num_slots, sizes.value_dim, torch.float32, request.device)
     layer.memory_table = value_table(rows)
     for part in PARTS:
         module: Any = getattr(layer, part)

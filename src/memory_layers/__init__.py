@@ -10,7 +10,7 @@ from memory_layers.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from memory_layers.config import MemoryConfig, MoeConfig
-    from memory_layers.layers import MemoryLayer, PeerLayer, ValueTable, fuse_for_inference
+    from memory_layers.layers import MemoryLayer, ValueTable, fuse_for_inference
     from memory_layers.models import add_experts, add_memory
     from memory_layers.ops.find import product_key_topk
     from memory_layers.ops.read import gather_dot, gather_sum
@@ -22,7 +22,6 @@ __all__ = [
     "MemoryConfig",
     "MemoryLayer",
     "MoeConfig",
-    "PeerLayer",
     "ValueTable",
     "add_experts",
     "add_memory",
@@ -36,7 +35,7 @@ __all__ = [
 # Where each name is imported from when it is first touched: as above, for the interpreter.
 _HOMES = {
     "config": ("MemoryConfig", "MoeConfig"),
-    "layers": ("MemoryLayer", "PeerLayer", "ValueTable", "fuse_for_inference"),
+    "layers": ("MemoryLayer", "ValueTable", "fuse_for_inference"),
     "models": ("add_experts", "add_memory"),
     "ops.find": ("product_key_topk",),
     "ops.read": ("gather_dot", "gather_sum"),
@@ -49,6 +48,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"memory_layers.{home}"), name)
+    if name == "PeerLayer":
+        # An AttributeError would not reach the user of `from memory_layers import PeerLayer`.
+        raise ImportError('PeerLayer is MemoryLayer with MemoryConfig(readout="experts")')
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,13 +7,17 @@ K  slots read per head                    J  reads per token, H * K
 V  value width                            R  distinct rows touched in a step
 E  reads of a step, all calls together    S  gradient vectors of a step
 G  ranks                                  B, L  batch and length, only outside the layer
+X  experts of a mixture                   F  hidden width of an expert
+Q  experts of a token                     P  pairs of a token and an expert
 
-A letter never has a second meaning. Next: config.py.
+A letter never has a second meaning. Next: config/memory.py.
 """
 
 from collections.abc import Mapping
 
 from torch import Tensor
+
+from memory_layers.common.errors import UserError
 
 
 def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> Mapping[str, int]:
@@ -29,7 +33,7 @@ def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> Mappin
         The known sizes and those read off this tensor.
 
     Raises:
-        ValueError: The number of axes or a known size disagrees.
+        UserError: The number of axes or a known size disagrees.
     """
     axes = letters.split()
     known = dict(sizes)
@@ -40,5 +44,5 @@ def check_shape(name: str, tensor: Tensor, letters: str, **sizes: int) -> Mappin
             fits = fits and expected == size
     if not fits:
         wanted = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
-        raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+        raise UserError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
     return known

@@ -140,14 +140,14 @@ def test_every_module_has_the_new_config() -> None:
 
 
 @pytest.mark.parametrize("share_values", [True, False])
-@pytest.mark.parametrize("value_dtype", ["model", "float32", "bfloat16"])
+@pytest.mark.parametrize("value_dtype", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_types_follow_the_model_and_the_config(
-    dtype: torch.dtype, value_dtype: str, share_values: bool
+    dtype: torch.dtype, value_dtype: torch.dtype | None, share_values: bool
 ) -> None:
-    memory = tiny_memory(value_dtype=value_dtype, share_values=share_values)
-    model = add_memory(tiny_llama(dtype), memory)
-    of_table = dtype if value_dtype == "model" else getattr(torch, value_dtype)
+    memory = tiny_memory(share_values=share_values)
+    model = add_memory(tiny_llama(dtype), memory, value_dtype=value_dtype)
+    of_table = value_dtype or dtype
     for name, parameter in model.named_parameters():
         assert parameter.dtype == (of_table if "memory_table" in name else dtype), name
     assert logits(model).dtype == dtype
@@ -192,6 +192,13 @@ def test_memory_twice_is_refused() -> None:
         with pytest.raises(ValueError, match="the model has memory layers already"):
             add_memory(again, tiny_memory(layers=(1,)))
     assert torch.equal(logits(model), before)
+
+
+def test_other_types_of_tables_are_refused() -> None:
+    model = tiny_llama()
+    with pytest.raises(ValueError, match=r"value_dtype must be torch\.float32.*got torch\.int8"):
+        add_memory(model, tiny_memory(), value_dtype=torch.int8)
+    assert type(model) is LlamaForCausalLM
 
 
 def test_other_modules_are_refused() -> None:

@@ -119,7 +119,7 @@ def test_moe_is_the_smallest_even_one_above_memory(name: str) -> None:
 def test_peer_totals(name: str, total_b: str) -> None:
     """1.037b at 134m and 3.646b at 1.3b are printed, 1.575b and 2.517b derived."""
     peer = PRESETS[name].peer()
-    assert peer.slots == 589_824
+    assert peer.num_slots == 589_824
     assert billions(total(name, peer), 4) == total_b
 
 
@@ -134,7 +134,7 @@ def test_totals_follow_the_formula(name: str, kind: str) -> None:
     heads, sub_keys = memory.heads, memory.sub_keys
     layer = d * heads * key_dim + heads * key_dim + heads * sub_keys * key_dim
     layer += 2 * d * d + 2 * d if memory.gate == "silu" else 0
-    change = len(memory.layers) * (layer - 3 * d * mlp) + memory.slots * d
+    change = len(memory.layers) * (layer - 3 * d * mlp) + memory.num_slots * d
     assert total(name, memory) == total(name) + change
 
 

@@ -64,16 +64,16 @@ def test_a_mixture_from_a_folder_keeps_all_weights(tmp_path: Path) -> None:
 def test_no_memory_for_it_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     before, kind = logits(model), type(model)
-    build, built = model_classes.build_layer, []
+    build, built = model_classes.MemoryLayer, []
 
-    def fails(*arguments: object) -> object:
+    def fails(*arguments: object, **options: object) -> object:
         built.append(arguments)
         if len(built) == 2:
             raise torch.OutOfMemoryError("no room")
-        return build(*arguments)
+        return build(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model_classes, "build_layer", fails)
+        patch.setattr(model_classes, "MemoryLayer", fails)
         with pytest.raises(torch.OutOfMemoryError):
             add_memory(model, tiny_memory(share_values=False))
     assert type(model) is kind

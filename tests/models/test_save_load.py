@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from memory_layers import MemoryAdamW
 from memory_layers.models import add_memory
-from memory_layers.models.saving import FORMAT_VERSION
+from memory_layers.models.remote_code import FORMAT_VERSION
 
 IDS = torch.arange(18).view(2, 9) * 7 % 40
 
@@ -29,20 +29,22 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(IDS).logits
 
 
-def trained(dtype: torch.dtype = torch.float32, **memory: object) -> torch.nn.Module:
+def trained(
+    dtype: torch.dtype = torch.float32, value_dtype: torch.dtype | None = None, **memory: object
+) -> torch.nn.Module:
     """A model whose every parameter is away from what its initialisation would give."""
-    model = add_memory(tiny_llama(dtype), tiny_memory(**memory))
+    model = add_memory(tiny_llama(dtype), tiny_memory(**memory), value_dtype=value_dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
 
-@pytest.mark.parametrize("value_dtype", ["model", "float32", "bfloat16"])
+@pytest.mark.parametrize("value_dtype", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_round_trip(dtype: torch.dtype, value_dtype: str, tmp_path: Path) -> None:
+def test_round_trip(dtype: torch.dtype, value_dtype: torch.dtype | None, tmp_path: Path) -> None:
     # Shared with one type of model and apart with the other, in turn.
-    share_values = (dtype == torch.float32) == (value_dtype != "bfloat16")
+    share_values = (dtype == torch.float32) == (value_dtype != torch.bfloat16)
     model = trained(dtype, value_dtype=value_dtype, share_values=share_values)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -169,6 +171,27 @@ def test_config_json(tmp_path: Path) -> None:
 def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+@pytest.mark.parametrize("value_dtype", ["model", "bfloat16"])
+def test_folders_of_before(value_dtype: str, tmp_path: Path) -> None:
+    """Their memory had fields for the type of tables, frozen keys and kinds of gradients."""
+    dtype = None if value_dtype == "model" else torch.bfloat16
+    model = trained(value_dtype=dtype)
+    model.save_pretrained(tmp_path / "new")
+    model.save_pretrained(tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    del values["value_dtype"]
+    before = {"value_dtype": value_dtype, "train_keys": False}
+    edit_config(tmp_path / "old", memory={**values["memory"], **before})
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.model.memory_table.weight.dtype == (dtype or torch.float32)
+    loaded.save_pretrained(tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        new, again = (tmp_path / folder / name for folder in ("new", "again"))
+        assert new.read_bytes() == again.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import Adafactor
 
 from memory_layers import MemoryAdamW, MemoryConfig, ValueTable
-from memory_layers.layers import build_layer
+from memory_layers.layers import MemoryLayer
 
 N, V, T, J, DIM = 12, 8, 10, 3, 8
 BETAS = (0.9, 0.95)
@@ -155,7 +155,7 @@ def test_ours_moves_the_touched_rows_alone() -> None:
 
 
 def test_the_first_thing_that_a_user_of_torch_types() -> None:
-    layer = build_layer(MemoryConfig(layers=(0,), sub_keys=8, heads=2, top_k=3, key_dim=8), DIM)
+    layer = MemoryLayer(MemoryConfig(layers=(0,), sub_keys=8, heads=2, top_k=3, key_dim=8), DIM)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.05)
     x = torch.randn(20, DIM)
     before = layer.values.weight.detach().clone()

@@ -82,7 +82,9 @@ class Result:
     weights: dict[str, Tensor]
 
 
-def tiny_model(*, tied: bool = True, **memory: Any) -> PreTrainedModel:
+def tiny_model(
+    *, tied: bool = True, value_dtype: torch.dtype | None = None, **memory: Any
+) -> PreTrainedModel:
     """Build, on the meta device, three blocks of which two read a memory of 64 slots."""
     sizes = {
         "layers": (1, 2), "sub_keys": 8, "heads": 2, "top_k": 4, "key_dim": 8, "value_dim": 30,
@@ -93,7 +95,7 @@ def tiny_model(*, tied: bool = True, **memory: Any) -> PreTrainedModel:
         tie_embeddings=tied,
     )  # fmt: skip
     with torch.device("meta"):
-        return build_model(preset, MemoryConfig(**{**sizes, **memory}))
+        return build_model(preset, MemoryConfig(**{**sizes, **memory}), value_dtype=value_dtype)
 
 
 def run_alone(case: Case) -> Result:

@@ -13,7 +13,7 @@ from memory_layers.layers.draw import draw_normal
 from memory_layers.models.initialize import materialize
 
 ODD = {"value_dim": 7, "share_values": False}
-BESIDE = {"tied": False, "placement": "beside", "value_dtype": "bfloat16"}
+BESIDE = {"tied": False, "placement": "beside", "value_dtype": torch.bfloat16}
 CASES = {
     1: [({}, {}), ({}, ODD)],
     2: [({}, {}), ({"tensor": 2}, BESIDE), ({"replicate": 2, "memory": 1}, ODD)],

@@ -19,7 +19,7 @@ ROUNDED = Budget(loss=2e-2, norm=0.4, most=6.0, rms=1.0)
 
 ROW = {"value_state": "row"}
 DECAY = {"value_weight_decay": 0.1}
-MASTER = {"memory": {"value_dtype": "bfloat16"}, "optim": {"bf16_rows": "master"}}
+MASTER = {"memory": {"value_dtype": torch.bfloat16}, "optim": {"bf16_rows": "master"}}
 
 CASES = {
     2: [

@@ -131,7 +131,10 @@ def measure(job: Job) -> LiveBytes:
         job: A run of one rank.
     """
     optim = job.run.optim
-    model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab).train()
+    model = build_model(
+        job.run.model.to_preset(), job.memory, vocab_size=job.vocab,
+        value_dtype=getattr(torch, optim.value_dtype),
+    ).train()  # fmt: skip
     if job.checkpointing:
         recompute_blocks(model)
     optimizer = MemoryAdamW(

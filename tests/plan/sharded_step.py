@@ -75,7 +75,10 @@ def run_steps(jobs: list[Job]) -> list[dict[str, Any]]:
 def _run(job: Job) -> dict[str, Any]:
     meshes = make_meshes(job.layout, "cpu")
     with torch.device("meta"):
-        model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
+        model = build_model(
+            job.run.model.to_preset(), job.memory, vocab_size=job.vocab,
+            value_dtype=getattr(torch, job.run.optim.value_dtype),
+        )  # fmt: skip
     parallelize(model, meshes, job.run.parallel, seed=0)
     model.train()
     if job.checkpointing:

@@ -16,7 +16,8 @@ CASES = {
     "memory, recomputed": {"memory": memory(), "vocab": 300, "gradient_checkpointing": True},
     "memory, two micro-batches": {"memory": memory(), "accumulate": 2, "batch_size": 2},
     "plain memory, bf16 table": {
-        "memory": memory(gate="none", qk_norm=False, value_dtype="bfloat16")
+        "memory": memory(gate="none", qk_norm=False),
+        "optim": {"value_dtype": "bfloat16"},
     },
     "scalar gate, one moment a row": {
         "memory": memory(gate="sigmoid", value_dim=64),

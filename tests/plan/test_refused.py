@@ -12,7 +12,6 @@ REFUSED = {
     "readout": "experts",
     "random_slots": 2,
     "sink_slot": True,
-    "train_keys": False,
 }
 
 
@@ -20,6 +19,11 @@ REFUSED = {
 def test_a_memory_layer_of_another_kind_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=rf"memory\.{name} .*, got .*hint: "):
         job(memory=memory(**{name: REFUSED[name]}))
+
+
+def test_fixed_keys_are_refused() -> None:
+    with pytest.raises(UserError, match=r"optim\.train_keys true, got false\. hint: "):
+        job(memory=memory(), optim={"train_keys": False})
 
 
 def test_weights_of_another_kind_take_the_same_bytes() -> None:

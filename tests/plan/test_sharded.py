@@ -12,13 +12,13 @@ from memory_layers.plan.job import Job
 TWO = [
     job(Layout(1, 2, 1, 2), memory=memory(), precision="bf16", gradient_checkpointing=True),
     job(Layout(2, 1, 1, 1), memory=memory(), optim={"value_state": "row"}),
-    job(Layout(1, 1, 2, 2), memory=memory(value_dtype="bfloat16")),
+    job(Layout(1, 1, 2, 2), memory=memory(), optim={"value_dtype": "bfloat16"}),
 ]
 FOUR = [
     job(Layout(1, 4, 1, 4), memory=memory()),
     job(
-        Layout(2, 2, 1, 2), memory=memory(value_dtype="bfloat16"), weights_dtype="bfloat16",
-        precision="bf16", batch_size=8,
+        Layout(2, 2, 1, 2), memory=memory(), optim={"value_dtype": "bfloat16"},
+        weights_dtype="bfloat16", precision="bf16", batch_size=8,
     ),
     job(
         Layout(1, 4, 1, 2), memory=memory(), precision="bf16", gradient_checkpointing=True,

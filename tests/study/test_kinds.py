@@ -38,15 +38,21 @@ def test_kinds_derive_from_the_memory_of_the_base(tmp_path: Path) -> None:
         "moe_fine": None,
         "memory_beside": replace(PLUS, layers=tuple(range(6)), placement="beside"),
         "one_slot": replace(PLUS, sub_keys=1, top_k=1),
-        "fixed_slots": replace(PLUS, train_keys=False),
+        "fixed_slots": PLUS,
     }
     moes = {name: run.moe for name, run in runs.items() if run.moe is not None}
     assert moes == {
         "moe_expert_choice": MoeConfig(routing="expert_choice", experts=8),
         "moe_fine": MoeConfig(routing="token_choice", experts=64, top_k=8),
     }
+    assert {name: run.optim.train_keys for name, run in runs.items()} == {
+        kind: kind != "fixed_slots" for kind in KINDS
+    }
     # Of the same base otherwise.
-    parts = {(run.model, run.data, run.optim, run.train) for run in runs.values()}
+    parts = {
+        (run.model, run.data, replace(run.optim, train_keys=True), run.train)
+        for run in runs.values()
+    }
     assert len(parts) == 1
 
 

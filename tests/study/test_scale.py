@@ -86,7 +86,7 @@ def test_the_grid(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert list(cells)[1] == "a-slots64"
     for base, slots, run in cells.values():
-        assert (run.memory.slots if run.memory else 0) == slots
+        assert (run.memory.num_slots if run.memory else 0) == slots
         if run.memory:
             assert run.memory.top_k == {"a": 4, "b": 2}[base]
     jobs = config.jobs()

@@ -39,7 +39,7 @@ CASES = {
     "row": Case({"value_dim": 5, "share_values": False}, {"value_state": "row"}, {}),
     # Of four ranks, the last has no column.
     "master": Case(
-        {"value_dim": 5, "value_dtype": "bfloat16"},
+        {"value_dim": 5, "value_dtype": torch.bfloat16},
         {"bf16_rows": "master", "value_weight_decay": 0.1},
         {},
     ),
@@ -68,7 +68,10 @@ def build(
         # As few tensors as can be: it is their number that takes time.
         blocks = plain.config.num_hidden_layers = 1 if case.memory.get("share_values", True) else 2
         del plain.model.layers[blocks:]
-        model = add_memory(plain, tiny_memory(layers=range(blocks), key_dim=8, **case.memory))
+        fields = dict(case.memory)
+        value_dtype = fields.pop("value_dtype", None)
+        memory = tiny_memory(layers=range(blocks), key_dim=8, **fields)
+        model = add_memory(plain, memory, value_dtype=value_dtype)
     if parallel is None:
         materialize(model, seed)
     else:

@@ -52,7 +52,7 @@ def bfloat16() -> PreTrainedModel:
 
 
 def small_dense_wide_table() -> PreTrainedModel:
-    return add_memory(tiny_llama(), tiny_memory(value_dtype="bfloat16"))
+    return add_memory(tiny_llama(), tiny_memory(), value_dtype=torch.bfloat16)
 
 
 MODELS = [dense, tied, bfloat16, small_dense_wide_table]

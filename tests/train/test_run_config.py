@@ -1,5 +1,6 @@
 """RunConfig from YAML: what is wrong is refused, with the field and what would be right."""
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.flops import shape_of
+from memory_layers.train.checkpoint import check_folder, claim_folder
 from memory_layers.train.config import (
     ModelConfig,
     OptimConfig,
@@ -150,3 +152,25 @@ def test_values_learn_at_a_multiple_of_the_rate_unless_theirs_is_given() -> None
         assert group is not None
         rates.append(group["lr"])
     assert rates == [1e-2, 3e-3]
+
+
+def test_the_run_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
+    """The type of tables and frozen keys were fields of its memory."""
+    memory = MemoryConfig(layers=(0,))
+    config = RunConfig(
+        name="x", memory=memory, optim=OptimConfig(value_dtype="bfloat16", train_keys=False)
+    )
+    claim_folder(tmp_path, config)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text("utf-8"))
+    values["memory"] |= {name: values["optim"].pop(name) for name in ("value_dtype", "train_keys")}
+    path.write_text(json.dumps(values), "utf-8")
+    check_folder(tmp_path, config)
+    for change in ({"value_dtype": "float32"}, {"train_keys": True}):
+        other = replace(config, optim=replace(config.optim, **change))
+        with pytest.raises(UserError, match=f"another configuration: optim.{next(iter(change))}"):
+            check_folder(tmp_path, other)
+    plain = replace(config, optim=OptimConfig())
+    values["memory"] |= {"value_dtype": "model", "train_keys": True}
+    path.write_text(json.dumps(values), "utf-8")
+    check_folder(tmp_path, plain)

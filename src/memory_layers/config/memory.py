@@ -1,19 +1,31 @@
-"""MemoryConfig: every size and choice of a memory layer, checked once, here.
+"""MemoryConfig: what a memory layer is, every size and choice checked once, here.
 
 Next: layers/memory.py, the layer that these fields describe.
 """
 
-from dataclasses import InitVar, asdict, dataclass
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
 
-from memory_layers.common.checks import check_fields, check_whole
+from memory_layers.common.checks import check_whole
+from memory_layers.config.blocks import BlocksConfig
 
 Gate = Literal["silu", "sigmoid", "none"]
 Placement = Literal["replace", "beside"]
-ValueDtype = Literal["model", "float32", "bfloat16"]
 QueryNorm = Literal["none", "batch", "layer"]
 Weighing = Literal["softmax", "relu", "sigmoid"]
 Readout = Literal["values", "experts", "linear_experts"]
+
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gate": get_args(Gate),
+        "placement": get_args(Placement),
+        "query_norm": get_args(QueryNorm),
+        "weighing": get_args(Weighing),
+        "readout": get_args(Readout),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -31,18 +43,8 @@ class MemorySizes:
     value_init_std: float
 
 
-_CHOICES = {
-    "gate": ("silu", "sigmoid", "none"),
-    "placement": ("replace", "beside"),
-    "value_dtype": ("model", "float32", "bfloat16"),
-    "query_norm": ("none", "batch", "layer"),
-    "weighing": ("softmax", "relu", "sigmoid"),
-    "readout": ("values", "experts", "linear_experts"),
-}
-
-
 @dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
+class MemoryConfig(BlocksConfig):
     """Memory+ of "Memory Layers at Scale" (arXiv 2412.09764) by default.
 
     Attributes:
@@ -68,14 +70,22 @@ class MemoryConfig:
             the K selected ones with their true scores. One that is selected too counts twice.
         sink_slot: Let one more key and value, learned for the layer, join the selected slots of
             every token and head.
-        train_keys: False leaves query projection, sub-keys and what belongs to them at their
-            initial values: a control, in which no slot is learned to be found.
         placement: "replace" the feed-forward block, or stand "beside" it with a zero-initialised
             output, so that the model's function is unchanged at first.
         value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5. The u of
             experts start with D ** -0.5: u . x is then about as large as the entries of x.
-        value_dtype: Storage type of the table, "model" for that of the other parameters.
     """
+
+    required: ClassVar[Mapping[str, str]] = MappingProxyType({"layers": "[4, 12, 20]"})
+    removed: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "grad_mode": "leave it out. Any optimizer trains a table, and MemoryAdamW claims its "
+            "tables itself. For SparseAdam set `sparse` of the ValueTable",
+            "train_keys": "freeze_keys(model), or `optim: {train_keys: false}` of a run",
+            "value_dtype": "add_memory(model, config, value_dtype=torch.bfloat16), or "
+            "`optim: {value_dtype: bfloat16}` of a run",
+        }
+    )
 
     layers: tuple[int, ...]
     sub_keys: int = 1024
@@ -91,32 +101,19 @@ class MemoryConfig:
     readout: Readout = "values"
     random_slots: int = 0
     sink_slot: bool = False
-    train_keys: bool = True
     placement: Placement = "replace"
     value_init_std: float | None = None
-    value_dtype: ValueDtype = "model"
-    grad_mode: InitVar[None] = None
 
-    # Fields that earlier versions wrote into the folders of models and runs, and what to do now.
-    removed: ClassVar[dict[str, str]] = {
-        "grad_mode": "leave it out. Any optimizer trains a table, and MemoryAdamW claims its "
-        "tables itself. For SparseAdam set `sparse` of the ValueTable"
-    }
-
-    def __post_init__(self, grad_mode: None) -> None:
+    def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
-        if grad_mode is not None:
-            raise ValueError(f"grad_mode was removed. hint: {self.removed['grad_mode']}")
-        if isinstance(self.layers, int | str):
-            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
-        object.__setattr__(self, "layers", tuple(self.layers))
-        self._check_layers()
+        self.check_layers()
         for name in ("sub_keys", "heads", "top_k"):
             check_whole(name, getattr(self, name), 1)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
-        for name in ("share_values", "qk_norm", "sink_slot", "train_keys"):
+        check_whole("random_slots", self.random_slots, 0)
+        for name in ("share_values", "qk_norm", "sink_slot"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, allowed in _CHOICES.items():
@@ -132,9 +129,6 @@ class MemoryConfig:
                 f"key_dim must be even, it is split into two halves, got {self.key_dim}. "
                 f"hint: use {self.key_dim + 1}"
             )
-        drawn = self.random_slots
-        if isinstance(drawn, bool) or not isinstance(drawn, int) or drawn < 0:
-            raise ValueError(f"random_slots must be a whole number >= 0, got {drawn!r}")
         if self.sink_slot and self.readout != "values":
             raise ValueError(
                 f'sink_slot needs readout "values", got {self.readout!r}: the sink has a value and '
@@ -144,17 +138,8 @@ class MemoryConfig:
         if std is not None and not (isinstance(std, (int, float)) and 0 <= std < float("inf")):
             raise ValueError(f"value_init_std must be a finite number >= 0, got {std!r}")
 
-    def _check_layers(self) -> None:
-        if not self.layers:
-            raise ValueError("layers must name at least one block, got none. hint: layers: [4]")
-        for layer in self.layers:
-            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
-
     @property
-    def slots(self) -> int:
+    def num_slots(self) -> int:
         """N, the number of rows of the table."""
         return self.sub_keys**2
 
@@ -163,7 +148,7 @@ class MemoryConfig:
         """J, rows read per token and layer."""
         return self.heads * self.top_k
 
-    def resolved(self, model_dim: int) -> "MemorySizes":
+    def resolved(self, model_dim: int) -> MemorySizes:
         """Return the sizes for a model of width D, every None replaced by its default.
 
         Args:
@@ -187,20 +172,3 @@ class MemoryConfig:
                 " hint: raise key_dim"
             )
         return MemorySizes(value_dim, key_dim, float(std))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON and YAML."""
-        return {**asdict(self), "layers": list(self.layers)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a config from plain values, such as `to_dict` of this or an earlier version gave.
-
-        Raises:
-            ValueError: A field is unknown (the closest name is given), missing or wrong.
-        """
-        values = {name: value for name, value in values.items() if name not in cls.removed}
-        check_fields(cls, values)
-        if "layers" not in values:
-            raise ValueError("MemoryConfig needs `layers`. hint: layers: [4, 12, 20]")
-        return cls(**values)

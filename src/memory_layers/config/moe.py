@@ -3,14 +3,17 @@
 Next: layers/experts.py, the layers that these fields describe.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import ClassVar, Literal, get_args
 
-from memory_layers.common.checks import check_fields, check_whole
+from memory_layers.common.checks import check_whole
+from memory_layers.config.blocks import BlocksConfig
 
 Routing = Literal["expert_choice", "token_choice"]
 
-_ROUTINGS = ("expert_choice", "token_choice")
+_ROUTINGS = get_args(Routing)
 # Fields that only one routing reads.
 _OWN_FIELDS = {
     "expert_choice": ("capacity_factor",),
@@ -19,14 +22,14 @@ _OWN_FIELDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoeConfig:
+class MoeConfig(BlocksConfig):
     """A mixture of experts in place of feed-forward blocks.
 
     Attributes:
         routing: "expert_choice", each expert takes its best tokens (arXiv 2202.09368), the baseline
             of "Memory Layers at Scale". "token_choice", each token takes its best experts without
             a limit, as in OLMoE (arXiv 2409.02060).
-        experts: E, experts of a block.
+        experts: Number of experts of a block.
         expert_size: Hidden width of an expert. None: that of the feed-forward block for
             "expert_choice", and a `top_k`-th of it, rounded up, for "token_choice". A token then
             costs what it costs in the block.
@@ -35,6 +38,10 @@ class MoeConfig:
         layers: Indices of the blocks that get experts, counted from 0. None: all.
         balance_weight: Of the loss that spreads tokens over experts. Only for "token_choice".
     """
+
+    required: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"routing": "expert_choice", "experts": "8"}
+    )
 
     routing: Routing
     experts: int
@@ -48,7 +55,7 @@ class MoeConfig:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
         if self.routing not in _ROUTINGS:
             raise ValueError(f"routing must be one of {_ROUTINGS}, got {self.routing!r}")
-        self._check_layers()
+        self.check_layers()
         check_whole("experts", self.experts, 2)
         check_whole("top_k", self.top_k, 1)
         if self.expert_size is not None:
@@ -77,39 +84,6 @@ class MoeConfig:
                 f"got {self.capacity_factor}"
             )
 
-    def _check_layers(self) -> None:
-        if self.layers is None:
-            return
-        if isinstance(self.layers, int | str):
-            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers:
-            raise ValueError("layers must name at least one block, got none. hint: leave it out")
-        for layer in self.layers:
-            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
-        if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
-
-    def chosen_layers(self, blocks: int) -> tuple[int, ...]:
-        """Return the indices of the blocks that get experts.
-
-        Args:
-            blocks: Of the model.
-
-        Raises:
-            ValueError: A layer index is not below the number of blocks.
-        """
-        if self.layers is None:
-            return tuple(range(blocks))
-        beyond = [layer for layer in self.layers if layer >= blocks]
-        if beyond:
-            raise ValueError(
-                f"layers must be below the number of blocks, {blocks}, got {beyond}. "
-                f"hint: the last block is {blocks - 1}"
-            )
-        return self.layers
-
     def hidden_size(self, mlp_size: int) -> int:
         """Return the hidden width of an expert.
 
@@ -125,20 +99,3 @@ class MoeConfig:
         """Part of the experts that compute a token in training, on average over tokens."""
         each = self.top_k if self.routing == "token_choice" else self.capacity_factor
         return each / self.experts
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON and YAML."""
-        return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a config from plain values.
-
-        Raises:
-            ValueError: A field is unknown (the closest name is given), missing or wrong.
-        """
-        check_fields(cls, values)
-        for name in ("routing", "experts"):
-            if name not in values:
-                raise ValueError(f"MoeConfig needs `{name}`")
-        return cls(**values)

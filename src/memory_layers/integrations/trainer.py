@@ -69,7 +69,7 @@ def sync_tables(model: nn.Module) -> None:
     _refuse_sharded(model)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    if any(layer.query.batch_norm is not None for layer in find_layers(model).values()):
+    if any(layer.query.needs_one_process for layer in find_layers(model).values()):
         raise ValueError(
             'query_norm="batch" takes its statistics on one process only. hint: query_norm="layer"'
         )

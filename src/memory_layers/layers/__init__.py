@@ -2,9 +2,6 @@
 
 from memory_layers.layers.keys import fuse_for_inference
 from memory_layers.layers.memory import MemoryBeside, MemoryLayer
-from memory_layers.layers.peer import PeerLayer, build_layer
 from memory_layers.layers.values import ValueTable
 
-__all__ = [
-    "MemoryBeside", "MemoryLayer", "PeerLayer", "ValueTable", "build_layer", "fuse_for_inference",
-]  # fmt: skip
+__all__ = ["MemoryBeside", "MemoryLayer", "ValueTable", "fuse_for_inference"]

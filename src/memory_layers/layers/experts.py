@@ -2,7 +2,7 @@
 
 Baselines for the memory layer. In both an expert is a feed-forward block as in Llama, and its
 output is multiplied by the probability that the router, a linear map and a softmax, gives it.
-Letters as in shapes.py, and E experts of hidden width h, k experts of a token.
+Letters as in shapes.py.
 
 Next: models/surgery.py, which puts them into a model.
 """
@@ -18,12 +18,12 @@ from memory_layers.config import MoeConfig
 
 
 class Experts(nn.Module):
-    """E blocks (silu(x gate) * (x up)) down without biases, each matrix of all in one parameter.
+    """X blocks (silu(x gate) * (x up)) down without biases, each matrix of all in one parameter.
 
     Args:
-        experts: E.
+        experts: X.
         model_dim: D.
-        hidden_size: h.
+        hidden_size: F.
         init_std: Standard deviation of the initial weights.
     """
 
@@ -45,8 +45,8 @@ class Experts(nn.Module):
 
         Args:
             x: [P, D] tokens, those of the first expert before those of the second. For equal
-                shares also [E, P / E, D].
-            scale: [P, 1] or [E, P / E, 1] factors of the outputs.
+                shares also [X, P / X, D].
+            scale: [P, 1] or [X, P / X, 1] factors of the outputs.
             sizes: Tokens of each expert, which add up to P. None: equal shares, as a third axis.
 
         Returns:
@@ -64,7 +64,7 @@ class Experts(nn.Module):
             return _GroupedProduct.apply(rows, weight, sizes)
 
         hidden = F.silu(product(x, self.gate)) * product(x, self.up)
-        # Before the last product, as h is mostly smaller than D.
+        # Before the last product, as F is mostly smaller than D.
         return product(hidden * scale.to(hidden.dtype), self.down)
 
 
@@ -98,7 +98,7 @@ class RoutedExperts(nn.Module):
         self.experts = Experts(config.experts, model_dim, hidden_size, init_std)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """[T, D] → [T, E] in fp32."""
+        """[T, D] → [T, X] in fp32."""
         return self.router(x).float().softmax(dim=-1)
 
     def send(self, x: Tensor, scale: Tensor, chosen: Tensor) -> Tensor:
@@ -106,10 +106,10 @@ class RoutedExperts(nn.Module):
 
         Args:
             x: [T, D].
-            scale: [T, k] factors of the outputs.
-            chosen: [T, k] experts.
+            scale: [T, Q] factors of the outputs.
+            chosen: [T, Q] experts.
         """
-        order = chosen.flatten().argsort(stable=True)  # [T * k] pairs, expert by expert
+        order = chosen.flatten().argsort(stable=True)  # [T * Q] pairs, expert by expert
         sizes = chosen.flatten().bincount(minlength=self.router.out_features).tolist()
         tokens = order // chosen.shape[1]
         out = self.experts(x[tokens], scale.flatten()[order, None], sizes)
@@ -134,7 +134,7 @@ class ExpertChoice(RoutedExperts):
         probabilities = self.probabilities(x)
         if not self.training:
             return self.send(x, *probabilities.topk(1)).view(shape)
-        scale, tokens = probabilities.T.topk(self.capacity(len(x)))  # [E, tokens of an expert]
+        scale, tokens = probabilities.T.topk(self.capacity(len(x)))  # [X, tokens of an expert]
         out = self.experts(x[tokens], scale[..., None])
         return out.new_zeros(x.shape).index_add(0, tokens.flatten(), out.flatten(0, 1)).view(shape)
 
@@ -145,13 +145,13 @@ class ExpertChoice(RoutedExperts):
 
 
 class TokenChoice(RoutedExperts):
-    """Each token takes the k experts that the router rates highest, however many tokens they get.
+    """Each token takes the Q experts that the router rates highest, however many tokens they get.
 
-    The factors are the router's probabilities as they are, which do not add up to one over the k,
+    The factors are the router's probabilities as they are, which do not add up to one over the Q,
     as in OLMoE (arXiv 2409.02060).
 
-    A loss that is least where all experts get alike, E * sum_e f_e P_e (f_e: share of the batch
-    that goes to e, P_e: its mean probability; arXiv 2101.03961), joins in the backward pass: no
+    A loss that is least where all experts get alike, X * sum_x f_x p_x (f_x: share of the batch
+    that goes to x, p_x: its mean probability; arXiv 2101.03961), joins in the backward pass: no
     training loop needs to add it, and a block may be computed again. It is taken over the tokens
     of one call. A loop that adds up the gradients of several calls sets `scale_balance`.
     """
@@ -164,7 +164,7 @@ class TokenChoice(RoutedExperts):
         """[..., D] → [..., D]. Each token independently."""
         shape, x = x.shape, x.reshape(-1, x.shape[-1])  # [T, D]
         probabilities = self.probabilities(x)
-        scale, chosen = probabilities.topk(self.config.top_k)  # [T, k]
+        scale, chosen = probabilities.topk(self.config.top_k)  # [T, Q]
         out = self.send(x, scale, chosen)
         if self.training:
             loss = self.config.balance_weight * self._balance(probabilities, chosen)
@@ -175,8 +175,16 @@ class TokenChoice(RoutedExperts):
 
     def _balance(self, probabilities: Tensor, chosen: Tensor) -> Tensor:
         experts = self.router.out_features
-        share = chosen.flatten().bincount(minlength=experts) / chosen.numel()  # [E]
+        share = chosen.flatten().bincount(minlength=experts) / chosen.numel()  # [X]
         return experts * (share * probabilities.mean(dim=0)).sum()
+
+
+def routed_experts(
+    config: MoeConfig, model_dim: int, mlp_size: int, init_std: float
+) -> RoutedExperts:
+    """Build the experts that a config asks for, with the arguments of RoutedExperts."""
+    kind = ExpertChoice if config.routing == "expert_choice" else TokenChoice
+    return kind(config, model_dim, mlp_size, init_std)
 
 
 def balance_loss(model: nn.Module) -> Tensor | None:
@@ -208,7 +216,7 @@ def scale_balance(model: nn.Module, scale: float) -> None:
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """[P, A] and [E, A, B] → [P, B]: the rows of each expert times its matrix.
+    """[P, D] and [X, D, F] → [P, F], or back: the rows of each expert times its matrix.
 
     One product an expert, into its place in the result: without the padding of a batched product,
     which is long where experts get unequal shares.

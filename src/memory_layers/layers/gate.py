@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from memory_layers.config.memory import Gate
+from memory_layers.config import MemoryConfig
 
 
 class SiluGate(nn.Module):
@@ -88,10 +88,11 @@ class PlainOutput(nn.Module):
         return read if self.out is None else self.out(read)
 
 
-def build_gate(gate: Gate, model_dim: int, value_dim: int, *, zero_init: bool) -> nn.Module:
-    """Build the gate that MemoryConfig names."""
+def build_gate(config: MemoryConfig, model_dim: int) -> nn.Module:
+    """Build the fourth step of a layer of width D."""
     classes = {"silu": SiluGate, "sigmoid": SigmoidGate, "none": PlainOutput}
-    return classes[gate](model_dim, value_dim, zero_init=zero_init)
+    value_dim = config.resolved(model_dim).value_dim
+    return classes[config.gate](model_dim, value_dim, zero_init=config.placement == "beside")
 
 
 def _reset_output(out: nn.Linear, *, zero_init: bool) -> None:

@@ -1,4 +1,4 @@
-"""Step 2: query → scores and slots. Owns the sub-keys, calls ops.find. Next: values.py."""
+"""Step 2: query → scores and slots. Owns the sub-keys, calls ops.find. Next: read.py."""
 
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from memory_layers.common.errors import UserError
+from memory_layers.config import MemoryConfig
 from memory_layers.ops.find import product_key_topk
 from memory_layers.ops.read import gather_dot
 
@@ -26,65 +27,45 @@ class ProductKeys(nn.Module):
         half_dim: C.
         top_k: K.
         qk_norm: Normalise queries and sub-keys.
-        random_slots: r, slots drawn in training beside the selected ones.
-        sink: Have a key for each head that every token selects, beside the others.
     """
 
     def __init__(
-        self,
-        heads: int,
-        sub_keys: int,
-        half_dim: int,
-        top_k: int,
-        *,
-        qk_norm: bool,
-        random_slots: int = 0,
-        sink: bool = False,
+        self, heads: int, sub_keys: int, half_dim: int, top_k: int, *, qk_norm: bool
     ) -> None:
         super().__init__()
         self.top_k = top_k
-        self.random_slots = random_slots
+        self.bound = (2 * half_dim) ** -0.5
         self.sub_keys = nn.Parameter(torch.empty(heads, 2, sub_keys, half_dim))
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
-        self.sink_key = nn.Parameter(torch.empty(heads, 2, half_dim)) if sink else None
         self._normalized: Tensor | None = None
-        self.reset_parameters()
+        # Not that of a subclass, which has more to draw than there is yet.
+        ProductKeys.reset_parameters(self)
 
     def reset_parameters(self) -> None:
         """Draw all keys from U(-b, b), b = 1 / sqrt(2 C), and set the gain to 1 / sqrt(C).
 
         With this gain the score of a half has unit variance at the start.
         """
-        half_dim = self.sub_keys.shape[-1]
-        bound = (2 * half_dim) ** -0.5
-        nn.init.uniform_(self.sub_keys, -bound, bound)
+        nn.init.uniform_(self.sub_keys, -self.bound, self.bound)
         if self.gain is not None:
-            nn.init.constant_(self.gain, half_dim**-0.5)
-        if self.sink_key is not None:
-            nn.init.uniform_(self.sink_key, -bound, bound)
+            nn.init.constant_(self.gain, self.sub_keys.shape[-1] ** -0.5)
 
     def forward(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """[T, H, 2, C] → scores and slots, both [T, H, K].
 
-        In training r drawn slots follow the K selected ones. The score of the sink, which is no
-        slot, comes last.
+        In training, slots drawn at random may follow the K selected ones. The score of a sink,
+        which is no slot, comes last.
         """
-        sub_keys, sink_key = self.sub_keys, self.sink_key
+        sub_keys = self.sub_keys
         if self.gain is not None:
             query = normalize(query) * self.gain
             fused = None if torch.is_grad_enabled() else self._normalized
             sub_keys = normalize(sub_keys) if fused is None else fused
-            sink_key = None if sink_key is None else normalize(sink_key)
-        scores, slots = product_key_topk(query, sub_keys, self.top_k)
-        if self.random_slots and self.training:
-            shape = (*slots.shape[:2], self.random_slots)
-            drawn = torch.randint(sub_keys.shape[2] ** 2, shape, device=slots.device)
-            scores = torch.cat([scores, score_slots(query, sub_keys, drawn)], -1)
-            slots = torch.cat([slots, drawn], -1)
-        if sink_key is not None:
-            on_sink = (query.to(scores.dtype) * sink_key.to(scores.dtype)).sum((-2, -1))
-            scores = torch.cat([scores, on_sink[..., None]], -1)
-        return scores, slots
+        return self.select(query, sub_keys)
+
+    def select(self, query: Tensor, sub_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the best slots for queries and sub-keys that are normalised where they are to be."""
+        return product_key_topk(query, sub_keys, self.top_k)
 
     def fuse(self) -> None:
         """Normalise the sub-keys once, for passes without gradients, until something undoes it."""
@@ -109,6 +90,70 @@ class ProductKeys(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files are not fused: their sub-keys may change on their own."""
         return {**self.__dict__, "_normalized": None}
+
+
+class RandomSlots(ProductKeys):
+    """In training, slots drawn for each token and head join the selected ones.
+
+    Args:
+        *sizes: As for ProductKeys.
+        qk_norm: As for ProductKeys.
+        random_slots: Number of slots drawn.
+    """
+
+    def __init__(self, *sizes: int, qk_norm: bool, random_slots: int) -> None:
+        super().__init__(*sizes, qk_norm=qk_norm)
+        self.random_slots = random_slots
+
+    def select(self, query: Tensor, sub_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the drawn slots and their scores follow the selected ones."""
+        scores, slots = super().select(query, sub_keys)
+        if not (self.training and self.random_slots):
+            return scores, slots
+        shape = (*slots.shape[:2], self.random_slots)
+        drawn = torch.randint(sub_keys.shape[2] ** 2, shape, device=slots.device)
+        scores = torch.cat([scores, score_slots(query, sub_keys, drawn)], -1)
+        return scores, torch.cat([slots, drawn], -1)
+
+
+class SinkKeys(RandomSlots):
+    """One more key for each head, which every token selects beside the others.
+
+    Args:
+        *sizes: As for ProductKeys.
+        qk_norm: As for ProductKeys.
+        random_slots: As for RandomSlots, 0 for none.
+    """
+
+    def __init__(self, *sizes: int, qk_norm: bool, random_slots: int) -> None:
+        super().__init__(*sizes, qk_norm=qk_norm, random_slots=random_slots)
+        self.sink_key = nn.Parameter(torch.empty_like(self.sub_keys[:, :, 0]))
+        self._draw_sink()
+
+    def reset_parameters(self) -> None:
+        """Draw the sink's key as all keys."""
+        super().reset_parameters()
+        self._draw_sink()
+
+    def select(self, query: Tensor, sub_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the score of the sink follow all others."""
+        scores, slots = super().select(query, sub_keys)
+        sink_key = self.sink_key if self.gain is None else normalize(self.sink_key)
+        on_sink = (query.to(scores.dtype) * sink_key.to(scores.dtype)).sum((-2, -1))
+        return torch.cat([scores, on_sink[..., None]], -1), slots
+
+    def _draw_sink(self) -> None:
+        nn.init.uniform_(self.sink_key, -self.bound, self.bound)
+
+
+def build_keys(config: MemoryConfig, model_dim: int) -> ProductKeys:
+    """Build the second step of a layer of width D."""
+    half_dim = config.resolved(model_dim).key_dim // 2
+    sizes = (config.heads, config.sub_keys, half_dim, config.top_k)
+    if config.random_slots or config.sink_slot:
+        keys = SinkKeys if config.sink_slot else RandomSlots
+        return keys(*sizes, qk_norm=config.qk_norm, random_slots=config.random_slots)
+    return ProductKeys(*sizes, qk_norm=config.qk_norm)
 
 
 def fuse_for_inference(model: ModelT) -> ModelT:
@@ -148,15 +193,15 @@ def score_slots(query: Tensor, sub_keys: Tensor, slots: Tensor) -> Tensor:
     Args:
         query: [T, H, 2, C].
         sub_keys: [H, 2, M, C].
-        slots: [T, H, r] in [0, M * M).
+        slots: [T, H, any number] in [0, M * M).
 
     Returns:
-        [T, H, r], fp32 (fp64 if an input is).
+        As `slots`, fp32 (fp64 if an input is).
     """
     heads, _, count, _ = sub_keys.shape
-    halves = torch.stack([slots // count, slots % count], 2)  # [T, H, 2, r]
+    halves = torch.stack([slots // count, slots % count], 2)  # [T, H, 2, ...]
     first = torch.arange(2 * heads, device=slots.device).view(heads, 2, 1) * count
     # All sub-keys as one table, each half of a head with rows of its own: no copy for each token.
-    rows = (halves + first).flatten(0, 2)  # [T * H * 2, r]
+    rows = (halves + first).flatten(0, 2)  # [T * H * 2, ...]
     dots = gather_dot(sub_keys.flatten(0, 2), rows, query.flatten(0, 2))
     return dots.view_as(halves).sum(2)

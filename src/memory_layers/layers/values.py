@@ -1,4 +1,4 @@
-"""Step 3: slots and weights → read. ValueTable owns the rows, calls ops.read. Next: gate.py."""
+"""ValueTable: the rows that read.py reads. Calls ops.read."""
 
 import weakref
 from collections import OrderedDict
@@ -269,26 +269,3 @@ class _FactoredDot(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             d_x = torch.ops.memory_layers.gather_sum(weight, slots, d_out, "auto").to(x.dtype)
         return d_weight, None, d_x, None
-
-
-class SinkValue(nn.Module):
-    """The value that every token reads beside those of its slots. It is in no table.
-
-    Args:
-        value_dim: V.
-        init_std: Standard deviation of the initial value.
-    """
-
-    def __init__(self, value_dim: int, init_std: float) -> None:
-        super().__init__()
-        self.init_std = init_std
-        self.weight = nn.Parameter(torch.empty(value_dim))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the value as those of a table."""
-        nn.init.normal_(self.weight, std=self.init_std)
-
-    def forward(self, read: Tensor, weights: Tensor) -> Tensor:
-        """Add the value to [T, V] with [T, H] weights, of all heads."""
-        return read + weights.sum(1, keepdim=True) * self.weight

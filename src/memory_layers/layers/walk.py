@@ -14,3 +14,13 @@ def find_tables(model: nn.Module) -> dict[str, ValueTable]:
 def find_layers(model: nn.Module) -> dict[str, MemoryLayer]:
     """Return the memory layers of a model by name."""
     return {n: module for n, module in model.named_modules() if isinstance(module, MemoryLayer)}
+
+
+def freeze_keys(model: nn.Module) -> None:
+    """Keep all query projections and sub-keys at their values: a control, or keys that are good.
+
+    No slot is then learned to be found. Call it before the optimizer is built.
+    """
+    for layer in find_layers(model).values():
+        layer.query.requires_grad_(False)
+        layer.keys.requires_grad_(False)

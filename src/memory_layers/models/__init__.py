@@ -5,6 +5,7 @@ It also registers the memory models with transformers' Auto classes.
 
 from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.layers import fuse_for_inference
+from memory_layers.layers.walk import freeze_keys
 from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
 from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import build_model
@@ -19,6 +20,6 @@ register_families()
 
 __all__ = [
     "PRESETS", "Preset", "add_experts", "add_memory", "backbone_of", "build_model",
-    "freeze_all_but_memory", "fuse_for_inference", "load_memory", "memory_layers_of",
+    "freeze_all_but_memory", "freeze_keys", "fuse_for_inference", "load_memory", "memory_layers_of",
     "remove_memory", "save_memory",
 ]  # fmt: skip

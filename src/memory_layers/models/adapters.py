@@ -6,7 +6,6 @@ child of a block, and a digest of each weight of the base, by which another base
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import replacing
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
-from memory_layers.layers.memory import build_tables
-from memory_layers.models.classes import backbone_of, family_of
+from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
+from memory_layers.layers.read import build_tables
+from memory_layers.models.classes import backbone_of, family_of, memory_config
 from memory_layers.models.families import Family, family_by_child
-from memory_layers.models.saving import FORMAT_VERSION, check_format
+from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 from memory_layers.models.surgery import ModelT, add_memory, memory_layers_of
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
@@ -42,7 +43,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
         folder: Made if it is missing. Files of an earlier call are replaced.
 
     Raises:
-        ValueError: The model has no memory, or its tables are sharded.
+        UserError: The model has no memory, or its tables are sharded.
     """
     config, family, found = _config_of(model), family_of(model), _split(model)
     weights = {name: tensor.detach().contiguous() for name, tensor in found.memory.items()}
@@ -50,23 +51,17 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     description = {
         "memory_format": FORMAT_VERSION,
         "memory": config.to_dict(),
+        "value_dtype": model.config.value_dtype,
         "target_module": family.mlp,
         "base": {name: _digest(tensor) for name, tensor in found.base.items()},
         "head": _head_digest(model),
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [folder / f"{name}.part" for name in (WEIGHTS, DESCRIPTION)]
-    try:
+    files = Path(folder) / WEIGHTS, Path(folder) / DESCRIPTION
+    with replacing(*files) as parts:
         save_file(weights, parts[0], {"format": "pt"})
         parts[1].write_text(json.dumps(description, indent=1), "utf-8")
         # Never new weights beside an old description.
-        (folder / DESCRIPTION).unlink(missing_ok=True)
-        for part in parts:
-            os.replace(part, part.with_suffix(""))
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        files[1].unlink(missing_ok=True)
 
 
 def load_memory(model: ModelT, folder: str | Path) -> ModelT:
@@ -78,7 +73,7 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The folder is of a newer version or damaged, or the model is another base. The
+        UserError: The folder is of a newer version or damaged, or the model is another base. The
             model is as it was.
     """
     folder = Path(folder)
@@ -86,7 +81,7 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
     config = MemoryConfig.from_dict(description["memory"])
     has_memory = bool(memory_layers_of(model))
     if has_memory and _config_of(model) != config:
-        raise ValueError(
+        raise UserError(
             f"the model has memory of another configuration than {folder}. "
             "hint: load it onto the plain model"
         )
@@ -102,19 +97,21 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
     if problem is None and len(heads) > 1:
         problem = "its output embeddings are others"
     if problem is not None:
-        raise ValueError(
+        raise UserError(
             f"the memory in {folder} was trained with another base than this model: {problem}. "
             "hint: load it onto the model that it was added to"
         )
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder / WEIGHTS} is damaged or cut off: {error}. hint: save the memory again"
         ) from error
     _check_shapes(weights, _shapes(model, config, family), str(folder / WEIGHTS))
     if not has_memory:
-        add_memory(model, config, target_module=child)
+        dtype = description.get("value_dtype") or description["memory"].get("value_dtype")
+        value_dtype = None if dtype in (None, "model") else getattr(torch, dtype)
+        add_memory(model, config, target_module=child, value_dtype=value_dtype)
     with torch.no_grad():
         for name, tensor in _split(model).memory.items():
             tensor.copy_(weights[name])
@@ -125,14 +122,12 @@ def freeze_all_but_memory(model: ModelT) -> ModelT:
     """Let only the memory layers and their tables learn, in place, and return the model.
 
     Raises:
-        ValueError: The model has no memory layers.
+        UserError: The model has no memory layers.
     """
     _config_of(model)
     model.requires_grad_(False)
     for tensor in _split(model).memory.values():
         tensor.requires_grad_(isinstance(tensor, nn.Parameter))
-    for layer in memory_layers_of(model):
-        layer.freeze_keys()
     return model
 
 
@@ -161,8 +156,8 @@ def _split(model: PreTrainedModel) -> _Split:
 
 def _config_of(model: PreTrainedModel) -> MemoryConfig:
     if not memory_layers_of(model):
-        raise ValueError("the model has no memory layers. hint: add_memory(model, config) first")
-    return MemoryConfig.from_dict(model.config.memory)
+        raise UserError("the model has no memory layers. hint: add_memory(model, config) first")
+    return memory_config(model.config)
 
 
 def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
@@ -173,7 +168,7 @@ def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dic
         if config.share_values:
             for name, table in build_tables(config, model_dim).items():
                 owner.add_module(name, table)
-        layer = build_layer(config, model_dim, owner if config.share_values else None)
+        layer = MemoryLayer(config, model_dim, owner=owner if config.share_values else None)
     shapes = {name: tensor.shape for name, tensor in owner.state_dict().items()}
     place = f"{family.mlp}.memory" if config.placement == "beside" else family.mlp
     for index in config.layers:
@@ -189,14 +184,14 @@ def _check_shapes(
         found = list(weights[name].shape) if name in weights else None
         wanted = list(expected[name]) if name in expected else None
         if found != wanted:
-            raise ValueError(f"{name} must have shape {wanted}, got {found}: {where}")
+            raise UserError(f"{name} must have shape {wanted}, got {found}: {where}")
 
 
 def _description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}. hint: save the memory again") from error
+        raise UserError(f"{path} is damaged: {error}. hint: save the memory again") from error
     if not isinstance(description, dict):
         description = {}
     # A later version may have other fields.
@@ -206,7 +201,7 @@ def _description(path: Path) -> dict[str, Any]:
     missing = [key for key in _KEYS if key not in description]
     missing += [key for key in ("memory", "base") if not isinstance(description.get(key), dict)]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, it lacks {', '.join(dict.fromkeys(missing))}. hint: save it again"
         )
     return description

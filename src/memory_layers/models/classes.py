@@ -1,4 +1,4 @@
-"""The generated subclasses: a config, a backbone and a causal LM with memory for each family.
+"""The generated classes: a config, a backbone and a causal LM with memory for each family.
 
 A generated model builds its base, then replaces the feed-forward blocks that `config.memory` or
 `config.moe` (the baseline: a mixture of experts) names. So `from_pretrained`, `save_pretrained` and
@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partialmethod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+import torch
 import transformers
 from torch import nn
 from transformers import (
@@ -22,21 +23,96 @@ from transformers import (
     PreTrainedModel,
 )
 
+from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable, build_layer
-from memory_layers.layers.experts import ExpertChoice, Experts, TokenChoice
+from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
+from memory_layers.layers.experts import Experts, routed_experts
 from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
 from memory_layers.layers.keys import ProductKeys
-from memory_layers.layers.memory import build_tables
 from memory_layers.layers.query import QueryProjection
-from memory_layers.layers.values import SinkValue
+from memory_layers.layers.read import SinkValue, build_tables
 from memory_layers.models.families import FAMILIES, Family, find_family, load_class
-from memory_layers.models.saving import FORMAT_VERSION, check_format, write_remote_code
+from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
 
 _OWN_MODULES = (
     ValueTable, ProductKeys, QueryProjection, SinkValue, SiluGate, SigmoidGate, PlainOutput,
     Experts,
 )  # fmt: skip
+
+
+class MemoryModelMixin(PreTrainedModel):
+    """What a model with memory layers, or experts, does that its base does not.
+
+    Args:
+        config: With `memory` or `moe`.
+
+    Raises:
+        UserError: The config has both or neither, or is of a later version of this package.
+    """
+
+    memory_family: ClassVar[Family]
+    _part: ClassVar[str]
+
+    def __init__(self, config: Any) -> None:  # noqa: ANN401
+        super().__init__(config)
+        check_format(config.memory_format)
+        if config.memory is None and config.moe is None:
+            raise UserError(
+                "config.memory is None, and config.moe too. "
+                "hint: build the plain model and call add_memory(model, ...)"
+            )
+        if config.memory is not None and config.moe is not None:
+            raise UserError("config.memory and config.moe are both set. hint: remove one")
+        backbone, family = backbone_of(self), self.memory_family
+        if config.memory is not None:
+            install_memory(backbone, memory_config(config), family, value_dtype_of(config))
+        else:
+            install_experts(backbone, MoeConfig.from_dict(config.moe), family)
+        if backbone is not self:
+            backbone.__class__ = memory_classes(family).backbone
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, _OWN_MODULES):
+            # transformers has patched torch.nn.init here: loaded tensors are left alone.
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        # transformers takes a custom module whose parameters are all in its children for loaded
+        # and leaves those as it draws any Linear: an output that starts at zero would not.
+        if not isinstance(module, _OWN_MODULES):
+            super()._initialize_weights(module, *args, **kwargs)
+        elif not getattr(module, "_is_hf_initialized", False):
+            self._init_weights(module)
+            setattr(module, "_is_hf_initialized", True)  # noqa: B010  (not a parameter or module)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Save the model as any other, with the code that loads it.
+
+        Args:
+            save_directory: The folder.
+            *args: As for any model.
+            **kwargs: As for any model, but for `push_to_hub`.
+
+        Raises:
+            UserError: With `push_to_hub=True`.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise UserError(
+                "push_to_hub=True would upload the folder before the code that loads it. "
+                "hint: save_pretrained, then huggingface_hub.upload_folder"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+        # Other processes write nothing, and a folder of PEFT's adapters has no config.
+        if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
+            family = self.memory_family
+            write_remote_code(Path(save_directory), family, memory_classes(family).all())
+
+    def __reduce__(self) -> tuple[Callable, tuple[Family, str], dict[str, Any]]:
+        """Pickle an instance of a class that no module has under its name."""
+        return _blank, (self.memory_family, self._part), self.__dict__
 
 
 @dataclass(frozen=True)
@@ -56,38 +132,67 @@ class MemoryClasses:
 @cache
 def memory_classes(family: Family) -> MemoryClasses:
     """Generate the classes of a family, once."""
-    base_config = load_class(family.config)
-    name = f"Memory{base_config.__name__}"
-    config = type(
-        name,
-        (base_config,),
-        {
-            "__doc__": f"{base_config.__name__} with `memory` or `moe`, the fields of "
-            "a MemoryConfig or MoeConfig.",
-            "__module__": __name__,
-            "__reduce__": partialmethod(_reduce, family, "config"),
-            "__annotations__": {
-                "memory": "dict | None",
-                "moe": "dict | None",
-                "memory_format": "int",
-            },
-            "model_type": f"memory_{family.model_type}",
-            "memory": None,
-            "moe": None,
-            "memory_format": FORMAT_VERSION,
+    base = load_class(family.config)
+    body: dict[str, Any] = {
+        "__doc__": f"{base.__name__} with `memory` or `moe`, the fields of a MemoryConfig or "
+        "MoeConfig, and `value_dtype`, the type of the value tables where it is not `dtype`.",
+        "__module__": __name__,
+        "__reduce__": partialmethod(_reduce_config, family),
+        "__annotations__": {
+            "memory": "dict | None",
+            "moe": "dict | None",
+            "value_dtype": "str | None",
+            "memory_format": "int",
         },
-    )
-    backbone = _subclass(family.backbone, config, family, "backbone")
-    if family.causal_lm is None:
-        return MemoryClasses(config, backbone, None)
-    return MemoryClasses(config, backbone, _subclass(family.causal_lm, config, family, "causal_lm"))
+        "model_type": f"memory_{family.model_type}",
+        "memory": None,
+        "moe": None,
+        "value_dtype": None,
+        "memory_format": FORMAT_VERSION,
+    }
+    config = type(f"Memory{base.__name__}", (base,), body)
+
+    def model(part: str) -> type[PreTrainedModel]:
+        base = load_class(getattr(family, part))
+        body: dict[str, Any] = {
+            "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its "
+            "config names.",
+            "__module__": __name__,
+            "config_class": config,
+            "memory_family": family,
+            "_part": part,
+        }
+        return type(f"Memory{base.__name__}", (MemoryModelMixin, base), body)
+
+    head = None if family.causal_lm is None else model("causal_lm")
+    return MemoryClasses(config, model("backbone"), head)
+
+
+def memory_config(config: Any) -> MemoryConfig:  # noqa: ANN401
+    """Return the memory of a model's config, which is brought up to date if an older version's.
+
+    Args:
+        config: Of a model with memory.
+    """
+    memory = MemoryConfig.from_dict(config.memory)
+    # Before, the memory had the type of its tables.
+    before = config.memory.get("value_dtype", "model")
+    if config.value_dtype is None and before != "model":
+        config.value_dtype = before
+    config.memory = memory.to_dict()
+    return memory
+
+
+def value_dtype_of(config: Any) -> torch.dtype | None:  # noqa: ANN401
+    """Return the type of the value tables of a model, None for that of its other parameters."""
+    return None if config.value_dtype is None else getattr(torch, config.value_dtype)
 
 
 def family_of(model: PreTrainedModel) -> Family:
     """Return the family of a model, with or without memory.
 
     Raises:
-        ValueError: It is in no table and was not given memory.
+        UserError: It is in no table and was not given memory.
     """
     return getattr(model, "memory_family", None) or find_family(model.config.model_type)
 
@@ -107,8 +212,8 @@ def register_family(family: Family) -> None:
     """Make transformers' Auto classes know a family with memory.
 
     Raises:
-        ValueError: They know another one by its name, or it was registered with classes that have
-            been defined anew since.
+        UserError: They know another one by its name, or it was registered with classes that have
+            been defined again since.
     """
     classes = memory_classes(family)
     model_type = classes.config.model_type
@@ -116,7 +221,7 @@ def register_family(family: Family) -> None:
     if known not in (None, classes.config) or classes.config.__base__ is not load_class(
         family.config
     ):
-        raise ValueError(
+        raise UserError(
             f"another model of type {model_type!r} has got memory in this process. "
             "hint: use one process for each"
         )
@@ -130,6 +235,7 @@ def install_memory(
     backbone: PreTrainedModel,
     config: MemoryConfig,
     family: Family,
+    value_dtype: torch.dtype | None,
     place: Callable[[nn.Module], None] = lambda module: None,
 ) -> None:
     """Put memory layers into the blocks of a backbone, and shared tables on the backbone.
@@ -138,28 +244,24 @@ def install_memory(
         backbone: The model without its head.
         config: Sizes and choices.
         family: Where the blocks are.
+        value_dtype: Storage type of the tables. None: torch's default.
         place: Brings each layer and table where it belongs before any of them is put in: if there
             is no room for one, the backbone is as it was.
 
     Raises:
-        ValueError: A layer index is not below the number of blocks.
+        UserError: A layer index is not below the number of blocks.
     """
     blocks = family.blocks_of(backbone)
-    beyond = [layer for layer in config.layers if layer >= len(blocks)]
-    if beyond:
-        raise ValueError(
-            f"layers must be below the number of blocks, {len(blocks)}, got {beyond}. "
-            f"hint: the last block is {len(blocks) - 1}"
-        )
+    chosen = config.chosen_layers(len(blocks))
     model_dim = backbone.config.hidden_size
-    tables = build_tables(config, model_dim) if config.share_values else {}
+    tables = build_tables(config, model_dim, value_dtype) if config.share_values else {}
     owner = backbone if config.share_values else None
-    layers = [build_layer(config, model_dim, owner) for _ in config.layers]
+    layers = [MemoryLayer(config, model_dim, owner=owner, value_dtype=value_dtype) for _ in chosen]
     for module in (*tables.values(), *layers):
         place(module)
     for name, table in tables.items():
         backbone.add_module(name, table)
-    for index, memory in zip(config.layers, layers, strict=True):
+    for index, memory in zip(chosen, layers, strict=True):
         block = blocks[index]
         if config.placement == "beside":
             setattr(block, family.mlp, MemoryBeside(getattr(block, family.mlp), memory))
@@ -176,98 +278,26 @@ def install_experts(backbone: PreTrainedModel, config: MoeConfig, family: Family
         family: Where the blocks are.
 
     Raises:
-        ValueError: A layer index is not below the number of blocks, or the config of the model
+        UserError: A layer index is not below the number of blocks, or the config of the model
             does not say how wide those are.
     """
     blocks, base = family.blocks_of(backbone), backbone.config
     if getattr(base, "intermediate_size", None) is None:
-        raise ValueError(
+        raise UserError(
             "experts are as wide as feed-forward blocks, and the config of "
             f"{family.model_type} has no intermediate_size. "
             "hint: take a family that has one, such as llama"
         )
-    layer = ExpertChoice if config.routing == "expert_choice" else TokenChoice
     for index in config.chosen_layers(len(blocks)):
-        experts = layer(config, base.hidden_size, base.intermediate_size, base.initializer_range)
+        experts = routed_experts(
+            config, base.hidden_size, base.intermediate_size, base.initializer_range
+        )
         setattr(blocks[index], family.mlp, experts)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model without its head: the model itself if it has none."""
     return cast("PreTrainedModel", model.base_model)
-
-
-def _subclass(
-    path: str, config_class: type[PreTrainedConfig], family: Family, kind: str
-) -> type[PreTrainedModel]:
-    base = load_class(path)
-
-    def __init__(self: PreTrainedModel, config: PreTrainedConfig) -> None:  # noqa: N807
-        base.__init__(self, config)
-        check_format(config.memory_format)
-        if config.memory is None and config.moe is None:
-            raise ValueError(
-                "config.memory is None, and config.moe too. "
-                "hint: build the plain model and call add_memory(model, ...)"
-            )
-        if config.memory is not None and config.moe is not None:
-            raise ValueError("config.memory and config.moe are both set. hint: remove one")
-        backbone = backbone_of(self)
-        if config.memory is not None:
-            install_memory(backbone, MemoryConfig.from_dict(config.memory), family)
-        else:
-            install_experts(backbone, MoeConfig.from_dict(config.moe), family)
-        backbone.__class__ = memory_classes(family).backbone if backbone is not self else type(self)
-        self.post_init()
-
-    def _init_weights(self: PreTrainedModel, module: nn.Module) -> None:
-        if isinstance(module, _OWN_MODULES):
-            # transformers has patched torch.nn.init here: loaded tensors are left alone.
-            module.reset_parameters()
-        else:
-            base._init_weights(self, module)  # noqa: SLF001
-
-    def _initialize_weights(self: PreTrainedModel, module: nn.Module, *args: bool) -> None:
-        if isinstance(module, MemoryLayer):
-            # transformers makes whatever it loads trainable.
-            module.freeze_keys()
-        # transformers takes a custom module whose parameters are all in its children for loaded
-        # and leaves those as it draws any Linear: an output that starts at zero would not.
-        if not isinstance(module, _OWN_MODULES):
-            base._initialize_weights(self, module, *args)  # noqa: SLF001
-        elif not getattr(module, "_is_hf_initialized", False):
-            _init_weights(self, module)
-            setattr(module, "_is_hf_initialized", True)  # noqa: B010  (not a parameter or module)
-
-    def save_pretrained(
-        self: PreTrainedModel,
-        save_directory: str | Path,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> None:
-        if kwargs.pop("push_to_hub", False):
-            raise ValueError(
-                "push_to_hub=True would upload the folder before the code that loads it. "
-                "hint: save_pretrained, then huggingface_hub.upload_folder"
-            )
-        base.save_pretrained(self, save_directory, *args, **kwargs)
-        # Other processes write nothing, and a folder of PEFT's adapters has no config.
-        if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
-            write_remote_code(Path(save_directory), family, memory_classes(family).all())
-
-    body: dict[str, Any] = {
-        "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its config "
-        "names.",
-        "__module__": __name__,
-        "__init__": __init__,
-        "_init_weights": _init_weights,
-        "_initialize_weights": _initialize_weights,
-        "save_pretrained": save_pretrained,
-        "__reduce__": partialmethod(_reduce, family, kind),
-        "config_class": config_class,
-        "memory_family": family,
-    }
-    return type(f"Memory{base.__name__}", (base,), body)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
@@ -279,13 +309,13 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _reduce(
-    instance: PreTrainedModel | PreTrainedConfig, family: Family, kind: str
+def _reduce_config(
+    config: PreTrainedConfig, family: Family
 ) -> tuple[Callable, tuple[Family, str], dict[str, Any]]:
-    """Pickle an instance of a generated class, which no module has under its name."""
-    return _blank, (family, kind), instance.__dict__
+    """Pickle an instance of a class that no module has under its name."""
+    return _blank, (family, "config"), config.__dict__
 
 
-def _blank(family: Family, kind: str) -> PreTrainedModel | PreTrainedConfig:
-    cls = getattr(memory_classes(family), kind)
+def _blank(family: Family, part: str) -> PreTrainedModel | PreTrainedConfig:
+    cls = getattr(memory_classes(family), part)
     return cls.__new__(cls)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from memory_layers.common.errors import UserError
+
 
 @dataclass(frozen=True)
 class Family:
@@ -63,13 +65,13 @@ def find_family(model_type: str) -> Family:
     """Return the family of a model type.
 
     Raises:
-        ValueError: The type is not in the table.
+        UserError: The type is not in the table.
     """
     for family in FAMILIES:
         if model_type == family.model_type:
             return family
     known = ", ".join(family.model_type for family in FAMILIES)
-    raise ValueError(f"models of type {model_type!r} are not in the table of families: {known}")
+    raise UserError(f"models of type {model_type!r} are not in the table of families: {known}")
 
 
 def family_by_child(model: PreTrainedModel, target_module: str) -> Family:
@@ -83,7 +85,7 @@ def family_by_child(model: PreTrainedModel, target_module: str) -> Family:
         The row of the table that says the same, if there is one.
 
     Raises:
-        ValueError: No list of blocks has such a child, or several have, or a class of the model
+        UserError: No list of blocks has such a child, or several have, or a class of the model
             cannot be imported.
     """
     backbone = model.base_model
@@ -103,7 +105,7 @@ def family_by_child(model: PreTrainedModel, target_module: str) -> Family:
             for block in module
             for child, _ in block.named_children()
         })  # fmt: skip
-        raise ValueError(
+        raise UserError(
             f"target_module={target_module!r} must name one child of every block, {where} it. "
             f"hint: the blocks have {', '.join(children) or 'no children'}"
         )
@@ -136,7 +138,7 @@ def _refuse_more_inputs(child: nn.Module, target_module: str) -> None:
         )
     ]
     if len(needed) > 1:
-        raise ValueError(
+        raise UserError(
             f"target_module={target_module!r} must name a child that takes hidden states alone, "
             f"it takes {', '.join(needed)}. hint: name the feed-forward part of the blocks"
         )
@@ -170,9 +172,9 @@ def _path(cls: type) -> str:
     # with a model folder.
     elsewhere = cls.__module__.split(".")[0] in ("__main__", "transformers_modules")
     if found is not cls or elsewhere:
-        raise ValueError(
+        raise UserError(
             f"the class {path} cannot be imported by that name, so a saved model could not be "
             "loaded. hint: define it in a module that can be imported, not in a function, a script "
-            "or anew"
+            "or a second time"
         )
     return path

@@ -5,6 +5,7 @@
 
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,6 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
+from memory_layers.layers.walk import find_layers
 from memory_layers.models.classes import (
     backbone_of,
     family_of,
@@ -32,7 +34,12 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 def add_memory(
-    model: ModelT, config: MemoryConfig, *, target_module: str | None = None, mlp: None = None
+    model: ModelT,
+    config: MemoryConfig,
+    *,
+    target_module: str | None = None,
+    value_dtype: torch.dtype | None = None,
+    mlp: None = None,
 ) -> ModelT:
     """Add memory layers to a model, in place, and return it.
 
@@ -46,6 +53,7 @@ def add_memory(
         target_module: For a model of no supported family: the attribute of its blocks that is
             their feed-forward part, called with hidden states [..., D] alone and returning the
             same.
+        value_dtype: Storage type of the tables, float32 or bfloat16. None: that of the model.
         mlp: Former name of `target_module`.
 
     Raises:
@@ -55,26 +63,26 @@ def add_memory(
     """
     if mlp is not None:
         raise UserError(f"add_memory has no argument mlp. hint: target_module={mlp!r}")
+    if value_dtype not in (None, torch.float32, torch.bfloat16):
+        raise UserError(
+            f"value_dtype must be torch.float32, torch.bfloat16 or None, got {value_dtype!r}"
+        )
     family = _family_of_plain(model, target_module)
     backbone = backbone_of(model)
     reference = next(backbone.parameters())
     config.resolved(backbone.config.hidden_size)
 
-    changed = _changed_config(model, family, memory=config.to_dict())
+    stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
+    changed = _changed_config(model, family, memory=config.to_dict(), value_dtype=stored)
 
     def place(module: nn.Module) -> None:
         module.train(backbone.training)
-        for part in module.modules():
-            # Not a layer as a whole: it may own its table, whose type is a choice of its own.
-            if isinstance(part, MemoryLayer):
-                for inner in (part.query, part.keys, part.sink, part.gate):
-                    if inner is not None:
-                        inner.to(device=reference.device, dtype=reference.dtype)
-            elif isinstance(part, ValueTable):
-                fixed = config.value_dtype != "model"
-                part.to(device=reference.device, dtype=None if fixed else reference.dtype)
+        # Not a layer as a whole: it may own its tables, whose type is a choice of its own.
+        for part in [module] if isinstance(module, ValueTable) else module.children():
+            dtype = value_dtype if isinstance(part, ValueTable) else None
+            part.to(device=reference.device, dtype=dtype or reference.dtype)
 
-    install_memory(backbone, config, family, place)
+    install_memory(backbone, config, family, value_dtype, place)
     for module in backbone.modules():
         if isinstance(module, MemoryBeside):
             module.training = backbone.training
@@ -86,7 +94,7 @@ def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
     """Replace feed-forward blocks of a model by mixtures of experts, in place, and return it.
 
     The model becomes an instance of the family's memory class, as with `add_memory`. The weights
-    of the experts are drawn anew.
+    of the experts are drawn.
 
     Args:
         model: A causal language model or backbone of a supported family.
@@ -94,7 +102,7 @@ def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
 
     Raises:
         TypeError: `model` is not a transformers model.
-        ValueError: The family is not supported, the model has memory or experts already, or a
+        UserError: The family is not supported, the model has memory or experts already, or a
             layer index is not below the number of blocks.
     """
     family = _family_of_plain(model)
@@ -118,15 +126,15 @@ def remove_memory(model: ModelT) -> ModelT:
         model: With memory that stands beside its feed-forward blocks.
 
     Raises:
-        ValueError: The model has no memory, or its memory replaced blocks, which are gone.
+        UserError: The model has no memory, or its memory replaced blocks, which are gone.
     """
     layers = memory_layers_of(model)
     if not layers:
-        raise ValueError("the model has no memory layers to remove")
+        raise UserError("the model has no memory layers to remove")
     family, backbone = family_of(model), backbone_of(model)
     beside = [m for m in backbone.modules() if isinstance(m, MemoryBeside)]
     if len(beside) != len(layers):
-        raise ValueError(
+        raise UserError(
             'the memory layers replaced feed-forward blocks (placement="replace"), which are gone. '
             "hint: load the original model again"
         )
@@ -138,7 +146,8 @@ def remove_memory(model: ModelT) -> ModelT:
         if isinstance(child, ValueTable):
             delattr(backbone, name)
     values = model.config.to_dict()
-    for name in ("model_type", "memory", "moe", "memory_format", "auto_map", "architectures"):
+    own = ("model_type", "memory", "moe", "value_dtype", "memory_format")
+    for name in (*own, "auto_map", "architectures"):
         values.pop(name, None)
     is_backbone = backbone is model
     _set_config(model, _config_of(model, load_class(family.config), values))
@@ -151,7 +160,7 @@ def remove_memory(model: ModelT) -> ModelT:
 
 def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:
     """Return the memory layers of a model in the order of its blocks."""
-    return [module for module in model.modules() if isinstance(module, MemoryLayer)]
+    return list(find_layers(model).values())
 
 
 def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -> Family:
@@ -159,7 +168,7 @@ def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -
         raise TypeError(f"model must be a transformers PreTrainedModel, got {type(model).__name__}")
     for kinds, name in ((MemoryLayer, "memory layers"), (RoutedExperts, "experts")):
         if any(isinstance(module, kinds) for module in model.modules()):
-            raise ValueError(f"the model has {name} already. hint: start from the plain model")
+            raise UserError(f"the model has {name} already. hint: start from the plain model")
     if target_module is not None:
         family = family_by_child(model, target_module)
         register_family(family)
@@ -168,9 +177,9 @@ def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -
     try:
         family = find_family(model.config.model_type)
     except ValueError as error:
-        raise ValueError(f"{error}. hint: {name}") from error
+        raise UserError(f"{error}. hint: {name}") from error
     if not is_of(model, family):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} is not the {family.model_type} model of transformers but "
             f"another class, which would be lost. hint: {name}, or give model.base_model memory"
         )
@@ -193,9 +202,7 @@ def _change_class(model: PreTrainedModel, family: Family, config: PreTrainedConf
         model.__class__ = classes.causal_lm
 
 
-def _changed_config(
-    model: PreTrainedModel, family: Family, **fields: dict[str, Any]
-) -> PreTrainedConfig:
+def _changed_config(model: PreTrainedModel, family: Family, **fields: object) -> PreTrainedConfig:
     """Return the config of a model as one of the family with memory, with more fields."""
     values = {**model.config.to_dict(), **fields}
     values.pop("model_type", None)

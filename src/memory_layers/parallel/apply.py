@@ -41,7 +41,7 @@ def shard_memory(
             queries are normalised over a batch.
     """
     for layer in find_layers(model).values():
-        if layer.query.batch_norm is not None:
+        if layer.query.needs_one_process:
             raise ValueError(
                 'query_norm "batch" works on one process: each rank would normalise by the '
                 'statistics of its own tokens. hint: query_norm: "layer", or "none"'

@@ -101,7 +101,7 @@ def _memory(job: Job) -> Iterator[Collective]:
             job.tables * own_factor_bytes(job), tensors, False,
         )  # fmt: skip
     else:
-        dense = job.tables * memory.slots * (FP32 * job.columns + 1)
+        dense = job.tables * memory.num_slots * (FP32 * job.columns + 1)
         yield Collective(
             "table replicas", ALL_REDUCE, job.replicas, group, dense, 2 * job.tables, False
         )

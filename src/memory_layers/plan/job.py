@@ -17,12 +17,11 @@ from memory_layers.train.config import RunConfig, check_shares
 FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
 
 
-# Fields of MemoryConfig that change what a layer computes, keeps or trains, and the one value that
-# the formulas are written for.
+# Fields of MemoryConfig that change what a layer computes or keeps, and the one value that the
+# formulas are written for.
 _COVERED: Mapping[str, object] = MappingProxyType(
     {
         "query_norm": "none", "readout": "values", "random_slots": 0, "sink_slot": False,
-        "train_keys": True,
     }
 )  # fmt: skip
 
@@ -53,6 +52,8 @@ class Job:
                 raise UserError(
                     f"plan covers memory.{name} {covered!r}, got {value!r}. hint: plan without it"
                 )
+        if self.memory is not None and not self.run.optim.train_keys:
+            raise UserError("plan covers optim.train_keys true, got false. hint: plan without it")
         check_shares(self.run.train, self.layout)
         check_divisible(self.shape, self.layout.tensor)
 
@@ -149,7 +150,7 @@ class Job:
     @property
     def table_bytes(self) -> int:
         """Bytes of a number of a value table. Models are built in fp32."""
-        return BF16 if self.memory is not None and self.memory.value_dtype == "bfloat16" else FP32
+        return BF16 if self.run.optim.value_dtype == "bfloat16" else FP32
 
     @property
     def sent_weight_bytes(self) -> int:

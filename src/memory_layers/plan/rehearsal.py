@@ -66,7 +66,7 @@ def rehearse(job: Job, root: Unit, blocks: list[Unit]) -> Footprint:
     owned = sum(unit.shard for unit in units)
     ledger.change("at rest", weights=FP32 * owned, optimizer=2 * FP32 * owned)
     if job.memory is not None:
-        rows = job.tables * job.memory.slots
+        rows = job.tables * job.memory.num_slots
         ledger.change(
             "at rest",
             weights=rows * job.columns * job.table_bytes,
@@ -275,9 +275,9 @@ class _Pending:
                 ledger.touch(moment, exchange=job.replicas * own)
                 self._grow(table, (job.replicas - 1) * own, ledger, moment)
                 continue
-            dense = memory.slots * job.columns * FP32
+            dense = memory.num_slots * job.columns * FP32
             rows = touched_rows(job, reads_of_table(job))
-            ledger.touch(moment, exchange=dense + rows * job.columns * FP32 + memory.slots)
+            ledger.touch(moment, exchange=dense + rows * job.columns * FP32 + memory.num_slots)
             rows = touched_rows(job, reads_of_table(job) * job.replicas)
             folded = rows * (FP32 * job.columns + 12)
             ledger.touch(moment, exchange=dense, pending=folded)
@@ -309,5 +309,5 @@ def exchange_bytes(job: Job) -> tuple[float, float]:
     """Return the bytes that a replica sends for one table: as factors, and as dense sums."""
     assert job.memory is not None
     replicas = job.replicas
-    sums = job.memory.slots * (FP32 * job.columns + 1)
+    sums = job.memory.num_slots * (FP32 * job.columns + 1)
     return (replicas - 1) * own_factor_bytes(job), 2 * (replicas - 1) / replicas * sums

@@ -119,7 +119,7 @@ def distinct_rows(num_slots: int, reads: int) -> float:
 def touched_rows(job: Job, reads: int) -> float:
     """Return the distinct rows among so many reads of a table."""
     assert job.memory is not None
-    return distinct_rows(job.memory.slots, reads)
+    return distinct_rows(job.memory.num_slots, reads)
 
 
 def reads_of_table(job: Job) -> int:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from memory_layers.layers.experts import ExpertChoice, RoutedExperts
-from memory_layers.layers.walk import find_tables
+from memory_layers.layers.walk import find_tables, freeze_keys
 from memory_layers.models import build_model
 from memory_layers.ops import flops as _formulas  # noqa: F401  (registers ours)
 from memory_layers.train.config import RunConfig
@@ -22,7 +22,10 @@ def shape_of(run: RunConfig, vocab_size: int) -> PreTrainedModel:
         vocab_size: Length of its tokenizer.
     """
     with torch.device("meta"):
-        return build_model(run.model.to_preset(), run.memory, run.moe, vocab_size=vocab_size)
+        model = build_model(run.model.to_preset(), run.memory, run.moe, vocab_size=vocab_size)
+    if not run.optim.train_keys:
+        freeze_keys(model)
+    return model
 
 
 def forward_flops(model: PreTrainedModel, length: int, rows: int = 1) -> float:
@@ -67,6 +70,8 @@ def _twin(
     """Return a model of the same config on the meta device, and inputs for it."""
     with torch.device("meta"):
         twin = type(model)(model.config)
+        for ours, own in zip(twin.parameters(), model.parameters(), strict=True):
+            ours.requires_grad_(own.requires_grad)
         ids = torch.zeros(rows, length, dtype=torch.int64)
         # transformers looks at the numbers of its own masks, and these tensors hold none.
         mask = torch.ones(rows, 1, length, length, dtype=torch.bool)

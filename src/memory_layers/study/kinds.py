@@ -6,7 +6,7 @@ config.py, which reads a comparison, and match.py, which makes its variants cost
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ from memory_layers.train.config import RunConfig
 # What they concern is the optimizer's share of value tables.
 _VALUE_OPTIONS = (
     "value_lr", "value_weight_decay", "value_state", "bf16_rows", "value_schedule",
-    "value_clip_norm",
+    "value_clip_norm", "value_dtype", "train_keys",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def _one_slot(base: RunConfig) -> dict[str, Any]:
 
 def _fixed_slots(base: RunConfig) -> dict[str, Any]:
     """A control: slots that are found by random keys, which are not learned."""
-    return _with_memory(replace(_plus(base), train_keys=False))
+    return {**_with_memory(_plus(base)), "optim": asdict(replace(base.optim, train_keys=False))}
 
 
 KINDS: Mapping[str, Callable[[RunConfig], dict[str, Any]]] = MappingProxyType(
@@ -89,7 +89,7 @@ _FIXED: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "moe_fine": ("moe.routing",),
         "memory_beside": ("memory.placement",),
         "one_slot": ("memory.sub_keys", "memory.top_k"),
-        "fixed_slots": ("memory.train_keys",),
+        "fixed_slots": ("optim.train_keys",),
     }
 )
 
@@ -147,7 +147,7 @@ def kind_of(run: RunConfig) -> str:
         if run.moe is None:
             return "dense"
         return "moe_expert_choice" if run.moe.routing == "expert_choice" else "moe_fine"
-    if not memory.train_keys:
+    if not run.optim.train_keys:
         return "fixed_slots"
     if memory.sub_keys == 1:
         return "one_slot"

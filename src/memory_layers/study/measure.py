@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from memory_layers.common.files import write_json
-from memory_layers.layers import PeerLayer
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
@@ -83,9 +82,8 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     tables, reads = {}, defaultdict(int)
     for layer in memory_layers_of(model):
         rows = layer.query.heads * layer.keys.top_k
-        own = [layer.values, layer.experts] if isinstance(layer, PeerLayer) else [layer.values]
         # Layers may share a table, and each reads it.
-        for table in own:
+        for table in layer.tables:
             tables[id(table)] = table.weight.numel()
             reads[id(table)] += rows * table.weight.shape[1]
     active = sum(min(reads[table], size) for table, size in tables.items())

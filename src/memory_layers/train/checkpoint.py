@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import publish, write_json
 from memory_layers.optim import MemoryAdamW
-from memory_layers.train.config import RunConfig
+from memory_layers.train.config import RunConfig, upgraded
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -243,7 +243,7 @@ def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
     path = out / "config.json"
     if not path.is_file():
         return config.train.steps
-    old, new = json.loads(path.read_text("utf-8")), _values(config)
+    old, new = upgraded(json.loads(path.read_text("utf-8"))), _values(config)
     planned = old["train"]["steps"]
     if longer and planned < config.train.steps:
         new["train"]["steps"] = planned

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
@@ -82,6 +82,9 @@ class OptimConfig:
         end_ratio: Rate at the last step, as a share of the peak. No effect on "constant".
         clip_norm: Largest gradient norm of the dense parameters. None: no clipping.
         value_clip_norm: Largest gradient norm of the value table. None: no clipping.
+        value_dtype: Storage type of the value table.
+        train_keys: False leaves query projections and sub-keys at their initial values: a control,
+            in which no slot is learned to be found.
     """
 
     lr: float = 3e-3
@@ -99,6 +102,8 @@ class OptimConfig:
     end_ratio: float = 0.05
     clip_norm: float | None = 1.0
     value_clip_norm: float | None = None
+    value_dtype: Literal["float32", "bfloat16"] = "float32"
+    train_keys: bool = True
 
     @property
     def peak_value_lr(self) -> float:
@@ -258,3 +263,20 @@ def load_run(path: Path) -> RunConfig:
         UserError: As read_yaml and from_dict.
     """
     return from_dict(RunConfig, read_yaml(path), str(path))
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run as this version has them, from what an earlier one has saved.
+
+    Args:
+        values: All fields of a RunConfig, nested.
+    """
+    memory = dict(values.get("memory") or {})
+    before = {name: memory.pop(name) for name in MemoryConfig.removed if name in memory}
+    dtype = before.get("value_dtype", "model")
+    optim = {
+        "value_dtype": "float32" if dtype == "model" else dtype,
+        "train_keys": before.get("train_keys", True),
+        **values["optim"],
+    }
+    return {**values, "memory": memory or None, "optim": optim}

@@ -24,6 +24,7 @@ from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.layers.experts import balance_loss, scale_balance
+from memory_layers.layers.walk import freeze_keys
 from memory_layers.models import add_experts, add_memory, memory_layers_of
 from memory_layers.models.initialize import materialize
 from memory_layers.optim import MemoryAdamW
@@ -31,12 +32,7 @@ from memory_layers.parallel.apply import parallelize, reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
-from memory_layers.train.checkpoint import (
-    Checkpoints,
-    check_folder,
-    claim_folder,
-    list_checkpoints,
-)
+from memory_layers.train.checkpoint import Checkpoints, check_folder, claim_folder, list_checkpoints
 from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
@@ -148,8 +144,13 @@ def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTraine
     shape.pad_token_id = data.tokenizer.pad_token_id
     with torch.device("meta"):
         model = LlamaForCausalLM(shape)
-        model = model if config.memory is None else add_memory(model, config.memory)
+        if config.memory is not None:
+            # None: the model's own type, in which it can be loaded as well.
+            dtype = None if config.optim.value_dtype == "float32" else torch.bfloat16
+            model = add_memory(model, config.memory, value_dtype=dtype)
         model = model if config.moe is None else add_experts(model, config.moe)
+    if not config.optim.train_keys:
+        freeze_keys(model)
     # The gradients of all micro-batches and readers are added up.
     scale_balance(model, 1 / (config.train.accumulate * world.layout.readers))
     seed = config.train.seed

@@ -1,0 +1,90 @@
+"""What MemoryConfig and MoeConfig have in common: the blocks they are for, and plain values."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+from memory_layers.common.text import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksConfig:
+    """Base of the dataclasses that say which blocks of a model get another layer, and which.
+
+    Attributes:
+        layers: Indices of blocks, counted from 0. None: all.
+        required: Fields without a default, each with an example for the hint.
+        removed: Fields of earlier versions, and what stands for them now.
+    """
+
+    layers: tuple[int, ...] | None
+    required: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    removed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    def __new__(cls, **values: Any) -> Self:  # noqa: ANN401
+        """Refuse unknown fields. Nothing is given when pickle makes a copy."""
+        for name in values:
+            if name in cls.removed:
+                raise ValueError(
+                    f"{name} was removed from {cls.__name__}. hint: {cls.removed[name]}"
+                )
+            known = [field.name for field in fields(cls)]
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ValueError(f"{cls.__name__} has no field {name!r}. hint: {hint}")
+        return super().__new__(cls)
+
+    def check_layers(self) -> None:
+        """Refuse what are no indices of blocks, and make a tuple of a list.
+
+        Raises:
+            ValueError: `layers` is no list, is empty, or names a block twice.
+        """
+        if self.layers is None and "layers" not in self.required:
+            return
+        if self.layers is None or isinstance(self.layers, int | str):
+            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise ValueError("layers must name at least one block, got none. hint: layers: [4]")
+        for layer in self.layers:
+            if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
+
+    def chosen_layers(self, blocks: int) -> tuple[int, ...]:
+        """Return the indices of the blocks that get another layer.
+
+        Args:
+            blocks: Number of blocks of the model.
+
+        Raises:
+            ValueError: A layer index is not below the number of blocks.
+        """
+        layers = tuple(range(blocks)) if self.layers is None else self.layers
+        beyond = [layer for layer in layers if layer >= blocks]
+        if beyond:
+            raise ValueError(
+                f"layers must be below the number of blocks, {blocks}, got {beyond}. "
+                f"hint: the last block is {blocks - 1}"
+            )
+        return layers
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON and YAML."""
+        return {**asdict(self), "layers": None if self.layers is None else list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from what `to_dict` of this or an earlier version returned.
+
+        Raises:
+            ValueError: A field is unknown (the closest name is given), missing or wrong.
+        """
+        known = {name: value for name, value in values.items() if name not in cls.removed}
+        for name, example in cls.required.items():
+            if name not in known:
+                raise ValueError(f"{cls.__name__} needs `{name}`. hint: {name}: {example}")
+        return cls(**known)
