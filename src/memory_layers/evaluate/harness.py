@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness: the field's, the paper's as group `paper`, and our questions.
 
 Datasets come from the hub, or from a folder that stands in for it. Next: tasks/, our task files,
-and task_scores.py, how they score.
+and scores.py, how they score.
 """
 
 import logging
@@ -17,7 +17,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.common.text import markdown_table
 from memory_layers.evaluate.questions import Question
-from memory_layers.evaluate.task_scores import answer_likelihood, question
+from memory_layers.evaluate.scores import answer_likelihood, question
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -13,8 +13,8 @@ import torch
 
 from memory_layers.common.seeds import stable_number
 from memory_layers.data.facts import Probe
-from memory_layers.evaluate.answers import score_answer
 from memory_layers.evaluate.batches import by_length, score_spans
+from memory_layers.evaluate.scores import score_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +45,7 @@ class Reply:
 
     Attributes:
         text: What it wrote under greedy decoding, up to the end of the line.
-        exact_match: 1.0 where it is right, but for case, punctuation and articles: answers.py.
+        exact_match: 1.0 where it is right, but for case, punctuation and articles: scores.py.
         f1: Over its words.
         choice_nll: Nats of each choice, in their order.
     """

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from memory_layers.evaluate.answers import exact_match, f1, normalize
 from memory_layers.evaluate.programs import passes
-from memory_layers.evaluate.task_scores import hotpotqa, humaneval, mbpp, triviaqa
+from memory_layers.evaluate.scores import (
+    exact_match,
+    f1,
+    hotpotqa,
+    humaneval,
+    mbpp,
+    normalize,
+    triviaqa,
+)
 
 
 def test_normalize() -> None:
