@@ -27,7 +27,7 @@ def test_every_rank_holds_its_columns(name: str, ranks: int, chosen: list[int]) 
     assert sum(widths) == job.sizes.value_dim
     for rank, (rows, width, first) in zip(chosen, found, strict=True):
         place = rank % job.layout.memory
-        assert (rows, width, first) == (job.memory.slots, widths[place], sum(widths[:place]))
+        assert (rows, width, first) == (job.memory.num_slots, widths[place], sum(widths[:place]))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_step_makes_the_planned_exchanges_in_order(name: str, ranks: int, rank
             counts[each.operation] = counts.get(each.operation, 0) + each.count
     assert traced["sent"] == pytest.approx(sent, rel=1e-9)
     assert traced["counts"] == counts
-    assert traced["table"] == (job.memory.slots, job.columns)
+    assert traced["table"] == (job.memory.num_slots, job.columns)
     # The replicas' factors come to it before the step.
     assert traced["pending"] * job.replicas == prediction.footprint.largest["pending"]
 
