@@ -58,7 +58,10 @@ def shard_shapes(name: str, ranks: int, chosen: list[int]) -> list[tuple[int, in
     for rank in chosen:
         as_rank(rank, ranks)
         with torch.device("meta"):
-            model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
+            model = build_model(
+                job.run.model.to_preset(), job.memory, vocab_size=job.vocab,
+                value_dtype=getattr(torch, job.run.optim.value_dtype),
+            )  # fmt: skip
         shard_memory(model, make_meshes(job.layout, "cpu").table)
         (table,) = [part for part in model.modules() if isinstance(part, ShardedValueTable)]
         found.append((*table.weight.shape, table.first_column))
@@ -70,7 +73,10 @@ def trace(name: str, ranks: int, rank: int) -> dict[str, Any]:
     job = job_of(name, ranks)
     as_rank(rank, ranks)
     with torch.device("meta"):
-        model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
+        model = build_model(
+            job.run.model.to_preset(), job.memory, vocab_size=job.vocab,
+            value_dtype=getattr(torch, job.run.optim.value_dtype),
+        )  # fmt: skip
     meshes = make_meshes(job.layout, "cpu")
     with FakeTensorMode(allow_non_fake_inputs=True):
         parallelize(model, meshes, job.run.parallel, seed=None)
