@@ -143,6 +143,22 @@ def test_the_tree_in_the_readme_is_that_of_the_package() -> None:
     assert len(text.splitlines()) <= 120
 
 
+DATED = r"\b(anew|whoever|its like|goes without|papers\.md|design section)\b|:(func|class):"
+
+
+def test_text_is_english_of_today() -> None:
+    """Words that made readers stop, roles of another tool, documents that are not here."""
+    files = [path for path in DOCUMENTS if "experiments" not in path.parts]
+    for folder in ("src", "benchmarks", "tools", "examples"):
+        files += sorted((ROOT / folder).rglob("*.py"))
+    found = [
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in files
+        for match in re.finditer(DATED, path.read_text("utf-8"), re.IGNORECASE)
+    ]
+    assert not found
+
+
 def test_generated_tables_are_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["update_docs.py", "--check"])
     with pytest.raises(SystemExit) as end:

@@ -215,7 +215,7 @@ def test_two_models_in_one_process_have_nothing_in_common() -> None:
 def test_compiles_in_one_graph(name: str) -> None:
     model = trained(name)
     expected = logits(model)
-    # Code that all families share is compiled anew for each, up to a limit.
+    # Code that all families share is compiled for each, up to a limit.
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -126,7 +126,7 @@ def test_peer_totals(name: str, total_b: str) -> None:
 @pytest.mark.parametrize("name", ["134m", "373m", "720m", "1.3b"])
 @pytest.mark.parametrize("kind", ["memory", "memory_plus"])
 def test_totals_follow_the_formula(name: str, kind: str) -> None:
-    """papers.md 1.3: what a feed-forward block gave, and what query, keys, gate and table take."""
+    """What a feed-forward block gave, and what query, keys, gate and table take."""
     preset = PRESETS[name]
     memory = getattr(preset, kind)(64)
     key_dim = memory.resolved(preset.hidden_size).key_dim

@@ -133,7 +133,7 @@ def test_trains_on_after_loading(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_not_in_the_file_is_initialised(tmp_path: Path) -> None:
-    """As for any transformers model: missing weights are drawn anew, the others are kept."""
+    """As for any transformers model: missing weights are drawn, the others are kept."""
     model = trained()
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

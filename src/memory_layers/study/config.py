@@ -75,7 +75,7 @@ class CompareConfig:
         """Return for each measure of `match` the variant that the others are made to equal.
 
         Raises:
-            UserError: No variant can be it, or one that is to be changed is named.
+            UserError: No variant can take its place, or it is one that is to be changed.
         """
         kinds = self.kinds()
         plain = [name for name, variant in self.overrides.items() if variant.times == 1]
