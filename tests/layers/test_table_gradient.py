@@ -37,9 +37,7 @@ class TwoReaders(nn.Module):
 
     def __init__(self, kind: str, dtype: str = "model") -> None:
         super().__init__()
-        config = MemoryConfig(
-            layers=(0, 1), sub_keys=6, heads=2, top_k=3, value_init_std=0.5, value_dtype=dtype
-        )
+        config = MemoryConfig(layers=(0, 1), sub_keys=6, heads=2, top_k=3, value_init_std=0.5)
         self.memory_table = new_table(kind, torch.bfloat16 if dtype == "bfloat16" else None)
         self.first = MemoryLayer(config, DIM, owner=self)
         self.second = MemoryLayer(config, DIM, owner=self)
