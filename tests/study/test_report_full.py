@@ -17,6 +17,7 @@ from made_up import KINDS, make_up
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 
+from memory_layers.study.metrics import BITS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.cost import cost_plot, pareto_front
 from memory_layers.study.plots.drawing import Plot, variant_styles
@@ -31,7 +32,7 @@ from memory_layers.study.report.page import (
     render_page,
     write_page,
 )
-from memory_layers.study.summary import BITS, by_variant, finished, summary_table
+from memory_layers.study.summary import by_variant, finished, summary_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from tests_support import SHAPE, write_facts
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.configs import find_config
-from memory_layers.study import scale as study_scale
+from memory_layers.study import runs as study_runs
 from memory_layers.study.measure import measure_run
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
 
@@ -94,7 +94,7 @@ def test_the_grid(tmp_path: Path) -> None:
     cell, seed, run = jobs["b-slots64-seed1"]
     assert (cell, seed, run.train.seed, run.name) == ("b-slots64", 1, 1, "b-slots64")
     # A sweep that is stopped has whole seeds; the largest runs of a seed come first.
-    order = list(study_scale._longest_first(config, jobs))
+    order = config.longest_first()
     assert {name.split("-seed")[1] for name in order[:7]} == {"3"}
     assert order[0] == "b-slots256-seed3"
     assert sorted(order) == sorted(jobs)
@@ -165,7 +165,7 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_scale(write_sweep(tmp_path))
-    monkeypatch.setattr(study_scale, "run_all", in_this_process(most=2))
+    monkeypatch.setattr(study_runs, "run_all", in_this_process(most=2))
     with pytest.raises(KeyboardInterrupt):
         scale(config, tmp_path / "out")
     partial = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -174,20 +174,20 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
     assert partial["fits"]["flops"]["recall"]["left_out"] == [
         "a-slots0, seed 0: unfinished", "b-slots0, seed 0: unfinished",
     ]  # fmt: skip
-    monkeypatch.setattr(study_scale, "run_all", in_this_process())
+    monkeypatch.setattr(study_runs, "run_all", in_this_process())
     whole = scale(config, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == whole
     assert whole["complete"]
     assert whole["runs"][1] == partial["runs"][1]
     assert (tmp_path / "out" / "report.html").is_file()
 
-    monkeypatch.setattr(study_scale, "run_all", in_this_process(lambda names: names[::-1]))
+    monkeypatch.setattr(study_runs, "run_all", in_this_process(lambda names: names[::-1]))
     other = scale(config, tmp_path / "other", workers=2)
     assert entries(other) == entries(whole)
     assert (other["fits"], other["exchange"]) == (whole["fits"], whole["exchange"])
 
     # A larger sweep takes over what is there; other threads would not give the same numbers.
-    monkeypatch.setattr(study_scale, "run_all", in_this_process(most=0))
+    monkeypatch.setattr(study_runs, "run_all", in_this_process(most=0))
     with pytest.raises(KeyboardInterrupt):
         scale(replace(config, slots=(64, 256)), tmp_path / "out")
     with pytest.raises(UserError, match=r"runs with 1 threads each, got 2. hint: --threads 1"):

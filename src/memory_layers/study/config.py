@@ -156,29 +156,20 @@ def load_compare(path: Path) -> CompareConfig:
         UserError: The file cannot be used. The field at fault is named.
     """
     values = read_yaml(path)
-    entries = values.pop("variants", None)
-    seeds = values.pop("seeds", [0])
+    hint = "to train one model, use `memory-layers train`"
+    entries, seeds = take_parts(values, path, "variants", hint)
     match = _read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
-    if not isinstance(entries, dict) or not entries:
-        raise UserError(
-            f"{path}: needs `variants:`, names and what each changes. hint: to train one model, "
-            "use `memory-layers train`"
-        )
-    check_names(entries, f"{path}: variants")
     overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
-    parts = {"": values, **{f"variants.{n}.": v.changes for n, v in overrides.items()}}
-    for where, part in parts.items():
-        if isinstance(part.get("train"), dict) and "seed" in part["train"]:
-            raise UserError(f"{path}: {where}train.seed has no effect. hint: use `seeds:`")
+    changes = {name: variant.changes for name, variant in overrides.items()}
+    check_fields(values, path, "variants", changes, {"train.seed": "seeds:"})
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
         raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
-    check_seeds(seeds, f"{path}: seeds")
     _check_reference(references, match, overrides, f"{path}: reference")
     config = CompareConfig(
         base=from_dict(RunConfig, values, str(path)),
         overrides=overrides,
-        seeds=tuple(seeds),
+        seeds=seeds,
         match=match,
         reference=references,
     )
@@ -271,15 +262,59 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
         raise UserError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
 
 
-def check_names(names: Mapping[Any, Any], where: str) -> None:
-    """Refuse names that cannot be part of the name of a folder.
+def take_parts(
+    values: dict[str, Any], path: Path, parts: str, hint: str
+) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Take from the fields of a study's file what it lists, by name, and its seeds.
+
+    Args:
+        values: Fields of the file at `path`. `parts` and `seeds` are removed.
+        path: For errors.
+        parts: "variants" or "bases".
+        hint: For a file that lists none.
 
     Raises:
-        UserError: One cannot.
+        UserError: There are none, or a name cannot be part of the name of a folder.
     """
-    for name in names:
+    entries, seeds = values.pop(parts, None), values.pop("seeds", [0])
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"{path}: needs `{parts}:`, names and what each changes. hint: {hint}")
+    for name in entries:
         if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"{where}: {name!r} must be letters, digits, - and _")
+            raise UserError(f"{path}: {parts}: {name!r} must be letters, digits, - and _")
+    check_seeds(seeds, f"{path}: seeds")
+    return entries, tuple(seeds)
+
+
+def check_fields(
+    values: Mapping[str, Any],
+    path: Path,
+    parts: str,
+    changes: Mapping[str, Mapping[str, Any]],
+    instead: Mapping[str, str],
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Refuse fields of a study's file that every run takes from elsewhere.
+
+    Args:
+        values: Fields that all runs share.
+        path: For errors.
+        parts: "variants" or "bases".
+        changes: What each of them changes.
+        instead: What sets these fields.
+
+    Returns:
+        The fields of the file and of each part, with where they stand, for errors.
+
+    Raises:
+        UserError: Such a field is there.
+    """
+    named = [(f"{path}: {parts}.{name}.", own) for name, own in changes.items()]
+    places = [(f"{path}: ", values), *named]
+    for where, own in places:
+        for name in flat_fields(own):
+            if name in instead:
+                raise UserError(f"{where}{name} has no effect. hint: use `{instead[name]}`")
+    return places
 
 
 def check_tokens(where: str, runs: Mapping[str, RunConfig]) -> None:

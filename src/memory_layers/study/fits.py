@@ -13,26 +13,50 @@ Intervals are percentiles over runs drawn with replacement, which holds the spre
 how badly the form fits. Next: scale.py, which asks for the fits; plots/sweep.py, which draws them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
 
 from memory_layers.study.intervals import LEVEL, finite
-from memory_layers.study.summary import Run, finished, measured, status
+from memory_layers.study.metrics import METRICS, Run, measured
+from memory_layers.study.summary import finished, status
 
 RESAMPLES = 1000
 MIN_POINTS = 3
-METRICS = ("recall", "answer_nll")
-FORMS = {
-    "recall": "logit(recall) = intercept + slope * log2(x)",
-    "answer_nll": "ln(answer_nll) = intercept + slope * log2(x)",
-}
 _SEED = 20241212
 _GRID = 41
 _MOST_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Law:
+    """The form of a law: what of a metric is a straight line.
+
+    Attributes:
+        key: Of the metric.
+        name: The metric, in a sentence.
+        of: What is a straight line, with a place for the metric.
+        link: Computes it.
+        inverse: Computes the metric from it.
+    """
+
+    key: str
+    name: str
+    of: str
+    link: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+
+
+LAWS: Mapping[str, Law] = MappingProxyType(
+    {
+        "recall": Law("question_heldout", "recall", "logit({})", logit, expit),
+        "answer_nll": Law("answer_nll", "answer NLL", "ln({})", np.log, np.exp),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +64,7 @@ class Fit:
     """A law with its resamples. Row 0 is the fit to all runs, the other rows are resamples.
 
     Attributes:
-        metric: "recall" or "answer_nll".
+        metric: Of LAWS.
         lines: [1 + RESAMPLES, 2] float64, intercepts and slopes over log2(x).
         x: [n] float64, where runs were measured, ascending.
         y: [n] float64, what was measured.
@@ -54,7 +78,7 @@ class Fit:
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the metric at x [m] by every line: [1 + RESAMPLES, m] float64."""
         line = self.lines[:, :1] + self.lines[:, 1:] * np.log2(x)
-        return expit(line) if self.metric == "recall" else np.exp(line)
+        return LAWS[self.metric].inverse(line)
 
     def reach(self, y: np.ndarray) -> np.ndarray:
         """Return log2 of the x at which each line reaches its y.
@@ -66,10 +90,10 @@ class Fit:
             [1 + RESAMPLES] float64. Infinite where a line that gets no better with x, or that
             ends short of y, never does.
         """
+        law = LAWS[self.metric]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            level = logit(y) if self.metric == "recall" else np.log(y)
-            where = (level - self.lines[:, 0]) / self.lines[:, 1]
-        improves = self.lines[:, 1] > 0 if self.metric == "recall" else self.lines[:, 1] < 0
+            where = (law.link(y) - self.lines[:, 0]) / self.lines[:, 1]
+        improves = self.lines[:, 1] * METRICS[law.key].better > 0
         return np.where(improves & ~np.isnan(where), where, np.inf)
 
     def record(self) -> dict[str, Any]:
@@ -81,7 +105,7 @@ class Fit:
         left = self.y - self.predict(self.x)[0]
         total = ((self.y - self.y.mean()) ** 2).sum()
         return {
-            "form": FORMS[self.metric],
+            "form": f"{LAWS[self.metric].of.format(self.metric)} = intercept + slope * log2(x)",
             "intercept": intercept,
             "slope": slope,
             "intercept_interval": [float(end) for end in interval(self.lines[1:, 0])],
@@ -102,7 +126,7 @@ def fit_law(metric: str, x: Sequence[float], y: Sequence[float]) -> Fit | str:
     """Fit one law and its resamples.
 
     Args:
-        metric: "recall" or "answer_nll", which decides the form.
+        metric: Of LAWS.
         x: Slots or FLOPs of each run, above 0.
         y: Its recall, in [0, 1], or its answer NLL, above 0.
 
@@ -149,10 +173,10 @@ def fit_sweep(runs: Sequence[Run]) -> dict[str, Any]:
         base: [run for run in runs if run["base"] == base and run["slots"]] for base in bases
     }
     over_slots = {
-        base: {metric: _fit_runs(metric, own, "slots")[1] for metric in METRICS}
+        base: {metric: _fit_runs(metric, own, "slots")[1] for metric in LAWS}
         for base, own in with_memory.items()
     }
-    over_flops = {metric: _fit_runs(metric, dense, "flops_per_token") for metric in METRICS}
+    over_flops = {metric: _fit_runs(metric, dense, "flops_per_token") for metric in LAWS}
     ordered = sorted(cells.items(), key=lambda item: (bases.index(item[0][0]), item[0][1]))
     return {
         "fits": {
@@ -169,7 +193,7 @@ def fit_sweep(runs: Sequence[Run]) -> dict[str, Any]:
                 **_exchange(metric, group, over_flops[metric][0]),
             }
             for (base, slots), group in ordered
-            for metric in METRICS
+            for metric in LAWS
         ],
     }
 
@@ -178,7 +202,7 @@ def heldout(run: Run, metric: str) -> float | None:
     """Return a finished run's recall or answer NLL of held-out questions, None without one."""
     if not finished(run):
         return None
-    value = measured(run, "question_heldout" if metric == "recall" else metric)
+    value = measured(run, LAWS[metric].key)
     return None if value is not None and metric == "answer_nll" and value <= 0 else value
 
 

@@ -6,7 +6,6 @@ such models too. Next: runs.py, which trains what comes out.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,93 +134,30 @@ class _Matcher:
         """Return a variant with the experts or sub-keys that give it its parameters."""
         run, reference = variants[name], self._references["parameters"]
         target = self.count("parameters", reference, variants[reference])
-        if run.moe is not None:
-            moe = run.moe
-            # The total grows evenly with experts, and like a square with sub-keys.
-            fewest = self._kinds[name] == "moe_expert_choice"
+        memory, moe = run.memory, run.moe
+        if moe is not None:
+            equal_flops = "flops" in self._references
+
+            def resized(size: int) -> RunConfig:
+                fitted = replace(run, moe=replace(moe, experts=size))
+                return self.with_flops(name, {**variants, name: fitted}) if equal_flops else fitted
+
             least = moe.top_k if moe.routing == "token_choice" else math.ceil(moe.capacity_factor)
-
-            def with_experts(experts: int) -> RunConfig:
-                fitted = replace(run, moe=replace(moe, experts=experts))
-                if "flops" not in self._references:
-                    return fitted
-                return self.with_flops(name, {**variants, name: fitted})
-
             least = max(2, least)
-            if "flops" in self._references:
-                return with_experts(self._experts(name, with_experts, target, least))
-            return with_experts(self._size(name, with_experts, target, least, reaching=fewest))
-        memory = run.memory
-        if memory is None or self._kinds[name] == "one_slot":
+            fewest = equal_flops or self._kinds[name] == "moe_expert_choice"
+        elif memory is not None and self._kinds[name] != "one_slot":
+
+            def resized(size: int) -> RunConfig:
+                return replace(run, memory=replace(memory, sub_keys=size))
+
+            least, fewest = memory.top_k, False
+        else:
             return run
 
-        def with_sub_keys(sub_keys: int) -> RunConfig:
-            return replace(run, memory=replace(memory, sub_keys=sub_keys))
-
-        return with_sub_keys(self._size(name, with_sub_keys, target, memory.top_k))
-
-    def _experts(
-        self, name: str, change: Callable[[int], RunConfig], target: float, least: int
-    ) -> int:
-        """Return the fewest experts that reach the target at equal FLOPs, or those nearest to it.
-
-        The router grows with the experts and leaves less for each: the total rises to a highest
-        point, and falls beyond it.
-        """
-
         def count(size: int) -> float:
-            return self.count("parameters", name, change(size))
+            return self.count("parameters", name, resized(size))
 
-        high = least
-        while count(high) < target and count(2 * high) > count(high):
-            high *= 2
-        low = max(least, high // 2)
-        if count(high) < target:
-            seen = {size: count(size) for size in (low, high, 2 * high)}
-            left, right = low, 2 * high
-            while right - left > 2:
-                third = (right - left) // 3
-                a, b = left + third, right - third
-                seen |= {a: count(a), b: count(b)}
-                left, right = (a, right) if seen[a] < seen[b] else (left, b)
-            high = max(seen, key=lambda size: seen[size])
-            if seen[high] < target:
-                return high
-        # Widths are rounded, so that the total is not quite even: which middle is tried matters.
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if count(middle) < target else (low, middle)
-        return low if count(low) >= target else high
-
-    def _size(
-        self,
-        name: str,
-        change: Callable[[int], RunConfig],
-        target: float,
-        least: int,
-        *,
-        reaching: bool = False,
-    ) -> int:
-        """Return the size whose parameters are nearest to the target, or the least to reach it."""
-
-        def count(size: int) -> float:
-            return self.count("parameters", name, change(size))
-
-        # Three counts give the polynomial of degree two that the total is.
-        first, second, third = (count(least + n) for n in range(3))
-        bend, step = third - 2 * second + first, second - first
-
-        def predicted(size: int) -> float:
-            n = size - least
-            return first + n * step + n * (n - 1) / 2 * bend
-
-        bound = least + 1
-        while predicted(bound) < target:
-            bound *= 2
-        high = bisect_left(range(bound), target, least, key=predicted)
-        if high == least or reaching:
-            return high
-        return min(high - 1, high, key=lambda size: abs(predicted(size) - target))
+        return resized((_fewest if fewest else _nearest)(count, target, least))
 
     def _widened(self, name: str, target: float) -> RunConfig:
         """Return a dense variant with the model width whose FLOPs are nearest to the target."""
@@ -235,15 +171,42 @@ class _Matcher:
             model = replace(run.model, hidden_size=width, mlp_size=proportional)
             return replace(run, model=model)
 
-        def count(units: int) -> float:
-            return self.count("flops", name, wide(units))
+        least = shape.hidden_size // unit
+        return wide(_nearest(lambda units: self.count("flops", name, wide(units)), target, least))
 
-        low = shape.hidden_size // unit
-        high = 2 * low
-        while count(high) < target:
-            low, high = high, 2 * high
-        high = bisect_left(range(high), target, low + 1, key=count)
-        return wide(min(high - 1, high, key=lambda units: abs(count(units) - target)))
+
+def _nearest(count: Callable[[int], float], target: float, least: int) -> int:
+    """Return the size whose count, which grows with it, is nearest to the target."""
+    high = _fewest(count, target, least)
+    return min(max(least, high - 1), high, key=lambda size: abs(count(size) - target))
+
+
+def _fewest(count: Callable[[int], float], target: float, least: int) -> int:
+    """Return the least size that reaches the target, or the one that comes nearest to it.
+
+    At equal FLOPs a router grows with the experts and leaves less for each: their total rises to
+    a highest point, and falls beyond it.
+    """
+    high = least
+    while count(high) < target and count(2 * high) > count(high):
+        high *= 2
+    low = max(least, high // 2)
+    if count(high) < target:
+        seen = {size: count(size) for size in (low, high, 2 * high)}
+        left, right = low, 2 * high
+        while right - left > 2:
+            third = (right - left) // 3
+            a, b = left + third, right - third
+            seen |= {a: count(a), b: count(b)}
+            left, right = (a, right) if seen[a] < seen[b] else (left, b)
+        high = max(seen, key=lambda size: seen[size])
+        if seen[high] < target:
+            return high
+    # Widths are rounded, so that the total is not quite even: which middle is tried matters.
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < target else (low, middle)
+    return low if count(low) >= target else high
 
 
 def _width_of(run: RunConfig) -> int:

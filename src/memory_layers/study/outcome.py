@@ -7,16 +7,14 @@ A run that did not finish stays in the results, with one of these statuses: "div
 import errno
 import json
 import signal
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from memory_layers.common.files import write_json
-from memory_layers.common.provenance import commit, device_name, versions
 
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 
@@ -92,26 +90,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     lines = path.read_text("utf-8").splitlines(keepends=True)
     # The last one may be half a line: still being written, or left by a killed run.
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def about_study(name: str, command: str, workers: int) -> dict[str, Any]:
-    """Return what results.json says about where its runs come from."""
-    return {
-        "format_version": 1,
-        "name": name,
-        "command": command,
-        "device": device_name(),
-        "workers": workers,
-        "versions": versions("torch", "numba", "transformers", "tokenizers"),
-        "commit": commit(),
-    }
-
-
-def write_results(out: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Write OUT/results.json with the date of today, and return its content."""
-    dated = {**results, "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    write_json(out / "results.json", dated)
-    return dated
 
 
 def _write_failure(folder: Path, status: str, error: str) -> None:

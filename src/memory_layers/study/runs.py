@@ -1,4 +1,4 @@
-"""Many runs in worker processes: each is a process of its own with its own folder.
+"""The runs of a study in worker processes: each is a process of its own with its own folder.
 
 What was stopped goes on where it was: finished runs are left alone, unfinished ones resume from
 their checkpoints. Next: measure.py, what a run records, and outcome.py, how it may end.
@@ -8,21 +8,30 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import write_json
 from memory_layers.common.progress import ProgressLine
+from memory_layers.common.provenance import commit, device_name, versions
+from memory_layers.data.config import DataConfig
+from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.study.outcome import (
     FAILURE,
     LOG,
     RESULT,
     read_metrics,
+    read_outcome,
     record_exit,
     recorded_failures,
 )
+from memory_layers.train.checkpoint import claim_folder
 from memory_layers.train.config import RunConfig
 from memory_layers.train.interrupt import StopSignal
 
@@ -30,6 +39,77 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 # Variant, seed and configuration.
 Job = tuple[str, int, RunConfig]
+
+
+def prepare_runs(runs: Iterable[RunConfig], study: str) -> dict[DataConfig, PreparedData]:
+    """Prepare the data of all runs, once for each, however many runs share it.
+
+    Args:
+        runs: All runs.
+        study: What they belong to, for the error.
+
+    Raises:
+        UserError: There are no facts to ask for, or the data is malformed.
+    """
+    different = dict.fromkeys(run.data for run in runs)
+    if any(data.facts is None for data in different):
+        raise UserError(f"{study} measures recall and needs data.facts. hint: facts: builtin")
+    with ProgressLine() as line:
+        return {data: prepare_data(data, line.update) for data in different}
+
+
+def run_jobs(
+    jobs: Mapping[str, Job],
+    out: Path,
+    about: Mapping[str, Any],
+    workers: int,
+    threads: int,
+    *,
+    order: Sequence[str] = (),
+    conclude: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = lambda runs: {"runs": runs},
+) -> dict[str, Any]:
+    """Train the runs of a study, and write OUT/results.json whenever one has ended.
+
+    Args:
+        jobs: By the name of the run's folder in OUT/runs, in the order of the results.
+        out: Folder of the study.
+        about: What results.json says about the study.
+        workers: Processes at a time.
+        threads: Of each process.
+        order: Names of the jobs in the order of their start. Without it: that of the results.
+        conclude: Returns from the entries of all runs what results.json holds of them.
+
+    Returns:
+        The content of results.json, with `complete` true.
+
+    Raises:
+        UserError: A folder holds another run.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+    """
+    for name, (_, _, run) in jobs.items():
+        claim_folder(out / "runs" / name, run)
+    about = {
+        "format_version": 1,
+        **about,
+        "device": device_name(),
+        "workers": workers,
+        "versions": versions("torch", "numba", "transformers", "tokenizers"),
+        "commit": commit(),
+    }
+
+    def write(*, complete: bool) -> dict[str, Any]:
+        runs = [
+            read_outcome(variant, seed, out / "runs" / name)
+            for name, (variant, seed, _) in jobs.items()
+        ]
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        results = {**about, "complete": complete, **conclude(runs), "date": date}
+        write_json(out / "results.json", results)
+        return results
+
+    ordered = {name: jobs[name] for name in order or jobs}
+    run_all(ordered, out / "runs", workers, threads, lambda _name: write(complete=False))
+    return write(complete=True)
 
 
 def run_all(

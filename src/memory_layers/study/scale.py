@@ -13,22 +13,19 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
-from memory_layers.common.progress import ProgressLine
 from memory_layers.common.reader import from_dict, read_yaml
-from memory_layers.data.prepare import prepare_data
 from memory_layers.study.config import (
     check_changes,
-    check_names,
+    check_fields,
     check_seeds,
     check_tokens,
+    take_parts,
     with_seed,
 )
-from memory_layers.study.fields import flat_fields, merge_fields
+from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.outcome import about_study, read_outcome, write_results
 from memory_layers.study.report import write_scale_report
-from memory_layers.study.runs import Job, run_all, workers_for
-from memory_layers.train.checkpoint import claim_folder
+from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
 from memory_layers.train.config import RunConfig
 
 
@@ -79,6 +76,17 @@ class ScaleConfig:
             for seed in self.seeds
         }
 
+    def longest_first(self) -> list[str]:
+        """Order runs so that a sweep that is stopped has whole seeds, and no worker ends far last.
+
+        Returns:
+            Names of the jobs.
+        """
+        cells, bases = self.cells(), list(self.bases)
+        # Of equal sizes the base that the file lists last is taken for the largest.
+        longest = sorted(cells, key=lambda cell: (-cells[cell][1], -bases.index(cells[cell][0])))
+        return [f"{cell}-seed{seed}" for seed in self.seeds for cell in longest]
+
     def changed(
         self, base: RunConfig, slots: tuple[int, ...], seeds: tuple[int, ...]
     ) -> "ScaleConfig":
@@ -107,16 +115,11 @@ def load_scale(path: Path) -> ScaleConfig:
     values = read_yaml(path)
     if "variants" in values:
         raise UserError(f"{path} lists variants. hint: memory-layers compare {path}")
-    bases = values.pop("bases", None)
-    slots, seeds = values.pop("slots", None), values.pop("seeds", [0])
-    if not isinstance(bases, dict) or not bases:
-        raise UserError(
-            f"{path}: needs `bases:`, names and what each changes. "
-            "hint: bases: {small: {}, large: {model: {hidden_size: 128}}}"
-        )
-    check_names(bases, f"{path}: bases")
+    hint = "bases: {small: {}, large: {model: {hidden_size: 128}}}"
+    bases, seeds = take_parts(values, path, "bases", hint)
+    slots = values.pop("slots", None)
     for name, changes in bases.items():
-        if changes is not None and not isinstance(changes, dict):
+        if not isinstance(changes, dict | None):
             raise UserError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
         bases[name] = changes or {}
         if "data" in bases[name]:
@@ -124,24 +127,21 @@ def load_scale(path: Path) -> ScaleConfig:
     own_slots = {name: part.pop("slots") for name, part in bases.items() if "slots" in part}
     for name, sizes in own_slots.items():
         check_slots(sizes, f"{path}: bases.{name}.slots")
-    for where, part in {"": values, **{f"bases.{n}.": c for n, c in bases.items()}}.items():
-        for field, instead in (("train.seed", "seeds:"), ("memory.sub_keys", "slots:")):
-            if field in flat_fields(part):
-                raise UserError(f"{path}: {where}{field} has no effect. hint: use `{instead}`")
+    instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
+    for where, part in check_fields(values, path, "bases", bases, instead):
         if part.get("moe") is not None:
-            raise UserError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
+            raise UserError(f"{where}moe: the models of a sweep are dense or have memory")
     check_slots(slots, f"{path}: slots")
     if set(own_slots) == set(bases):
         raise UserError(
             f"{path}: slots has no effect, every base sets its own. hint: leave one without"
         )
-    check_seeds(seeds, f"{path}: seeds")
     config = ScaleConfig(
         base=from_dict(RunConfig, values, str(path)),
         bases=bases,
         slots=tuple(slots),
         own_slots={name: tuple(sizes) for name, sizes in own_slots.items()},
-        seeds=tuple(seeds),
+        seeds=seeds,
     )
     config.cells()
     return config
@@ -200,52 +200,31 @@ def scale(
             malformed.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
-    if config.base.data.facts is None:
-        raise UserError("a sweep measures recall and needs data.facts. hint: facts: builtin")
-    with ProgressLine() as line:
-        facts = prepare_data(config.base.data, line.update).summary
-    jobs = config.jobs()
+    cells, jobs = config.cells(), config.jobs()
+    prepared = prepare_runs([config.base], "a sweep")
     _claim_threads(out, threads)
-    for name, (_, _, run) in jobs.items():
-        claim_folder(out / "runs" / name, run)
     workers = workers_for(jobs, workers, threads)
-    cells = config.cells()
     about = {
-        **about_study(config.base.name, command, workers),
+        "name": config.base.name,
+        "command": command,
         "threads": threads,
-        "facts": facts,
+        "facts": prepared[config.base.data].summary,
         "bases": list(config.bases),
         "slots": sorted({slots for _, slots, _ in cells.values()}),
         "seeds": list(config.seeds),
     }
 
-    def write(*, complete: bool) -> dict[str, Any]:
-        runs = []
-        for name, (cell, seed, _) in jobs.items():
-            base, slots, _ = cells[cell]
-            entry = read_outcome(cell, seed, out / "runs" / name)
-            runs.append({**entry, "base": base, "slots": slots})
-        found = {**about, "complete": complete, "runs": runs, **fit_sweep(runs)}
-        return write_results(out, found)
+    def conclude(runs: list[dict[str, Any]]) -> dict[str, Any]:
+        placed = []
+        for run in runs:
+            base, slots, _ = cells[run["variant"]]
+            placed.append({**run, "base": base, "slots": slots})
+        return {"runs": placed, **fit_sweep(placed)}
 
-    ordered = _longest_first(config, jobs)
-    run_all(ordered, out / "runs", workers, threads, lambda _name: write(complete=False))
-    results = write(complete=True)
+    order = config.longest_first()
+    results = run_jobs(jobs, out, about, workers, threads, order=order, conclude=conclude)
     write_scale_report(results, out)
     return results
-
-
-def _longest_first(config: ScaleConfig, jobs: Mapping[str, Job]) -> dict[str, Job]:
-    """Order runs so that a sweep that is stopped has whole seeds, and no worker ends far last."""
-    bases = list(config.bases)
-    cells = config.cells()
-
-    def key(name: str) -> tuple[int, int, int]:
-        cell, seed, _ = jobs[name]
-        base, slots, _ = cells[cell]
-        return config.seeds.index(seed), -slots, -bases.index(base)
-
-    return {name: jobs[name] for name in sorted(jobs, key=key)}
 
 
 def _claim_threads(out: Path, threads: int) -> None:

@@ -3,28 +3,15 @@
 Next: plots/ and report/, which show these figures.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.study.intervals import finite, spread
+from memory_layers.study.metrics import METRICS, Run, measured
 
-Run = Mapping[str, Any]
 # Runs by variant.
 Groups = Mapping[str, Sequence[Run]]
-
-FORMS = {
-    "question_heldout": "Held-out questions",
-    "question_shown": "Shown questions",
-    "statement": "Statements",
-}
-BITS = ("bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop")
-# Bits for a FLOP of training are drawn and written for 10^12 of them.
-TERA = 1e12
-_COSTS = ("flops_per_token", "params_total", "params_active", "params_memory", "tokens", "seconds")
-# What two variants are compared by: its name in a run, and whether more of it is better.
-MEASURES = {"question_heldout": True, "answer_nll": False, "text_nll": False}
 
 
 def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -35,12 +22,9 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         One row a variant, in the order of the runs. `seeds` counts the finished runs and `failed`
-        lists the others with their `seed`, `status` and `error`. `question_heldout`,
-        `question_shown`, `statement`, `answer_nll` (of held-out questions), `text_nll` (of
-        held-out running text), `bits_stored` and BITS are what `spread` returns, or None where
-        nothing was measured. The other columns are means: `flops_per_token`, `params_total`,
-        `params_active`, `params_memory`, `tokens`, `seconds`. `flops_ratio` is the ratio to the
-        variant named in `flops_base`: "dense", or the first one measured.
+        lists the others with their `seed`, `status` and `error`. Each of METRICS is what `spread`
+        returns or, of costs, a mean, and None where nothing was measured. `flops_ratio` is the
+        ratio to the variant named in `flops_base`: "dense", or the first one measured.
     """
     rows = []
     for variant, runs in by_variant(results).items():
@@ -54,10 +38,9 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 if not finished(run)
             ],
         }
-        for key in (*FORMS, "answer_nll", "text_nll", "bits_stored", *BITS):
-            row[key] = spread(measured(run, key) for run in done)
-        for key in _COSTS:
-            row[key] = mean_of(done, key)
+        for key, metric in METRICS.items():
+            found = spread(measured(run, key) for run in done)
+            row[key] = found if metric.better or not found else found["mean"]
         rows.append(row)
     costs = [row for row in rows if row["flops_per_token"]]
     dense = [row for row in costs if row["variant"] == "dense"]
@@ -84,7 +67,7 @@ def comparisons(
 
     Returns:
         One entry for each subject, other variant and measure that both have: `variant`,
-        `reference`, `measure` (of MEASURES), `seeds` (the pairs), `difference` (mean of variant -
+        `reference`, `measure` (of METRICS), `seeds` (the pairs), `difference` (mean of variant -
         reference), `low` and `high` (its 95 % interval; None for one pair) and `verdict`: "above"
         or "below" where the interval excludes 0, "not distinguishable" where it does not, and
         "one seed" for one pair.
@@ -105,8 +88,8 @@ def comparisons(
         for subject in subjects
         for other in groups
         if other != subject
-        for measure in MEASURES
-        if (found := _paired(groups[subject], groups[other], measure)) is not None
+        for measure, metric in METRICS.items()
+        if metric.paired and (found := _paired(groups[subject], groups[other], measure)) is not None
     ]
 
 
@@ -131,10 +114,10 @@ def _paired(runs: Sequence[Run], others: Sequence[Run], measure: str) -> dict[st
         }
         for group in (runs, others)
     )
-    found = spread(value - second[seed] for seed, value in first.items() if seed in second)
-    if found is None:
+    pairs = spread(value - second[seed] for seed, value in first.items() if seed in second)
+    if pairs is None:
         return None
-    mean, half = found["mean"], found["half"]
+    mean, half = pairs["mean"], pairs["half"]
     low, high = (None, None) if half is None else (mean - half, mean + half)
     if low is None or high is None:
         verdict = "one seed"
@@ -144,54 +127,14 @@ def _paired(runs: Sequence[Run], others: Sequence[Run], measure: str) -> dict[st
         verdict = "below"
     else:
         verdict = "not distinguishable"
-    return {
-        "seeds": found["n"],
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "verdict": verdict,
-    }
-
-
-def measured(run: Run, key: str) -> float | None:
-    """Return one measurement of a run by its name in summary_table, if it has it."""
-    if key in FORMS:
-        return finite((run.get("recall") or {}).get(key))
-    if key == "answer_nll":
-        return finite((run.get("answer_nll") or {}).get("question_heldout"))
-    if key == "text_nll":
-        return finite((run.get("text") or {}).get("nll"))
-    if key == "tokens":
-        return tokens_read(run)
-    return finite(run.get(key))
+    found = {"difference": mean, "low": low, "high": high, "verdict": verdict}
+    return {"seeds": pairs["n"], **found}
 
 
 def mean_of(runs: Sequence[Run], key: str) -> float | None:
     """Return the mean of a measurement over some runs, None where none has it."""
     found = spread(measured(run, key) for run in runs)
     return found["mean"] if found else None
-
-
-def tokens_read(run: Run) -> float | None:
-    """Return how many tokens a run read in training, whether they were predicted or not.
-
-    Runs that do not hold their configuration give those that were predicted.
-    """
-    train = (run.get("config") or {}).get("train")
-    if not train:
-        return finite(run.get("tokens"))
-    return float(
-        math.prod(train.get(name, 1) for name in ("steps", "batch_size", "accumulate", "seq_len"))
-    )
-
-
-def tokens_at(run: Run, entry: Mapping[str, Any]) -> float | None:
-    """Return how many tokens a run had read at an entry of its history."""
-    train, step = (run.get("config") or {}).get("train"), finite(entry.get("step"))
-    total = tokens_read(run)
-    if not train or step is None or total is None:
-        return finite(entry.get("tokens"))
-    return total * step / train["steps"]
 
 
 def by_variant(results: Mapping[str, Any]) -> dict[str, list[Run]]:

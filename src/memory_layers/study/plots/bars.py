@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
+from memory_layers.study.metrics import METRICS, measured
 from memory_layers.study.plots import drawing
 from memory_layers.study.plots.drawing import (
     INK,
@@ -18,20 +19,13 @@ from memory_layers.study.plots.drawing import (
     legend,
     new_figure,
 )
-from memory_layers.study.summary import TERA, Groups, measured
+from memory_layers.study.summary import Groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # What dense models store at best (Allen-Zhu and Li, arXiv 2404.05405).
 LITERATURE_BITS = 2.0
-
-# For each measure of bits: what the axis says, and the unit in which it is drawn.
-_BITS = {
-    "bits_per_parameter": ("Bits per parameter", 1.0),
-    "bits_per_active_parameter": ("Bits per active parameter", 1.0),
-    "bits_per_train_flop": ("Bits per TFLOP of training", TERA),
-}
 
 
 def relation_plot(groups: Groups, styles: Styles) -> Plot | None:
@@ -79,18 +73,18 @@ def bits_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     Args:
         groups: The finished runs of each variant.
         styles: The style of each variant.
-        key: "bits_per_parameter", "bits_per_active_parameter" or "bits_per_train_flop".
+        key: One of BITS.
     """
-    label, unit = _BITS[key]
+    metric = METRICS[key]
     found: dict[str, dict[str, Any]] = {}
     for name, runs in groups.items():
         values = [value for run in runs if (value := measured(run, key)) is not None]
-        row = spread(value * unit for value in values)
+        row = spread(value * metric.unit for value in values)
         if row is not None:
             found[name] = row
     if not found:
         return None
-    figure, axes = new_figure(label, height=1.2 + 0.3 * len(found), grid="x")
+    figure, axes = new_figure(metric.axis, height=1.2 + 0.3 * len(found), grid="x")
     places = range(len(found))
     axes.barh(
         places,

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
+from memory_layers.study.metrics import BITS
 from memory_layers.study.plots.bars import bits_plot, relation_plot, usage_plot
 from memory_layers.study.plots.cost import cost_plot
 from memory_layers.study.plots.curves import entropy_plot, exposure_plot, history_plot, loss_plot
 from memory_layers.study.plots.drawing import Plot, Styles
-from memory_layers.study.summary import BITS, Groups
+from memory_layers.study.summary import Groups
 
 # Draws one plot, or returns None where the runs have no data for it.
 Draw = Callable[[Groups, Styles], Plot | None]

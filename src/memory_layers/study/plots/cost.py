@@ -3,20 +3,14 @@
 Next: comparison.py collects them.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memory_layers.study.intervals import spread
+from memory_layers.study.metrics import METRICS, measured
 from memory_layers.study.plots import drawing
-from memory_layers.study.plots.drawing import RECALL_LABEL, Plot, Styles, finish, legend, new_figure
-from memory_layers.study.summary import Groups, measured
-
-_COSTS = {
-    "flops_per_token": "Forward FLOPs per token (log scale)",
-    "params_total": "Total parameters (log scale)",
-}
-_GAINS = {"question_heldout": RECALL_LABEL, "text_nll": "Loss on running text (nats per token)"}
+from memory_layers.study.plots.drawing import Plot, Styles, finish, legend, new_figure
+from memory_layers.study.summary import Groups
 
 
 def cost_plot(groups: Groups, styles: Styles, cost: str, gain: str) -> Plot | None:
@@ -25,8 +19,8 @@ def cost_plot(groups: Groups, styles: Styles, cost: str, gain: str) -> Plot | No
     Args:
         groups: The finished runs of each variant.
         styles: The style of each variant.
-        cost: "flops_per_token" or "params_total", on a logarithmic axis.
-        gain: "question_heldout" (more is better) or "text_nll" (less is better).
+        cost: A metric, on a logarithmic axis.
+        gain: A metric with a best direction.
     """
     found: dict[str, tuple[float, dict[str, Any]]] = {}
     for name, runs in groups.items():
@@ -36,18 +30,21 @@ def cost_plot(groups: Groups, styles: Styles, cost: str, gain: str) -> Plot | No
             found[name] = (price["mean"], value)
     if not found:
         return None
-    recall = gain == "question_heldout"
-    most = 1.0 if recall else math.inf
+    metric = METRICS[gain]
     points = {name: (x, value["mean"]) for name, (x, value) in found.items()}
-    front = pareto_front(points, more_is_better=recall)
-    figure, axes = new_figure(_COSTS[cost], _GAINS[gain])
+    front = pareto_front(points, more_is_better=metric.better > 0)
+    figure, axes = new_figure(METRICS[cost].axis, metric.axis)
     drawing.log_axis(axes, [x for x, _ in points.values()])
-    axes.set_ylim(_limits([value for _, value in found.values()], most))
+    axes.set_ylim(_limits([value for _, value in found.values()], metric.most))
     order = sorted(points, key=lambda name: points[name][1], reverse=True)
     legend(figure, {name: styles[name] for name in order}, lines=False)
     drawn = [(x, value, styles[name]) for name, (x, value) in found.items()]
     places = dict(
-        zip(found, drawing.draw_intervals(figure, axes, drawn, size=7, high=most), strict=True)
+        zip(
+            found,
+            drawing.draw_intervals(figure, axes, drawn, size=7, high=metric.most),
+            strict=True,
+        )
     )
     steps = [(places[name], points[name][1]) for name in front]
     # The front goes on at the level of its last point, whatever else is paid.

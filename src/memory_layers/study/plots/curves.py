@@ -12,6 +12,7 @@ import numpy as np
 
 from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
+from memory_layers.study.metrics import Run, tokens_at
 from memory_layers.study.plots import drawing
 from memory_layers.study.plots.drawing import (
     INK,
@@ -22,7 +23,7 @@ from memory_layers.study.plots.drawing import (
     legend,
     new_figure,
 )
-from memory_layers.study.summary import Groups, Run, tokens_at
+from memory_layers.study.summary import Groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from memory_layers.common.text import short_number
+from memory_layers.study.metrics import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.ticker import FuncFormatter
 
 INK = "#222222"
-RECALL_LABEL = "Recall on held-out questions"
+RECALL_LABEL = METRICS["question_heldout"].axis
 SPREAD_COLUMNS = ("mean", "low_95", "high_95", "min", "max", "seeds")
 DPI = 150
 

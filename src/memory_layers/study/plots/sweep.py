@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memory_layers.common.text import short_number
-from memory_layers.study.fits import METRICS, heldout
+from memory_layers.study.fits import LAWS, heldout
+from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots import drawing
 from memory_layers.study.plots.drawing import (
     INK,
-    RECALL_LABEL,
     Plot,
     Style,
     Styles,
@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOT_NAMES = tuple(
-    f"{metric}_{kind}" for metric in METRICS for kind in ("over_slots", "over_flops", "exchange")
+    f"{metric}_{kind}" for metric in LAWS for kind in ("over_slots", "over_flops", "exchange")
 )
-_LABELS = {
-    "recall": RECALL_LABEL,
-    "answer_nll": "Answer NLL, held-out (nats)",
-}
 _DENSE = Style("#444444", "o", "--", "")
 # The dense model has no place on a logarithmic axis of slots: it stands this far left of it.
 _GAP = 2.0
@@ -60,7 +56,7 @@ def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Draw every plot the sweep has data for, by name, in the order of the report."""
     styles = drawing.variant_styles(results["bases"])
     plots = {}
-    for metric in METRICS:
+    for metric in LAWS:
         plots[f"{metric}_over_slots"] = _over_slots(results, metric, styles)
         plots[f"{metric}_over_flops"] = _over_flops(results, metric, styles)
         plots[f"{metric}_exchange"] = _exchange(results, metric, styles)
@@ -81,7 +77,7 @@ def _over_slots(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot
         return None
     for base, fits in results["fits"]["slots"].items():
         points += _curve(fits[metric], base)
-    figure, axes = new_figure("Slots (log scale)", _LABELS[metric])
+    figure, axes = new_figure("Slots (log scale)", METRICS[LAWS[metric].key].axis)
     sizes = sorted({point.x for point in points if point.kind == "run"})
     above = [size for size in sizes if size]
     zero = math.log2(above[0]) - _GAP if above else 0.0
@@ -101,7 +97,7 @@ def _over_flops(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot
     if not points:
         return None
     curve = _curve(results["fits"]["flops"][metric], "dense")
-    figure, axes = new_figure("FLOPs per token (log scale)", _LABELS[metric])
+    figure, axes = new_figure("FLOPs per token (log scale)", METRICS[LAWS[metric].key].axis)
     dense = [point for point in points if not point.slots]
     _draw(axes, [*dense, *curve], _DENSE, float, joined=False)
     for base, style in styles.items():

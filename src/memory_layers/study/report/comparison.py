@@ -9,18 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.report import tables, text
-from memory_layers.study.report.page import (
-    Cell,
-    Figure,
-    Glossary,
-    Page,
-    Part,
-    Row,
-    write_page,
-)
+from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
 from memory_layers.study.summary import by_variant, finished, summary_table
@@ -28,16 +21,10 @@ from memory_layers.study.summary import by_variant, finished, summary_table
 if TYPE_CHECKING:
     import rich.table
 
-_TERMINAL_HEAD = {
-    "seeds": "Seeds",
-    "question_heldout": "Held-out\nrecall",
-    "question_shown": "Shown\nrecall",
-    "text_nll": "Text\nloss",
-    "bits_stored": "Bits\nstored",
-    "flops_per_token": "FLOPs\n/token",
-    "params_total": "Params",
-    "seconds": "Time\n(s)",
-}
+_RUN_COLUMNS = (
+    "question_heldout", "answer_nll", "text_nll", "bits_stored", "last_loss", "learning_rate",
+    "value_learning_rate", "slots_read", "kl_to_uniform", "seconds",
+)  # fmt: skip
 
 
 def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
@@ -48,34 +35,32 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
     summary = summary_table(results)
     # There is no room for both.
     hidden = "question_shown" if any(row["text_nll"] for row in summary) else "text_nll"
-    columns = [key for key in _TERMINAL_HEAD if key != hidden]
-    rows, reasons = [], []
-    if results.get("complete") is False:
-        reasons.append(text.notes(results)[0])
-    for entry in summary:
-        name = entry["variant"]
-        if entry["seeds"]:
-            rows.append(Row(Cell(name), [_terminal_cell(entry, key) for key in columns]))
-        for run in entry["failed"]:
-            title = Cell(name, f"seed {run['seed']}")
-            rows.append(Row(title, failure=run["error"], status=run["status"]))
-            reasons.append(f"{name}, {title.small} {rows[-1].reason}")
-    head = ("Variant", *(_TERMINAL_HEAD[key] for key in columns))
-    return terminal_table(text.report_title(results), head, rows, reasons)
+    columns = [key for key, metric in METRICS.items() if metric.short and key != hidden]
+    rows = tables.summary_rows(
+        summary,
+        {},
+        lambda row: [Cell(str(row["seeds"])), *(_terminal_cell(row, key) for key in columns)],
+    )
+    notes = text.notes(results)[:1] if results.get("complete") is False else []
+    notes += [
+        f"{row.title.text}, {row.title.small} {row.reason}"
+        for row in rows
+        if row.failure is not None
+    ]
+    head = ("Variant", "Seeds", *(METRICS[key].short for key in columns))
+    return terminal_table(text.report_title(results), head, rows, notes)
 
 
 def _terminal_cell(row: Mapping[str, Any], key: str) -> Cell:
+    found, form = row[key], METRICS[key].form
     if key == "question_heldout":
-        heldout = tables.spread_cell(row[key], ".3f", row["seeds"])
+        heldout = tables.spread_cell(found, form, row["seeds"])
         # The column is as wide as the range, so that the interval needs a line of its own.
         return Cell(heldout.text.replace(" ±", "\n±"), heldout.small)
+    small = ""
     if key == "flops_per_token":
-        return Cell(
-            tables.number(row[key]), f"{tables.number(row['flops_ratio'], '.2f')} {tables.TIMES}"
-        )
-    value = row[key]["mean"] if isinstance(row[key], Mapping) else row[key]
-    form = {"seeds": ".0f", "params_total": "", "bits_stored": ",.0f", "seconds": ",.0f"}
-    return Cell(tables.number(value, form.get(key, ".3f")))
+        small = f"{tables.number(row['flops_ratio'], '.2f')} {tables.TIMES}"
+    return Cell(tables.number(found["mean"] if isinstance(found, Mapping) else found, form), small)
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -126,5 +111,5 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
         "Bits by variant": present(tables.bits_table(results, styles)),
         "Example answers": [*example_tables(groups, styles)],
         "What the figures mean": [Glossary("comparison")],
-        "Every run": [tables.run_table(results, styles)],
+        "Every run": [tables.run_table(results, styles, _RUN_COLUMNS, "Variant, seed")],
     }

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.study import summary
-from memory_layers.study.fits import METRICS, heldout
-from memory_layers.study.intervals import finite, spread
+from memory_layers.study.fits import LAWS, heldout
+from memory_layers.study.intervals import spread
+from memory_layers.study.metrics import METRICS, tokens_read
 from memory_layers.study.plots.curves import loss_plot
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.plots.sweep import PLOT_NAMES, draw_scale_plots, slots_label
@@ -23,7 +24,7 @@ from memory_layers.study.report.page import (
     short_reason,
     write_page,
 )
-from memory_layers.study.report.tables import DASH, TIMES, number, run_row, spread_cell
+from memory_layers.study.report.tables import DASH, TIMES, number, run_table, spread_cell
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.text import provenance
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -31,20 +32,16 @@ from memory_layers.study.report.variants import describe_variants, example_table
 if TYPE_CHECKING:
     import rich.table
 
-_NAMES = {"recall": "recall", "answer_nll": "answer NLL"}
 _HEAD = (
     "Base, slots", "Seeds", "Held-out recall\u00a0↑", "Answer NLL\u00a0↓",
-    "Worth of dense compute, by recall", "Worth of dense compute, by NLL", "FLOPs per token",
-    "Parameters", "Seconds",
+    "Worth of dense compute, by recall", "Worth of dense compute, by NLL",
 )  # fmt: skip
 _TERMINAL_HEAD = (
     "Base, slots", "Seeds", "Held-out\nrecall", "Answer\nNLL", "Worth, by\nrecall",
-    "Worth, by\nNLL", "FLOPs\n/token", "Params",
+    "Worth, by\nNLL",
 )  # fmt: skip
-_RUN_HEAD = (
-    "Run", "Held-out recall", "Answer NLL", "FLOPs per token", "Parameters", "Slots read",
-    "Seconds",
-)  # fmt: skip
+_COSTS = ("flops_per_token", "params_total", "seconds")
+_RUN_COLUMNS = ("question_heldout", "answer_nll", *_COSTS[:2], "slots_read", "seconds")
 _FIT_HEAD = ("Law", "Of", "Slope for each doubling", "Intercept", "R²", "Runs", "Left out")
 _FORMS = (
     "Recall: logit(recall) = intercept + slope · log2(x), by maximum likelihood. Answer NLL: a "
@@ -71,8 +68,8 @@ def scale_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "slots": slots,
             "runs": [run for run in group if summary.finished(run)],
             "failed": [run for run in group if not summary.finished(run)],
-            "exchange": {metric: rates.get((base, slots, metric)) for metric in METRICS},
-            **{metric: spread(heldout(run, metric) for run in group) for metric in METRICS},
+            "exchange": {metric: rates.get((base, slots, metric)) for metric in LAWS},
+            **{metric: spread(heldout(run, metric) for run in group) for metric in LAWS},
         }
         for (base, slots), group in cells.items()
     ]
@@ -86,7 +83,8 @@ def render_scale_table(results: Mapping[str, Any]) -> "rich.table.Table":
         for row in scale_rows(results)
         for run in row["failed"]
     ]
-    return terminal_table(_title(results), _TERMINAL_HEAD, rows, reasons)
+    head = (*_TERMINAL_HEAD, *(METRICS[key].short for key in _COSTS[:-1]))
+    return terminal_table(_title(results), head, rows, reasons)
 
 
 def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -99,7 +97,10 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The path of the page, which needs no other file to be read.
     """
-    styles = variant_styles(list(summary.by_variant(results)))
+    variants = summary.by_variant(results)
+    styles = variant_styles(list(variants))
+    of_base = variant_styles(results["bases"])
+    base_styles = {name: of_base[runs[0]["base"]] for name, runs in variants.items()}
     groups = summary.by_variant({"runs": [run for run in results["runs"] if summary.finished(run)]})
     plots = draw_scale_plots(results)
     losses = loss_plot(groups, styles)
@@ -122,7 +123,7 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
             "Fitted laws": [_FORMS, _laws(results)],
             "Example answers": example_tables(groups, styles),
             "What the figures mean": [Glossary("sweep")],
-            "Every run": [_every_run(results)],
+            "Every run": [run_table(results, base_styles, _RUN_COLUMNS, "Run", _cell_name)],
         },
         footer=_footer(results),
     )
@@ -159,11 +160,9 @@ def _summary_cells(row: Mapping[str, Any]) -> list[Cell]:
     seeds = f"{len(row['failed'])} not finished" if row["failed"] else ""
     return [
         Cell(str(len(row["runs"])), seeds),
-        *(spread_cell(row[metric], ".3f", len(row["runs"]), ranges=False) for metric in METRICS),
-        *(_worth(row["exchange"][metric]) for metric in METRICS),
-        Cell(number(summary.mean_of(row["runs"], "flops_per_token"))),
-        Cell(number(summary.mean_of(row["runs"], "params_total"))),
-        Cell(number(summary.mean_of(row["runs"], "seconds"), ",.0f")),
+        *(spread_cell(row[metric], ".3f", len(row["runs"]), ranges=False) for metric in LAWS),
+        *(_worth(row["exchange"][metric]) for metric in LAWS),
+        *(Cell(number(summary.mean_of(row["runs"], k), METRICS[k].form)) for k in _COSTS),
     ]
 
 
@@ -173,7 +172,8 @@ def _summary(results: Mapping[str, Any]) -> Table:
         Row(Cell(_cell_name(row)), _summary_cells(row), styles[row["base"]].colour)
         for row in scale_rows(results)
     ]
-    return Table(_HEAD, rows, "Results by base and memory size")
+    head = (*_HEAD, *(METRICS[key].label for key in _COSTS))
+    return Table(head, rows, "Results by base and memory size")
 
 
 def _laws(results: Mapping[str, Any]) -> Table:
@@ -183,7 +183,7 @@ def _laws(results: Mapping[str, Any]) -> Table:
     rows = []
     for title, by_metric in laws:
         for metric, fit in by_metric.items():
-            name = Cell(title, _NAMES[metric])
+            name = Cell(title, LAWS[metric].name)
             if "reason" in fit:
                 rows.append(Row(name, failure=fit["reason"], status="no fit"))
                 continue
@@ -191,30 +191,13 @@ def _laws(results: Mapping[str, Any]) -> Table:
                 Cell(f"{fit[key]:.3f}", DASH.join(f"{end:.3f}" for end in fit[f"{key}_interval"]))
                 for key in ("slope", "intercept")
             )
-            of = Cell("logit(recall)" if metric == "recall" else "ln(NLL)")
+            of = Cell(LAWS[metric].of.format(LAWS[metric].name.removeprefix("answer ")))
             counts = Cell(str(fit["runs"]), f"{fit['points']} sizes")
             left_out = Cell(str(len(fit["left_out"]) or DASH))
             rows.append(
                 Row(name, [of, slope, intercept, Cell(f"{fit['r2']:.3f}"), counts, left_out])
             )
     return Table(_FIT_HEAD, rows, "Fitted laws")
-
-
-def _every_run(results: Mapping[str, Any]) -> Table:
-    styles = variant_styles(results["bases"])
-    rows = []
-    for run in results["runs"]:
-        used = finite((run.get("slot_usage") or {}).get("used_share"))
-        texts = (
-            number(heldout(run, "recall"), ".3f"),
-            number(heldout(run, "answer_nll"), ".3f"),
-            number(summary.measured(run, "flops_per_token")),
-            number(summary.measured(run, "params_total")),
-            DASH if used is None else f"{used:.0%}",
-            number(summary.measured(run, "seconds"), ",.0f"),
-        )
-        rows.append(run_row(_cell_name(run), run, styles[run["base"]].colour, texts))
-    return Table(_RUN_HEAD, rows, "Every run")
 
 
 def _lead(results: Mapping[str, Any]) -> str:
@@ -226,7 +209,7 @@ def _lead(results: Mapping[str, Any]) -> str:
     )
     facts = (results.get("facts") or {}).get("facts")
     text += f", taught {facts:,} facts" if facts else ""
-    tokens = {summary.tokens_read(run) for run in results["runs"] if summary.finished(run)}
+    tokens = {tokens_read(run) for run in results["runs"] if summary.finished(run)}
     text += f" on {number(tokens.pop())} tokens." if len(tokens) == 1 else "."
     for base in results["bases"]:
         rows = [row for row in scale_rows(results) if row["base"] == base and row["recall"]]
@@ -257,7 +240,7 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     for metric, fit in results["fits"]["flops"].items():
         if "reason" in fit:
             notes.append(
-                f"No exchange rate by {_NAMES[metric]}, as dense models have no fit: "
+                f"No exchange rate by {LAWS[metric].name}, as dense models have no fit: "
                 f"{fit['reason']}."
             )
     if any(entry["extrapolated"] for entry in results["exchange"]):

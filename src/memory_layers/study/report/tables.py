@@ -5,7 +5,7 @@ a page.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from memory_layers.common import text
@@ -13,37 +13,19 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.text import short_number
 from memory_layers.study import summary
 from memory_layers.study.intervals import finite, spread
+from memory_layers.study.metrics import BITS, FORMS, METRICS, Run, measured
 from memory_layers.study.plots.drawing import Styles
 from memory_layers.study.report.page import Cell, Row, Table
-from memory_layers.study.summary import BITS, FORMS, MEASURES, Groups, Run
+from memory_layers.study.summary import Groups
 
 DASH = "\u2013"
 TIMES = "\u00d7"
-UP, DOWN = "\u00a0↑", "\u00a0↓"
 
-_THREE_DIGITS = ".3g"
-
-# What a table of results can show: its heading and, of a mean over seeds, the number format.
-_COLUMNS: dict[str, tuple[str, str]] = {
-    "seeds": ("Seeds", ""),
-    "question_heldout": (f"Held-out questions{UP}", ".3f"),
-    "question_shown": (f"Shown questions{UP}", ".3f"),
-    "statement": (f"Statements{UP}", ".3f"),
-    "answer_nll": (f"Answer NLL{DOWN}", ".3f"),
-    "text_nll": (f"Text loss{DOWN}", ".3f"),
-    "bits_stored": (f"Bits stored{UP}", ",.0f"),
-    "bits_per_parameter": (f"Bits per parameter{UP}", _THREE_DIGITS),
-    "bits_per_active_parameter": (f"Bits per active parameter{UP}", _THREE_DIGITS),
-    "bits_per_train_flop": (f"Bits per training TFLOP{UP}", _THREE_DIGITS),
-    "flops_per_token": ("FLOPs per token", ""),
-    "params_total": ("Parameters", ""),
-    "tokens": ("Tokens", ""),
-    "seconds": ("Seconds", ",.0f"),
-}
-_STANDARD = tuple(key for key in _COLUMNS if key not in BITS)
-_RUN_HEAD = (
-    "Variant, seed", "Held-out questions", "Answer NLL", "Text loss", "Bits stored", "Last loss",
-    "Learning rate", "Value learning rate", "Slots read", "KL to uniform", "Seconds",
+# A row of a summary has the count of its finished runs beside the metrics.
+_HEADINGS = {"seeds": "Seeds", **{key: metric.heading for key, metric in METRICS.items()}}
+_STANDARD = (
+    "seeds", *FORMS, "answer_nll", "text_nll", "bits_stored", "flops_per_token", "params_total",
+    "tokens", "seconds",
 )  # fmt: skip
 
 
@@ -74,7 +56,7 @@ def spread_cell(
     """
     if found is None:
         return Cell(DASH)
-    if form == _THREE_DIGITS:
+    if form == ".3g":
         # All of a cell's numbers with the decimals of its mean, as 4.96e-05 is hard to compare.
         size = math.floor(math.log10(abs(found["mean"]))) if found["mean"] else 0
         form = f",.{max(0, 2 - size)}f"
@@ -111,44 +93,52 @@ def results_table(
     if columns is None:
         unmeasured = all(row["text_nll"] is None for row in rows)
         columns = [key for key in _STANDARD if key != "text_nll" or not unmeasured]
-    unknown = [key for key in columns if key not in _COLUMNS]
+    unknown = [key for key in columns if key not in _HEADINGS]
     if unknown:
-        raise UserError(f"columns: unknown {unknown}. hint: {', '.join(_COLUMNS)}")
+        raise UserError(f"columns: unknown {unknown}. hint: {', '.join(_HEADINGS)}")
+    lines = summary_rows(
+        rows, styles, lambda row: [_result_cell(row, key, ranges) for key in columns]
+    )
+    head = ("Variant", *(_HEADINGS[key] for key in columns))
+    return Table(head, lines, "Results by variant")
+
+
+def summary_rows(
+    rows: Iterable[Mapping[str, Any]],
+    styles: Styles,
+    cells: Callable[[Mapping[str, Any]], Sequence[Cell]],
+) -> list[Row]:
+    """Return a row for each variant, with its `cells`, and one for each run without a result."""
     lines = []
     for row in rows:
         name = row["variant"]
         colour = styles[name].colour if name in styles else None
         if row["seeds"]:
-            cells = [_result_cell(row, key, ranges) for key in columns]
-            lines.append(Row(Cell(name), cells, colour))
+            lines.append(Row(Cell(name), cells(row), colour))
         lines += [
             Row(Cell(name, f"seed {run['seed']}"), (), colour, run["error"], run["status"])
             for run in row["failed"]
         ]
-    head = ("Variant", *(_COLUMNS[key][0] for key in columns))
-    return Table(head, lines, "Results by variant")
+    return lines
 
 
 def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
-    form = _COLUMNS[key][1]
-    if key == "seeds":
-        return Cell(str(row["seeds"]))
-    if key == "flops_per_token":
-        ratio = row["flops_ratio"]
-        return Cell(
-            number(row[key]), "" if ratio is None else f"{ratio:.2f} {TIMES} {row['flops_base']}"
-        )
-    if key == "params_total":
-        return Cell(number(row[key]), f"{number(row['params_active'])} active")
-    if key in ("tokens", "seconds"):
-        return Cell(number(row[key], form))
     found = row[key]
-    if key == "bits_per_train_flop" and found is not None:
-        scaled = ("mean", "min", "max", "half")
-        found = {
-            k: v * summary.TERA if k in scaled and v is not None else v for k, v in found.items()
-        }
-    return spread_cell(found, form, row["seeds"], ranges=ranges)
+    if key == "seeds":
+        return Cell(str(found))
+    metric = METRICS[key]
+    if metric.better:
+        # All but the count are in the metric's unit.
+        scaled = (
+            {k: v * metric.unit if k != "n" and v is not None else v for k, v in found.items()}
+            if found
+            else None
+        )
+        return spread_cell(scaled, metric.form, row["seeds"], ranges=ranges)
+    small = f"{number(row['params_active'])} active" if key == "params_total" else ""
+    if key == "flops_per_token" and row["flops_ratio"] is not None:
+        small = f"{row['flops_ratio']:.2f} {TIMES} {row['flops_base']}"
+    return Cell(number(found, metric.form), small)
 
 
 def markdown_table(
@@ -208,10 +198,10 @@ def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]
     """Return, for each variant with memory, how it differs from every other, paired by seed."""
     found = {(e["variant"], e["reference"], e["measure"]): e for e in summary.comparisons(results)}
     measures = {measure for _, _, measure in found} | {"question_heldout"}
-    used = [name for name in MEASURES if name in measures]
+    used = [name for name in METRICS if name in measures]
     head = ["Against", "Pairs"]
     for name in used:
-        head += [_COLUMNS[name][0], "Verdict"]
+        head += [METRICS[name].heading, "Verdict"]
     rows_of = {row["variant"]: row for row in summary.summary_table(results)}
     tables = []
     for subject in summary.memory_variants(results) if len(rows_of) > 1 else ():
@@ -223,7 +213,7 @@ def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]
             pairs = max((e["seeds"] for e in entries.values() if e), default=0)
             cells = [Cell(str(pairs))]
             for measure, entry in entries.items():
-                cells += _difference_cells(entry, MEASURES[measure])
+                cells += _difference_cells(entry, METRICS[measure].better)
             for cost in ("flops_per_token", "params_total"):
                 own, theirs = rows_of[subject][cost], rows_of[other][cost]
                 cells.append(Cell(f"{own / theirs:.2f} {TIMES}" if own and theirs else DASH))
@@ -234,14 +224,16 @@ def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]
     return tables
 
 
-def _difference_cells(entry: Mapping[str, Any] | None, more_is_better: bool) -> list[Cell]:
+def _difference_cells(entry: Mapping[str, Any] | None, better: int) -> list[Cell]:
     if entry is None:
         return [Cell(DASH), Cell("no pair")]
     small = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
     verdict = entry["verdict"]
-    better = {"above": more_is_better, "below": not more_is_better}.get(verdict)
-    judged = "" if better is None else "better" if better else "worse"
-    return [Cell(_signed(entry["difference"]), small), Cell(verdict, judged)]
+    judged = {"above": better, "below": -better}.get(verdict, 0)
+    return [
+        Cell(_signed(entry["difference"]), small),
+        Cell(verdict, ("", "better", "worse")[judged]),
+    ]
 
 
 def _signed(value: float) -> str:
@@ -265,7 +257,7 @@ def relation_tables(results: Mapping[str, Any], groups: Groups) -> list[Table]:
         relation for runs in found.values() for run in runs for relation in run
     )
     tables = []
-    for form, title in FORMS.items():
+    for form in FORMS:
         spreads = {
             relation: [spread((run.get(relation) or {}).get(form) for run in runs)
                        for runs in found.values()]
@@ -282,44 +274,40 @@ def relation_tables(results: Mapping[str, Any], groups: Groups) -> list[Table]:
             ]
             rows.append(Row(Cell(relation), cells))
         fold = "closed" if tables else "open"
-        tables.append(Table(("Relation", "Facts", *found), rows, title, fold))
+        tables.append(Table(("Relation", "Facts", *found), rows, METRICS[form].label, fold))
     return tables
 
 
-def run_table(results: Mapping[str, Any], styles: Styles) -> Table:
-    """Return every run with its own figures, or why it has none."""
-    return Table(
-        _RUN_HEAD,
-        [
-            run_row(variant, run, styles[variant].colour, _run_texts(run))
-            for variant, runs in summary.by_variant(results).items()
-            for run in runs
-        ],
-        "Every run",
-    )
+def run_table(
+    results: Mapping[str, Any],
+    styles: Styles,
+    columns: Sequence[str],
+    title: str,
+    name_of: Callable[[Run], str] = lambda run: str(run.get("variant")),
+) -> Table:
+    """Return every run with its own figures, or why it has none.
+
+    Args:
+        results: The content of results.json.
+        styles: The style of each variant.
+        columns: Metrics.
+        title: Heading of the first column.
+        name_of: What that column says of a run beside its seed.
+    """
+    rows = []
+    for variant, runs in summary.by_variant(results).items():
+        colour = styles[variant].colour
+        for run in runs:
+            name = Cell(name_of(run), f"seed {run.get('seed')}")
+            if summary.finished(run):
+                rows.append(Row(name, [Cell(_run_text(run, key)) for key in columns], colour))
+            else:
+                rows.append(Row(name, (), colour, summary.failure(run), summary.status(run)))
+    head = (title, *(METRICS[key].label for key in columns))
+    return Table(head, rows, "Every run")
 
 
-def run_row(name: str, run: Run, colour: str, texts: Sequence[str]) -> Row:
-    """Return the row of a run: its texts if it finished, and else the reason."""
-    title = Cell(name, f"seed {run.get('seed')}")
-    if summary.finished(run):
-        return Row(title, [Cell(text) for text in texts], colour)
-    return Row(title, (), colour, summary.failure(run), summary.status(run))
-
-
-def _run_texts(run: Run) -> Sequence[str]:
-    usage = run.get("slot_usage") or {}
-    history = run.get("history") or [{}]
-    used = finite(usage.get("used_share"))
-    return (
-        number(summary.measured(run, "question_heldout"), ".3f"),
-        number(summary.measured(run, "answer_nll"), ".3f"),
-        number(summary.measured(run, "text_nll"), ".3f"),
-        number(run.get("bits_stored"), ",.0f"),
-        number(history[-1].get("loss"), ".3f"),
-        number(run.get("learning_rate"), ".3g"),
-        number(run.get("value_learning_rate"), ".3g"),
-        DASH if used is None else f"{used:.0%} of {number(usage.get('slots'))}",
-        number(usage.get("kl_to_uniform"), ".2f"),
-        number(run.get("seconds"), ",.0f"),
-    )
+def _run_text(run: Run, key: str) -> str:
+    text = number(measured(run, key), METRICS[key].form)
+    slots = (run.get("slot_usage") or {}).get("slots")
+    return f"{text} of {number(slots)}" if key == "slots_read" and text != DASH else text

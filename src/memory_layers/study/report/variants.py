@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from memory_layers.study.fields import changed_fields, flat_fields
+from memory_layers.study.metrics import Run
 from memory_layers.study.plots.drawing import Styles
 from memory_layers.study.report.page import Cell, Row, Table
 from memory_layers.study.report.text import join_words
-from memory_layers.study.summary import Groups, Run, by_variant
+from memory_layers.study.summary import Groups, by_variant
 
 # What the words say already, or what makes no difference.
 _SAID = (
