@@ -8,6 +8,7 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
+from memory_layers.common.version import __version__
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -91,6 +92,8 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     message = error_of(capsys, "trian")
     assert "unknown command `trian`" in message
     assert "did you mean 'train'" in message
+    assert main(["help"]) == main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{shown}{__version__}\n"
     with pytest.raises(SystemExit) as end:
         main(["train", "--help"])
     assert end.value.code == 0

@@ -1,6 +1,7 @@
 """Each first mistake at the command line: one line that says what to do, and exit code 2."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,50 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(untrained: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(untrained, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("train mine", "did you mean 'mine.yaml'?"),
+        ("train mime.yaml", "did you mean 'mine.yaml'?"),
+        ("show run", "did you mean 'run/config.json'?"),
+        ("train tiny --out mine.yaml", "--out mine.yaml: File exists"),
+        ("scale scale --out mine.yaml/x", "--out mine.yaml/x: Not a directory"),
+        ("compare demo --memory.layers 1", "--memory.* has no effect: variant "),
+        ("report run", "run: cannot be read: Is a directory. hint: results.json"),
+        ("report mine.yaml", "mine.yaml: is not JSON"),
+        ("eval .", ". is no model folder"),
+        ("eval nosuch --tasks piqa", "nosuch is no model folder"),
+        ("generate nosuch hello", "nosuch is no model folder"),
+        ("serve nosuch", "nosuch is no model folder"),
+        ("init ''", "NAME: a run needs one"),
+        ("init mine", "mine.yaml exists already"),
+    ],
+)
+def test_in_a_folder_of_ones_own(
+    typed: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine"]) == 0
+    Path("run").mkdir()
+    Path("run/config.json").write_text("{}")
+    assert says in error_of(capsys, *shlex.split(typed))
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("init", "NAME"), ("report", "RESULTS"), ("export run", "OUT"), ("eval", "MODEL"),
+        ("generate model", "PROMPT"), ("serve", "MODEL"), ("serve m --port abc", "--port"),
+        ("generate m hello --max-token", "--max-tokens"), ("eval m --taks facts", "--tasks"),
+    ],
+)  # fmt: skip
+def test_missing_and_misspelt_arguments_are_named(
+    typed: str, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert says in flag_error_of(capsys, *shlex.split(typed))
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "report", "scale"])
@@ -267,6 +312,7 @@ def test_wrong_folders_and_values(
         (["--tasks", "piqa", "--device", "cuda:9"], "--device cuda:9"),
         (["--facts", facts, "--data-dir", facts], "--data-dir has no effect without --tasks"),
         (["--facts", facts, "--out", tmp_path / "no" / "a.json"], "there is no folder"),
+        (["--facts", facts, "--out", facts], "is a folder"),
         ([], "--facts is missing"),
     ):
         assert says in error_of(capsys, "eval", model, *flags)

@@ -18,7 +18,7 @@ from memory_layers.data.config import DataConfig
 from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import corpus_of
 from memory_layers.data.tokenizer import train_tokenizer
-from memory_layers.evaluate.harness import load_manager, run_tasks
+from memory_layers.evaluate.harness import TaskOptions, load_manager, run_tasks
 from memory_layers.evaluate.questions import ask, passes_needed, questions_of, summarize_replies
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import add_memory
@@ -85,7 +85,7 @@ def test_same_numbers(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, probes: tuple[Probe, ...]
 ) -> None:
     asked = {f"facts_{kind}": questions for kind, questions in questions_of(probes, None).items()}
-    harness = run_tasks(model, tokenizer, list(asked), questions=asked)["results"]
+    harness = run_tasks(model, tokenizer, list(asked), TaskOptions(), questions=asked)["results"]
     assert list(asked) == ["facts_question_heldout", "facts_question_shown"]
     exact = 0.0
     for name, questions in asked.items():
@@ -227,7 +227,7 @@ def test_refused(
 
     def refused(*tasks: str, **options: Any) -> str:
         with pytest.raises(UserError) as error:
-            run_tasks(model, tokenizer, tasks, manager=manager, **options)
+            run_tasks(model, tokenizer, tasks, TaskOptions(**options), manager=manager)
         return str(error.value)
 
     assert "no task is named 'nosuch'" in refused("nosuch")

@@ -17,6 +17,7 @@ from memory_layers.cli.parse import parse, parse_with_config
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.common.text import did_you_mean
+from memory_layers.common.version import __version__
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
 
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program name. None: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         _print_help()
         return 0 if arguments else 2
     name, *rest = arguments

@@ -8,15 +8,16 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import Positional, arg
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
+from memory_layers.evaluate.trained import OfModel, load_trained
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Report:
     Example: memory-layers report runs/demo/results.json --out my_report
     """
 
-    results: Positional[Path]
+    results: Positional[Annotated[Path, arg(metavar="RESULTS")]]
     """results.json, as `compare` or `scale` wrote it."""
     out: Path | None = None
     """Folder to write to. Default: the folder of RESULTS."""
@@ -35,14 +36,15 @@ class Report:
         needs("matplotlib", "jinja2", "scipy")
         from memory_layers.study.report import write_report, write_scale_report
 
+        hint = "hint: results.json in the folder of a comparison or a sweep"
         try:
             results = json.loads(self.results.read_text("utf-8"))
+        except OSError as error:
+            raise UserError(f"{self.results}: cannot be read: {error.strerror}. {hint}") from error
         except ValueError as error:
-            raise UserError(f"{self.results}: is not JSON: {error}") from error
+            raise UserError(f"{self.results}: is not JSON: {error}. {hint}") from error
         if not isinstance(results, dict) or "runs" not in results:
-            raise UserError(
-                f"{self.results}: must hold `runs`. hint: results.json of `compare` or `scale`"
-            )
+            raise UserError(f"{self.results}: must hold `runs`. {hint}")
         write = write_scale_report if "exchange" in results else write_report
         return f"report: {write(results, self.out or self.results.parent)}"
 
@@ -54,9 +56,9 @@ class Export:
     Example: memory-layers export runs/tiny/checkpoints/step-00000300 my_model
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]]
     """A checkpoint, runs/NAME/checkpoints/step-NNNNNNNN, or a run, for its newest one."""
-    out: Positional[Path]
+    out: Positional[Annotated[Path, arg(metavar="OUT")]]
     """The folder to write. An older model folder there is replaced."""
 
     def __call__(self) -> str:
@@ -72,16 +74,14 @@ class Export:
         return f"model: {self.out}"
 
 
-@dataclass(frozen=True)
-class Generate:
+@dataclass(frozen=True, kw_only=True)
+class Generate(OfModel):
     """Continue a text.
 
     Example: memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
     """
 
-    model: Positional[Path]
-    """Folder of a trained model."""
-    prompt: Positional[str]
+    prompt: Positional[Annotated[str, arg(metavar="PROMPT")]]
     """Text to continue."""
     max_tokens: int = 32
     """Most tokens to add."""
@@ -89,13 +89,10 @@ class Generate:
     """0 takes the most likely token. Above 0: sample."""
     seed: int = 0
     """Seed of the sampling."""
-    trust_remote_code: FlagConversionOff[bool] = False
-    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
     def __call__(self) -> str:
         import torch
 
-        from memory_layers.evaluate.trained import load_trained
         from memory_layers.models import fuse_for_inference
 
         if self.max_tokens < 1 or self.temperature < 0:
@@ -108,7 +105,7 @@ class Generate:
         fuse_for_inference(model)
         inputs = tokenizer(self.prompt, return_tensors="pt", add_special_tokens=False)
         if inputs["input_ids"].shape[1] == 0:
-            raise UserError("the prompt is empty. hint: give at least one word")
+            raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
@@ -130,13 +127,15 @@ class Init:
     Example: memory-layers init my_run
     """
 
-    name: Positional[str]
+    name: Positional[Annotated[str, arg(metavar="NAME")]]
     """Of the run. NAME.yaml is written."""
     examples: Path | None = None
     """Folder to copy the example scripts of the guides to."""
 
     def __call__(self) -> str:
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
+        if path.name == ".yaml":
+            raise UserError(f"NAME: a run needs one, got {self.name!r}. hint: my_run")
         for new in (path, self.examples):
             if new is not None and new.exists():
                 raise UserError(f"{new} exists already. hint: choose another name")

@@ -32,11 +32,21 @@ Run = Annotated[RunConfig, arg(name=""), AvoidSubcommands, FlagConversionOff]
 class OfConfig:
     """What the commands take that begin with a configuration: each field of its run is a flag."""
 
-    config: Positional[str]
+    config: Positional[Annotated[str, arg(metavar="CONFIG")]]
     """A YAML file, or the name of one that comes with the package, such as tiny or demo."""
     run: Run
     command: Suppress[str] = ""
     """As it was typed, for the report."""
+
+    def folder(self, out: Path | None) -> Path:
+        """Return where --out says that runs are written, or else runs/NAME."""
+        if out is None:
+            return Path("runs") / self.run.name
+        found = next(place for place in (out, *out.absolute().parents) if place.exists())
+        if not found.is_dir():
+            problem = "File exists" if found == out else "Not a directory"
+            raise UserError(f"--out {out}: {problem}: {found}. hint: name a folder")
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,7 @@ class Train(OfConfig):
         needs("tensorboard")
         from memory_layers.train.loop import train
 
-        out = self.out or Path("runs") / self.run.name
+        out = self.folder(self.out)
         quiet_transformers()
         trained = train(self.run, out)
         if not trained.history:
@@ -94,14 +104,10 @@ class Compare(OfConfig):
         _check_counts(workers=self.workers)
         config = load_compare(find_config(self.config))
         config = replace(config.with_base(self.run), seeds=tuple(self.seeds))
-        out = self.out or Path("runs") / self.run.name
+        out = self.folder(self.out)
         quiet_transformers()
         if config.match:
-            print(
-                f"matching {' and '.join(config.match)}: a minute or so",
-                file=sys.stderr,
-                flush=True,
-            )
+            sys.stderr.write(f"matching {' and '.join(config.match)}: a minute or so\n")
         results = compare(config, out, workers=self.workers, command=self.command)
         return _print_results(results, render_table(results), out)
 
@@ -133,7 +139,7 @@ class Scale(OfConfig):
 
         _check_counts(workers=self.workers, threads=self.threads)
         config = load_scale(find_config(self.config)).changed(self.run, self.slots, self.seeds)
-        out = self.out or Path("runs") / self.run.name
+        out = self.folder(self.out)
         quiet_transformers()
         results = scale(
             config, out, workers=self.workers, threads=self.threads, command=self.command

@@ -23,12 +23,15 @@ def find_config(name: str) -> Path:
         UserError: There is no file and no configuration of that name.
     """
     path, names = Path(name), config_names()
-    if path.is_file() or len(path.parts) != 1 or path.suffix in (".yaml", ".yml"):
+    if path.is_file():
         return path
     if name in names:
         return FOLDER / f"{name}.yaml"
-    if path.exists():
-        return path
-    close = get_close_matches(name, names, n=1)
+    problem = "Is a directory" if path.is_dir() else "No such file or configuration"
+    here = sorted(str(file) for file in path.parent.glob("*.yaml"))
+    # Of a run, the file that its folder holds.
+    same = [file for file in here if Path(file).stem == path.stem]
+    same += [str(file) for file in path.glob("config.json")]
+    close = same or get_close_matches(name, [*names, *here], n=1)
     hint = f"did you mean {close[0]!r}? There are" if close else "a YAML file, or one of"
-    raise UserError(f"there is no configuration {name!r}. hint: {hint} {', '.join(names)}")
+    raise UserError(f"{name}: cannot be read: {problem}. hint: {hint} {', '.join(names)}")

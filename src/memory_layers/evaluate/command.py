@@ -5,15 +5,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import Positional, arg
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine, progress_of
 from memory_layers.data.config import BUILTIN, DataConfig
+from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
+from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,8 @@ SELECTION = ("relations", "max_subjects", "templates", "exposures", "shown_fract
 MAX_SUBJECTS = 200
 
 
-@dataclass(frozen=True)
-class Eval:
+@dataclass(frozen=True, kw_only=True)
+class Eval(TaskOptions, OfModel):
     """Ask a model facts, or run tasks of lm-evaluation-harness.
 
     With facts alone: the share of answers given exactly under greedy decoding, their likelihood,
@@ -44,30 +46,18 @@ class Eval:
     Example: memory-layers eval runs/tiny --tasks nq_open piqa --data-dir datasets
     """
 
-    model: Positional[Path]
+    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
     """Folder of a run, or of a model with its tokenizer."""
     facts: str | None = None
     """Folder with facts.jsonl and templates.yaml, or "builtin". Default: those of the run."""
     tasks: tuple[str, ...] = ()
     """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts."""
-    data_dir: Path | None = None
-    """Where the datasets of tasks are, as DIR/ORGANISATION/NAME. Default: fetched from the hub."""
-    limit: int | None = None
-    """Use the first so many documents of each task only."""
-    num_fewshot: int | None = None
-    """Examples shown before a question of a task. Default: as the task has it."""
-    batch_size: int = 8
-    """Texts of a task at a time."""
-    run_code: FlagConversionOff[bool] = False
-    """Allow tasks that run programs which the model writes, such as those of `paper`."""
     answered: int = 200
     """Without --tasks: questions of each kind for F1 and choices. 0: recall alone, much faster."""
     device: str = "cpu"
     """cpu, cuda:0 and so on."""
     out: Path | None = None
     """File for the results, as JSON."""
-    trust_remote_code: FlagConversionOff[bool] = False
-    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
     shown_fraction: float | None = None
     """As in training: decides which questions count as shown."""
     seed: int | None = None
@@ -92,13 +82,12 @@ class Eval:
             needs("lm_eval")
         quiet_transformers()
         folder, trained_on = _run_of(self.model)
+        check_folder(folder)
         data, note = _facts(self, trained_on)
         _check(self)
         place = _device(self.device)
         from memory_layers.data.prepare import corpus_of
-        from memory_layers.evaluate.harness import results_table, run_tasks
         from memory_layers.evaluate.questions import questions_of
-        from memory_layers.evaluate.trained import load_trained
 
         model, tokenizer = load_trained(folder, trust_remote_code=self.trust_remote_code)
         model = model.to(place)
@@ -107,17 +96,8 @@ class Eval:
             probes = () if data is None else corpus_of(data, line.update).probes
         if self.tasks:
             own = {f"facts_{kind}": q for kind, q in questions_of(probes, self.limit).items()}
-            results = run_tasks(
-                model,
-                tokenizer,
-                [name for task in self.tasks for name in (own if task == "facts" else [task])],
-                questions=own,
-                data_dir=self.data_dir,
-                batch_size=self.batch_size,
-                limit=self.limit,
-                num_fewshot=self.num_fewshot,
-                run_code=self.run_code,
-            )
+            names = [n for task in self.tasks for n in (own if task == "facts" else [task])]
+            results = run_tasks(model, tokenizer, names, self, questions=own)
             shown = results_table(results)
         else:
             results = _ask_facts(model, tokenizer, probes, self.answered)
@@ -129,13 +109,9 @@ class Eval:
 
 def _run_of(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return the model folder of a run, or of a model, and what the run was trained on."""
-    for run in (folder, folder.resolve().parent):
-        model = run / "model"
-        path = run / "config.json"
-        if model.resolve() not in (folder.resolve(), (folder / "model").resolve()):
-            continue
-        if not (model.is_dir() and path.is_file()):
-            continue
+    run = folder if (folder / "model").is_dir() else folder.resolve().parent
+    model, path = run / "model", run / "config.json"
+    if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
         values = json.loads(path.read_text("utf-8"))
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
@@ -153,9 +129,8 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
     if facts is None and wanted:
         raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
     if facts is None:
-        for name in given:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} has no effect without --facts. hint: leave it out")
+        if given:
+            raise UserError(f"{_flag(*given)} has no effect without --facts. hint: leave it out")
         return None, ""
     if facts != BUILTIN and {"relations", "max_subjects"} & given.keys():
         raise UserError(
@@ -190,31 +165,26 @@ def _same(facts: str, own: str | None) -> bool:
     return Path(facts).resolve() == Path(own).resolve()
 
 
+def _flag(name: str, *_: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _check(asked: Eval) -> None:
     for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1), ("answered", 0)):
         value = getattr(asked, name)
         if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be >= {least}, got {value}")
-    without = (
-        ("answered",)
-        if asked.tasks
-        else (
-            "data_dir",
-            "limit",
-            "num_fewshot",
-            "batch_size",
-            "run_code",
-        )
-    )
-    for field in fields(Eval):
-        if field.name in without and getattr(asked, field.name) != field.default:
-            flag = field.name.replace("_", "-")
-            which, hint = ("with", "--limit") if asked.tasks else ("without", "leave it out")
-            raise UserError(f"--{flag} has no effect {which} --tasks. hint: {hint}")
-    if asked.out is not None and not asked.out.parent.is_dir():
-        raise UserError(
-            f"--out {asked.out}: there is no folder {asked.out.parent}. hint: make it first"
-        )
+            raise UserError(f"{_flag(name)} must be >= {least}, got {value}")
+    if asked.tasks and asked.answered != Eval.answered:
+        raise UserError("--answered has no effect with --tasks. hint: --limit")
+    for field in () if asked.tasks else fields(TaskOptions):
+        if getattr(asked, field.name) != field.default:
+            flag = _flag(field.name)
+            raise UserError(f"{flag} has no effect without --tasks. hint: leave it out")
+    out = asked.out
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder. hint: {out / 'results.json'}")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
 
 
 def _device(name: str) -> "torch.device":

@@ -9,19 +9,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tyro.conf import FlagConversionOff
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.common.text import markdown_table
-from memory_layers.evaluate.questions import Question
 from memory_layers.evaluate.scores import answer_likelihood, question
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from memory_layers.evaluate.questions import Question
 
 TASKS = Path(__file__).parent / "tasks"
 # Of the harness, where a task says nothing.
@@ -30,17 +33,29 @@ DEFAULT_ANSWER_TOKENS = 256
 NO_DATASET = (None, "", "json", "csv", "parquet", "text")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """How tasks of the harness are run."""
+
+    data_dir: Path | None = None
+    """Where the datasets of tasks are, as DIR/ORGANISATION/NAME. Default: fetched from the hub."""
+    limit: int | None = None
+    """Use the first so many documents of each task only."""
+    num_fewshot: int | None = None
+    """Examples shown before a question of a task. Default: as the task has it."""
+    batch_size: int = 8
+    """Texts of a task at a time."""
+    run_code: FlagConversionOff[bool] = False
+    """Allow tasks that run programs which the model writes, such as those of `paper`."""
+
+
 def run_tasks(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerFast",
     tasks: Sequence[str],
+    options: TaskOptions,
     *,
-    questions: Mapping[str, Sequence[Question]] | None = None,
-    data_dir: Path | None = None,
-    batch_size: int = 8,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    run_code: bool = False,
+    questions: "Mapping[str, Sequence[Question]] | None" = None,
     manager: "TaskManager | None" = None,
 ) -> dict[str, Any]:
     """Run tasks and return the results of the harness.
@@ -49,12 +64,8 @@ def run_tasks(
         model: A causal language model, on the device where it is to run.
         tokenizer: Its tokenizer.
         tasks: Names of tasks, groups and tags of the harness, `paper`, and names in `questions`.
+        options: How they are run.
         questions: Questions of ours by the name of their task, see question_tasks.
-        data_dir: Datasets of the hub as folders ORGANISATION/NAME. None: from the hub.
-        batch_size: Texts at a time.
-        limit: Use the first so many documents of each task only.
-        num_fewshot: Examples shown before a question. None: as each task has it.
-        run_code: Allow tasks that run programs which the model writes.
         manager: Of load_manager, for many calls: reading the files of all tasks takes seconds.
 
     Raises:
@@ -65,31 +76,33 @@ def run_tasks(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    questions = questions or {}
     own = {
         name: question_tasks(name, asked, str(tokenizer.eos_token))
-        for name, asked in questions.items()
+        for name, asked in (questions or {}).items()
     }
-    named = {
-        name: list(_leaves(manager, name, [*own, "paper"])) for name in tasks if name not in own
-    }
+    named = {name: list(_leaves(manager, name)) for name in tasks if name not in own}
     found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
     if twice := sorted(task for task, count in found.items() if count > 1):
         raise UserError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
     leaves = [leaf for part in named.values() for leaf in part]
-    longest = _longest(model)
-    if not run_code:
-        _refuse_code(leaves)
-    specs = [spec for name in tasks for spec in own.get(name, [name])]
-    with _quiet(), _adapted(manager, leaves, data_dir, longest):
+    unsafe = sorted({str(leaf["task"]) for leaf in leaves if leaf.get("unsafe_code")})
+    if unsafe and not options.run_code:
+        raise UserError(
+            f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
+            "--run-code True allows it"
+        )
+    with _quiet():
+        evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+    longest = evaluated.max_length
+    with _quiet(), _adapted(manager, leaves, options.data_dir, longest):
         try:
             results = simple_evaluate(
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-                tasks=specs,
+                evaluated,
+                tasks=[spec for name in tasks for spec in own.get(name, [name])],
                 task_manager=manager,
-                limit=limit,
-                num_fewshot=num_fewshot,
-                confirm_run_unsafe_code=run_code,
+                limit=options.limit,
+                num_fewshot=options.num_fewshot,
+                confirm_run_unsafe_code=options.run_code,
                 log_samples=False,
             )
         except AssertionError as error:
@@ -139,7 +152,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([table, *([""] * bool(notes)), *notes])
 
 
-def question_tasks(name: str, questions: Sequence[Question], end: str) -> list[dict[str, Any]]:
+def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list[dict[str, Any]]:
     """Return questions as tasks of the harness.
 
     Args:
@@ -211,16 +224,14 @@ def _dataset(rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401
     return load
 
 
-def _leaves(
-    manager: "TaskManager", member: str | Mapping[str, Any], ours: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def _leaves(manager: "TaskManager", member: str | Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the configuration of each task that a name, or a member of a group, stands for."""
     changes: dict[str, Any] = {} if isinstance(member, str) else dict(member)
     name = member if isinstance(member, str) else member.get("group") or member.get("task")
     if isinstance(inner := changes.get("task"), list):
         # A group inside a group.
         for each in inner:
-            yield from _leaves(manager, each, ours)
+            yield from _leaves(manager, each)
         return
     entry = manager.task_index.get(str(name))
     if entry is None and not isinstance(member, str):
@@ -229,39 +240,23 @@ def _leaves(
         return
     if entry is None:
         raise UserError(
-            f"no task is named {name!r}. hint: {', '.join(ours)}, or one that "
-            "`lm-eval ls tasks` lists"
+            f"no task is named {name!r}. hint: facts, paper, or one that `lm-eval ls tasks` lists"
         )
     config = entry.cfg or {}
     members = sorted(entry.tags) if entry.cfg is None else config.get("task")
     if isinstance(members, list):
         for each in members:
-            yield from _leaves(manager, each, ours)
+            yield from _leaves(manager, each)
     else:
         yield {"task": name, **config, **changes}
 
 
-def _longest(model: "PreTrainedModel") -> int | None:
-    config = model.config
-    names = ("max_position_embeddings", "n_positions", "n_ctx")
-    return next((getattr(config, name) for name in names if getattr(config, name, None)), None)
-
-
-def _too_long(leaf: Mapping[str, Any], longest: int | None) -> bool:
+def _too_long(leaf: Mapping[str, Any], longest: int) -> bool:
     """Whether what a task lets a model write is longer than the model's texts."""
-    if leaf.get("output_type") != "generate_until" or longest is None:
+    if leaf.get("output_type") != "generate_until":
         return False
     options = leaf.get("generation_kwargs") or {}
     return options.get("max_gen_toks", DEFAULT_ANSWER_TOKENS) >= longest
-
-
-def _refuse_code(leaves: Sequence[Mapping[str, Any]]) -> None:
-    unsafe = sorted({leaf["task"] for leaf in leaves if leaf.get("unsafe_code")})
-    if unsafe:
-        raise UserError(
-            f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
-            "--run-code True allows it"
-        )
 
 
 @contextmanager
@@ -281,7 +276,7 @@ def _adapted(
     manager: "TaskManager",
     leaves: Sequence[Mapping[str, Any]],
     data_dir: Path | None,
-    longest: int | None,
+    longest: int,
 ) -> Generator[None]:
     """Let tasks take their data from a folder, and answers fit into the model's texts."""
     import yaml
@@ -315,9 +310,9 @@ def _adapted(
             index.update(before)
 
 
-def _room(longest: int | None) -> int:
+def _room(longest: int) -> int:
     """Return how much of a model's longest text an answer may take, the rest is the question's."""
-    return max(1, (longest or 0) // 4)
+    return max(1, longest // 4)
 
 
 def _local_dataset(leaf: Mapping[str, Any], data_dir: Path) -> dict[str, Any]:

@@ -1,9 +1,22 @@
 """Load the folder of a trained model."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import FlagConversionOff, Positional, arg
 
 from memory_layers.common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfModel:
+    """What each command takes that loads a model."""
+
+    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
+    """Folder of a model with its tokenizer, such as runs/NAME/model."""
+    trust_remote_code: FlagConversionOff[bool] = False
+    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
 
 def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -23,14 +36,7 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
     import memory_layers.models  # noqa: F401  (registers memory models)
     from memory_layers.data.tokenizer import load_tokenizer
 
-    # The folder of a run has a config.json too, of another kind.
-    if (folder / "model").is_dir():
-        raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is no model folder: it has no config.json. "
-            "hint: give the folder that training wrote, runs/NAME/model"
-        )
+    check_folder(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -50,3 +56,19 @@ def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any,
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
     return model.eval(), load_tokenizer(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is not the folder of a model.
+
+    Raises:
+        UserError: It is the folder of a run, or of something else.
+    """
+    # The folder of a run has a config.json too, of another kind.
+    if (folder / "model").is_dir():
+        raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is no model folder: it has no config.json. "
+            "hint: give the folder that training wrote, runs/NAME/model"
+        )

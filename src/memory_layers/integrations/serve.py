@@ -1,22 +1,24 @@
 """Answer the OpenAI protocol for a model, through transformers' own server."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tyro.conf import FlagConversionOff, Positional
+from tyro.conf import FlagConversionOff
+
+from memory_layers.common.packages import needs
+from memory_layers.evaluate.trained import OfModel, load_trained
 
 
-@dataclass(frozen=True)
-class Serve:
+@dataclass(frozen=True, kw_only=True)
+class Serve(OfModel):
     """Answer the OpenAI protocol, /v1/completions and /v1/chat/completions, until Ctrl-C.
+
+    Chat needs a tokenizer with a chat template.
 
     Example: memory-layers serve runs/tiny/model --port 8000
     """
 
-    model: Positional[Path]
-    """Folder of a model with its tokenizer. Chat needs one with a chat template."""
     host: str = "localhost"
     """To listen at."""
     port: int = 8000
@@ -25,8 +27,6 @@ class Serve:
     """auto, cpu, cuda:0 and so on."""
     continuous_batching: FlagConversionOff[bool] = False
     """Let requests join a batch that is being generated."""
-    trust_remote_code: FlagConversionOff[bool] = False
-    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
     def __call__(self) -> int:
         """Serve the model until interrupted.
@@ -35,18 +35,12 @@ class Serve:
             UserError: The folder holds no whole model, or no tokenizer.
             ImportError: The packages of the extra `serve` are missing.
         """
+        needs("fastapi", "openai", "pydantic", "uvicorn")
         import transformers
         from transformers import PreTrainedModel
-        from transformers.utils.import_utils import is_serve_available
-
-        from memory_layers.evaluate.trained import load_trained
-        from memory_layers.layers import fuse_for_inference
-
-        if not is_serve_available():
-            raise ImportError(
-                'packages of the server are missing. hint: pip install "memory-layers[serve]"'
-            )
         from transformers.cli.serve import Serve as Server
+
+        from memory_layers.layers import fuse_for_inference
 
         # Weights are mapped, not read: loading twice costs little, and says what is wrong.
         cls = type(load_trained(self.model, trust_remote_code=self.trust_remote_code)[0])

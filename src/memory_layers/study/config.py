@@ -356,8 +356,11 @@ def check_changes(
     for name, changes in own.items():
         clash = sorted(changed & set(flat_fields(changes)))
         if clash:
+            section = clash[0].split(".")[0]
+            # All fields of a section that the file leaves out are new.
+            flag = clash[0] if getattr(before, section) is not None else f"{section}.*"
             raise UserError(
-                f"--{clash[0]} has no effect: {what} {name!r} sets its own. "
+                f"--{flag} has no effect: {what} {name!r} sets its own. "
                 f"hint: change it in the file, under `{what}s:`"
             )
 

@@ -137,7 +137,7 @@ def _check_replaceable(out: Path) -> None:
                 return
         except ValueError:
             pass
-    raise UserError(f"{out} exists and is not a model folder. hint: choose another --out")
+    raise UserError(f"{out} exists and is not a model folder. hint: choose another folder")
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:
