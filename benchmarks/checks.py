@@ -22,6 +22,12 @@ def sample_of(count: int, device: torch.device, size: int = SAMPLE) -> Tensor:
     return torch.linspace(0, count - 1, min(size, count), dtype=torch.float64).long().to(device)
 
 
+def exact_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a @ b in fp64, and |a| @ |b|, the magnitude that rounding errors are relative to."""
+    a, b = a.double(), b.double()
+    return a @ b, a.abs() @ b.abs()
+
+
 def check_sum(
     name: str,
     actual: Tensor,

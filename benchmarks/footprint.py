@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.cases.stepped import create_moments, value_table
+from benchmarks.cases.step import create_moments, value_table
 from benchmarks.harness import peak_extra_bytes
 from benchmarks.inputs import make_table
 from benchmarks.results import ROOT

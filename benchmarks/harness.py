@@ -28,6 +28,7 @@ COPY = "streaming copy"
 SMALLEST_COPY = 256 * 2**20
 # A larger copy is no faster, and a GPU has no room for one beside the largest tables.
 LARGEST_COPY = 4 * 2**30
+CLEAR_LINE = "\r\x1b[2K"
 
 Report = Callable[[str], None]
 
@@ -44,8 +45,7 @@ class Variant:
         bytes: Bytes that must move, whatever the implementation: each row that is needed once a
             read, each row that is written read and written with its state.
         prepare: Called before every run, not timed.
-        against: Variants to state the speed-up over: the fastest of these.
-        ours: Implemented here, not a baseline.
+        against: Of ours, the baselines that its speed-up is stated over: the fastest of these.
         tokens: Tokens of a run, for tokens a second.
         most_rounds: Not timed more often: for a baseline that is slow by an order of magnitude.
     """
@@ -57,9 +57,27 @@ class Variant:
     bytes: int
     prepare: Callable[[], object] | None = None
     against: tuple[str, ...] = ()
-    ours: bool = False
     tokens: int | None = None
     most_rounds: int | None = None
+
+
+# Name, run and check of a variant.
+Timed = tuple[str, Callable[[], object], Callable[[], None]]
+
+
+def pair(ours: Timed, baseline: Timed, **shared: Any) -> list[Variant]:  # noqa: ANN401
+    """Make variants of ours and of the baseline that its speed-up is stated over.
+
+    Args:
+        ours: Name, run and check.
+        baseline: The same of the baseline.
+        **shared: What both have in common.
+    """
+    (name, run, check), (against, run_baseline, check_baseline) = ours, baseline
+    return [
+        Variant(name=name, run=run, check=check, against=(against,), **shared),
+        Variant(name=against, run=run_baseline, check=check_baseline, **shared),
+    ]
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,7 @@ def _summary(
     fastest = min((medians[name] for name in variant.against), default=None)
     return {
         "name": variant.name,
-        "ours": variant.ours,
+        "ours": bool(variant.against),
         "against": list(variant.against),
         "speedup": None if fastest is None else fastest / median,
         "median_ms": median,
@@ -330,25 +348,22 @@ def shown(op: str) -> Generator[Report]:
     Yields:
         A function that shows a line.
     """
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns - 1
-
-        def update(line: str) -> None:
-            print(f"\r\x1b[2K{f'{op}: {line}'[:width]}", end="", file=sys.stderr, flush=True)
-
-        try:
-            yield update
-        finally:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-        return
+    on_terminal = sys.stderr.isatty()
+    width = shutil.get_terminal_size().columns - 1
     last = ""
 
     def report(line: str) -> None:
         nonlocal last
-        # Of many rounds a log shows the first.
         step = line.split()[0]
-        if step != "timing" or last != "timing":
+        if on_terminal:
+            print(f"{CLEAR_LINE}{f'{op}: {line}'[:width]}", end="", file=sys.stderr, flush=True)
+        elif step != "timing" or last != "timing":
+            # Of many rounds a log shows the first.
             print(f"{op}: {line.split(', round')[0]}", file=sys.stderr, flush=True)
         last = step
 
-    yield report
+    try:
+        yield report
+    finally:
+        if on_terminal:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.request import Request
 from memory_layers.common import provenance
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
@@ -59,19 +58,6 @@ def make_record(
         **details,
         "results": results,
     }
-
-
-def suite_record(request: Request, command: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the results of a suite together with what was asked for."""
-    return make_record(
-        request.op,
-        request.device,
-        command,
-        results,
-        sizes=request.sizes.used_by(request.op),
-        slots=request.slots,
-        impl=request.impl,
-    )
 
 
 def default_path(record: Mapping[str, Any], *, complete: bool = True) -> Path:

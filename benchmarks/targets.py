@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 
-from benchmarks.cases import SUITES, find, layer, read, step, write
-from benchmarks.cases.stepped import SteppedTable
+from benchmarks.cases import SUITES, find, layer, read, step
 from benchmarks.footprint import measure_compilation, measure_memory
 from benchmarks.harness import (
     COPY,
@@ -22,8 +22,7 @@ from benchmarks.harness import (
     percentile,
     time_variants,
 )
-from benchmarks.inputs import make_reads
-from benchmarks.request import Request, Sizes
+from benchmarks.inputs import Request, Sizes, make_reads
 from benchmarks.results import NONE, three_digits
 
 # Eager steps of millions of rows take seconds each.
@@ -216,40 +215,37 @@ def _compile(_plan: Plan, report: Report) -> Found:
 
 def _growth(plan: Plan, report: Report) -> Found:
     """Time a step at every table size: ours in turn, eager one size after the other."""
-    points: Found = {"ours": [], "eager": []}
-    ours = [_step_of(step.OURS, plan, count, "ours") for count in plan.growth]
-    points["ours"] = _timed(ours, plan.many, report)
-    # Lets go of the tables before the next ones are made: together they would not fit.
-    ours.clear()
-    for count in plan.growth:
-        eager = [_step_of(step.DENSE, plan, count, "torch")]
-        points["eager"] += _timed(eager, EAGER_REPEATS, report)
-        eager.clear()
-    return points
+    ours = _points(step.STEP, "ours", plan, plan.growth, plan.many, report)
+    # Together these tables would not fit.
+    eager = (
+        _points(step.STEP_DENSE, "torch", plan, (count,), EAGER_REPEATS, report)
+        for count in plan.growth
+    )
+    return {"ours": ours, "eager": list(chain.from_iterable(eager))}
 
 
-def _step_of(
-    name: str, plan: Plan, count: int, only: Literal["ours", "torch"]
-) -> tuple[int, int, Variant]:
-    sizes = replace(plan.sizes, slots=count, value_dim=plan.growth_width, dtype="bfloat16")
-    request = Request(op="step", sizes=sizes)
-    reads = make_reads(request)
-    state = SteppedTable(count, reads.width, torch.bfloat16, request.device, only=only)
-    (variant,) = step.step_variants((name,), state, reads)
-    return count, reads.distinct, replace(variant, name=f"{name}, N = {count}")
-
-
-def _timed(
-    steps: Sequence[tuple[int, int, Variant]], repeats: int, report: Report
+def _points(
+    name: str,
+    only: Literal["ours", "torch"],
+    plan: Plan,
+    counts: Sequence[int],
+    repeats: int,
+    report: Report,
 ) -> list[dict[str, Any]]:
-    variants = [variant for _, _, variant in steps]
-    for variant in variants:
-        report(f"checking {variant.name}")
-        variant.check()
     cpu = torch.device("cpu")
+    steps: dict[int, tuple[int, Variant]] = {}
+    for count in counts:
+        sizes = replace(plan.sizes, slots=count, value_dim=plan.growth_width, dtype="bfloat16")
+        reads = make_reads(Request(op="step", sizes=sizes))
+        state = step.SteppedTable(count, reads.width, torch.bfloat16, cpu, only=only)
+        (variant,) = step.step_variants((name,), state, reads)
+        report(f"checking {name}, N = {count}")
+        variant.check()
+        steps[count] = reads.distinct, replace(variant, name=f"{name}, N = {count}")
+    variants = [variant for _, variant in steps.values()]
     samples = time_variants(variants, cpu, repeats=repeats, seconds=0.0, report=report)
     points = []
-    for count, distinct, variant in steps:
+    for count, (distinct, variant) in steps.items():
         median = percentile(samples[variant.name], 0.5)
         points.append(
             {
@@ -296,7 +292,7 @@ def _read_speedup(dtype: str) -> Callable[[Found], Figure]:
 
 
 def _write_share(found: Found) -> Figure:
-    ours = find_variant(found, write.OURS)
+    ours = find_variant(found, step.WRITE)
     share = ours["share_of_copy"]
     plain = find_variant(found, f"{COPY} (torch)")["gbs"]
     return share, (
@@ -332,7 +328,7 @@ ROWS: Mapping[str, Target] = MappingProxyType(
     {
         "read_write": Target(
             "READ + WRITE in training over the faster eager baseline", 14, "×", "step",
-            _speedup(step.OURS),
+            _speedup(step.STEP),
         ),
         "growth": Target(
             "READ + WRITE per touched row, largest table over smallest", 1.3, "×", "growth",

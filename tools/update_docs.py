@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks.request import USED
+from benchmarks.inputs import USED
 from memory_layers.configs import find_config
 from memory_layers.plan import DEVICES
 from memory_layers.study.report import markdown_table

@@ -1,20 +1,33 @@
 """FIND: `product_key_topk` against a matrix product and three torch.topk."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from benchmarks.baselines import three_topk
 from benchmarks.checks import FP32_EPS, check_selected, check_selection, sample_of
-from benchmarks.harness import Suite, Variant
-from benchmarks.inputs import SEED
-from benchmarks.request import DTYPES, Request
+from benchmarks.harness import Suite, Variant, pair
+from benchmarks.inputs import DTYPES, SEED, Request
 from memory_layers.ops.find import product_key_topk
 
 OURS, BASELINE = "product_key_topk", "matmul + three topk"
 SELECTION, SELECTION_BASELINE = "selection alone", "three topk alone"
+
+
+def three_topk(half_scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the best k of each half, then the best k of all k * k pairs.
+
+    Args:
+        half_scores: [H, 2, T, M].
+        k: K.
+
+    Returns:
+        Scores and slots, [H, T, K].
+    """
+    best, index = half_scores.topk(k, dim=-1)  # [H, 2, T, K]
+    pairs = best[:, 0, :, :, None] + best[:, 1, :, None, :]  # [H, T, K, K]
+    scores, pair = pairs.flatten(2).topk(k, dim=-1)  # [H, T, K]
+    i = index[:, 0].gather(-1, pair // k)
+    j = index[:, 1].gather(-1, pair % k)
+    return scores, i * half_scores.shape[3] + j
 
 
 def find_suite(request: Request) -> Suite:
@@ -52,12 +65,11 @@ def _whole(request: Request, name: str, query: Tensor, sub_keys: Tensor) -> list
         eps = torch.finfo(query.dtype).eps
         check_selection(f"{BASELINE} {name}", (scores, slots), query[sample], sub_keys, eps=eps)
 
-    num_bytes = query.nbytes + sub_keys.nbytes + outputs
-    return _pair(
+    return pair(
         (f"{OURS} {name}", ours, check_ours),
         (f"{BASELINE} {name}", baseline, check_baseline),
         checked=f"scores and slots of {len(sample)} tokens",
-        bytes=num_bytes,
+        bytes=query.nbytes + sub_keys.nbytes + outputs,
         tokens=len(query),
     )
 
@@ -80,7 +92,7 @@ def _selection(request: Request, half_scores: Tensor) -> list[Variant]:
         scores, slots = three_topk(half_scores, k)
         check(SELECTION_BASELINE, scores.transpose(0, 1), slots.transpose(0, 1))
 
-    return _pair(
+    return pair(
         (
             SELECTION,
             lambda: select_pairs(half_scores, k),
@@ -91,21 +103,6 @@ def _selection(request: Request, half_scores: Tensor) -> list[Variant]:
         bytes=half_scores.nbytes + half_scores[:, 0, :, 0].numel() * k * (4 + 8),
         tokens=half_scores.shape[2],
     )
-
-
-_Timed = tuple[str, Callable[[], object], Callable[[], None]]
-
-
-def _pair(
-    ours: _Timed, baseline: _Timed, *, checked: str, bytes: int, tokens: int
-) -> list[Variant]:
-    """Make variants of ours and its baseline from name, run and check of each."""
-    variant = partial(Variant, checked=checked, bytes=bytes, tokens=tokens)
-    (name, run, check), (against, *others) = ours, baseline
-    return [
-        variant(name=name, run=run, check=check, against=(against,), ours=True),
-        variant(name=against, run=others[0], check=others[1]),
-    ]
 
 
 def _inputs(request: Request, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

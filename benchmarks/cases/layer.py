@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.baselines import EagerMemoryLayer, SwiGLU, adamw, bag
-from benchmarks.cases.stepped import BETAS, EPS, LR, create_moments, value_table
-from benchmarks.checks import check_norm, sample_of
+from benchmarks.cases.find import three_topk
+from benchmarks.cases.read import bag
+from benchmarks.cases.step import BETAS, EPS, LR, create_moments, value_table
+from benchmarks.checks import check_norm, exact_product, sample_of
 from benchmarks.harness import Suite, Variant
-from benchmarks.inputs import SEED, make_table, make_vectors
-from benchmarks.request import Request
+from benchmarks.inputs import SEED, Request, make_table, make_vectors
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryLayer
 from memory_layers.optim import MemoryAdamW
@@ -21,6 +22,52 @@ OURS, EAGER, FEED_FORWARD = "MemoryLayer", "the same in eager PyTorch", "SwiGLU 
 # Layers add up over thousands of numbers, and a tie in FIND may fall either way.
 TOLERANCE = 2e-3
 PARTS = ("query", "keys", "gate")
+Read = Callable[[Tensor, Tensor], Tensor]
+
+
+class EagerMemoryLayer(nn.Module):
+    """A MemoryLayer in plain PyTorch, on the very parameters of its parts.
+
+    Args:
+        parts: Query, keys (normalised with a gain) and gate of the layer.
+        read: Slots and weights, [T, J] → [T, V].
+    """
+
+    def __init__(self, parts: Any, read: Read) -> None:  # noqa: ANN401
+        super().__init__()
+        self.query, self.keys, self.gate = parts
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] → [T, D]."""
+        query = self.query(x)  # [T, H, 2, C]
+        width = query.shape[-1:]
+        query = F.rms_norm(query, width, eps=1e-6) * self.keys.gain
+        sub_keys = F.rms_norm(self.keys.sub_keys, width, eps=1e-6)
+        half_scores = query.permute(1, 2, 0, 3) @ sub_keys.transpose(-1, -2)  # [H, 2, T, M]
+        scores, slots = three_topk(half_scores, self.keys.top_k)  # [H, T, K]
+        weights = scores.softmax(dim=-1).transpose(0, 1).flatten(1)  # [T, J]
+        return self.gate(self.read(slots.transpose(0, 1).flatten(1), weights), x)
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward block of Llama: w2 (silu(w1 x) * w3 x).
+
+    Args:
+        model_dim: D.
+    """
+
+    def __init__(self, model_dim: int) -> None:
+        super().__init__()
+        # Llama's rule: 8/3 D, rounded up to a multiple of 256.
+        self.hidden = 256 * -(-8 * model_dim // (3 * 256))
+        self.gate = nn.Linear(model_dim, self.hidden, bias=False)
+        self.up = nn.Linear(model_dim, self.hidden, bias=False)
+        self.down = nn.Linear(self.hidden, model_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, D] → [T, D]."""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 def layer_suite(request: Request) -> Suite:
@@ -29,18 +76,26 @@ def layer_suite(request: Request) -> Suite:
     torch.manual_seed(SEED)
     layer = _build(request)
     weight = layer.values.weight
-    eager = _eager(layer, lambda slots, weights: bag(weight, slots, weights), copy_to=None)
+    parts = [getattr(layer, part) for part in PARTS]
+    eager = EagerMemoryLayer(parts, lambda slots, weights: bag(weight, slots, weights))
     feed_forward = SwiGLU(sizes.value_dim).to(request.device)
     x = make_vectors(sizes.tokens, sizes.value_dim, request.device) * sizes.value_dim**0.5
     d_out = make_vectors(sizes.tokens, sizes.value_dim, request.device).flip(0)
     ours_adamw = MemoryAdamW(layer, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0)
-    eager_adamw = adamw(layer, LR)
+    # Torch's fastest.
+    eager_adamw, dense_adamw = (
+        torch.optim.AdamW(module.parameters(), lr=LR, weight_decay=0.0, fused=True)
+        for module in (layer, feed_forward)
+    )
     runs: list[tuple[str, nn.Module, torch.optim.Optimizer]] = [
         (OURS, layer, ours_adamw),
         (EAGER, eager, eager_adamw),
-        (FEED_FORWARD, feed_forward, adamw(feed_forward, LR)),
+        (FEED_FORWARD, feed_forward, dense_adamw),
     ]
-    _share_moments(layer, ours_adamw, eager_adamw)
+    # Both step the same moments of the table: one pair in memory.
+    create_moments(layer.values, ours_adamw)
+    moments = {name: ours_adamw.state[weight][name] for name in ("exp_avg", "exp_avg_sq")}
+    eager_adamw.state[weight] = {"step": torch.ones((), device=weight.device), **moments}
     with torch.no_grad():
         distinct = int(layer.keys(layer.query(x))[1].unique().numel())
     # Rows are read twice, and each touched one is read and written with its two moments.
@@ -55,7 +110,6 @@ def layer_suite(request: Request) -> Suite:
             bytes=_dense_bytes(module, weight, sizes.tokens)
             + (0 if name == FEED_FORWARD else row_bytes),
             against=(EAGER,) if name == OURS else (),
-            ours=name == OURS,
             tokens=sizes.tokens,
         )
         for name, module, optimizer in runs
@@ -80,16 +134,6 @@ def _build(request: Request) -> MemoryLayer:
     return layer
 
 
-def _eager(
-    layer: MemoryLayer, read: Callable[[Tensor, Tensor], Tensor], copy_to: torch.dtype | None
-) -> EagerMemoryLayer:
-    """Make the eager twin of a layer, on its own parameters or on copies of another type."""
-    parts = [getattr(layer, part) for part in PARTS]
-    if copy_to is not None:
-        parts = [copy.deepcopy(part).to(copy_to) for part in parts]
-    return EagerMemoryLayer(*parts, read)
-
-
 def _training_step(
     module: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, d_out: Tensor
 ) -> Callable[[], None]:
@@ -105,16 +149,6 @@ def _training_step(
     return run
 
 
-def _share_moments(
-    layer: MemoryLayer, ours: torch.optim.Optimizer, eager: torch.optim.Optimizer
-) -> None:
-    """Let both optimizers step the same moments of the table: one pair in memory."""
-    create_moments(layer.values, ours)
-    weight = layer.values.weight
-    moments = {name: ours.state[weight][name] for name in ("exp_avg", "exp_avg_sq")}
-    eager.state[weight] = {"step": torch.ones((), device=weight.device), **moments}
-
-
 def _dense_bytes(module: nn.Module, table: Tensor, tokens: int) -> int:
     """Dense parameters read twice and stepped, x and its gradient, output and its gradient."""
     numbers = sum(p.numel() for p in module.parameters() if p is not table)
@@ -128,8 +162,7 @@ def _check(
 
     def read(slots: Tensor, weights: Tensor) -> Tensor:
         # An fp64 copy of the whole table would not fit.
-        rows = layer.values.weight.detach()[slots].double()
-        return (weights[:, None] @ rows)[:, 0]
+        return exact_product(weights[:, None], layer.values.weight.detach()[slots])[0][:, 0]
 
     def results(module: nn.Module, x: Tensor, d_out: Tensor) -> dict[str, Tensor]:
         x = x.clone().requires_grad_()
@@ -149,7 +182,8 @@ def _check(
         if isinstance(module, SwiGLU):
             exact: nn.Module = copy.deepcopy(module).double()
         else:
-            exact = _eager(layer, read, copy_to=torch.float64)
+            parts = [copy.deepcopy(getattr(layer, part)).double() for part in PARTS]
+            exact = EagerMemoryLayer(parts, read)
         expected = results(exact, x.double(), d_out.double())
         found = results(module, x, d_out)
         for label, value in expected.items():

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.cases import SUITES, find, generate, layer, read, step, train, write
+from benchmarks.cases import SUITES, find, layer, model, read, step
 from benchmarks.checks import WrongResultError, check_greedy
 from benchmarks.harness import Suite, find_variant, measure
-from benchmarks.request import Request, Sizes
+from benchmarks.inputs import READS, Request, Sizes
+from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryLayer
 from memory_layers.optim import MemoryAdamW
 
@@ -23,7 +24,7 @@ def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def request(op: str, **changes: object) -> Request:
-    sizes = TABLE if op in ("read", "write", "step") else SMALL
+    sizes = TABLE if op in READS else SMALL
     dtype = {"dtype": "both"} if op in ("read", "find") else {}
     return Request(op=op, sizes=Sizes(**{**sizes, **dtype, **changes}))
 
@@ -40,17 +41,45 @@ def test_suite_checks_and_times_every_variant(op: str) -> None:
         assert result["checked"]
 
 
+def test_rows_in_huge_pages() -> None:
+    with pytest.raises(UserError, match="tables of 4 MiB"):
+        SUITES["huge-pages"](request("huge-pages", slots=3000))
+    suite = SUITES["huge-pages"](request("huge-pages", slots=40_000))
+    results = measure(suite, CPU, repeats=1, seconds=0.0, report=lambda _: None)
+    huge = find_variant(results, "gather_sum float32, huge pages")
+    small = find_variant(results, "gather_sum float32, small pages")
+    assert huge["speedup"] == pytest.approx(small["median_ms"] / huge["median_ms"])
+
+
+def test_reads_of_many_sizes_are_of_other_rows_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "GRID", ((50, 900), (8,), (1, 3), (4, 8)))
+    suite = SUITES["embedding-bag"](Request(op="embedding-bag", sizes=Sizes()))
+    check_all(suite)
+    assert len(suite.variants) == 2 * 2 * 1 * 2 * 2
+    ours, bag = suite.variants[-2:]
+    assert ours.name == "gather_sum float32, N = 900, V = 8, T = 3, J = 8"
+    assert ours.against == (bag.name,)
+    torch.manual_seed(1)
+    for variant in (ours, bag):
+        assert variant.prepare is not None
+        before = ours.run()
+        torch.testing.assert_close(bag.run(), before)
+        variant.prepare()
+        assert not torch.equal(variant.run(), before)
+    check_all(suite)
+
+
 def test_training_step() -> None:
     small = Sizes(tokens=16, sub_keys=32, top_k=4)
     suite = SUITES["train"](Request(op="train", sizes=small))
     results = measure(suite, CPU, repeats=1, seconds=0.0, report=lambda _: None)
-    ours = find_variant(results, train.OURS)
+    ours = find_variant(results, "small with memory")
     assert ours["tokens_per_second"] == pytest.approx(16 / ours["median_ms"] * 1e3)
 
 
 def test_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("PRESET", "small"), ("BATCHES", (1, 3)), ("NEW", 4)):
-        monkeypatch.setattr(generate, name, value)
+    for name, value in (("WRITER", "small"), ("BATCHES", (1, 3)), ("NEW", 4)):
+        monkeypatch.setattr(model, name, value)
     suite = SUITES["generate"](Request(op="generate", sizes=Sizes(sub_keys=32, top_k=4)))
     results = measure(suite, CPU, repeats=1, seconds=0.0, report=lambda _: None)
     ours = find_variant(results, "small with memory, 3 texts")
@@ -143,7 +172,7 @@ def one_left_out(function: Callable) -> Callable:
         ("find", find, "product_key_topk", one_left_out),
         ("find", find, "three_topk", shifted_slots),
         ("step", step, "bag", off_by_a_tenth),
-        ("write", write, "bag", off_by_a_tenth),
+        ("write", step, "bag", off_by_a_tenth),
     ],
 )
 def test_a_wrong_variant_is_caught(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, targets
+from benchmarks import __main__ as command
+from benchmarks import targets
 from benchmarks.__main__ import main
-from benchmarks.request import Request, Sizes
+from benchmarks.inputs import Request, Sizes
 from benchmarks.results import ROOT, newest
 from benchmarks.targets import ROWS, Plan, measure_targets, target_line
 from tools.speed import targets_markdown
@@ -131,24 +132,25 @@ def _out_of_memory(_request: object) -> None:
     raise torch.OutOfMemoryError("out of memory")
 
 
-def test_gpu_runs_go_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(gpu, "SUITES", {**gpu.SUITES, "write": _out_of_memory})
+def test_gpu_runs_go_on_after_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "SUITES", {**command.SUITES, "write": _out_of_memory})
     requests = [Request(op=op, sizes=SMALL) for op in ("read", "write", "find")]
 
     def run(until: float, count: int) -> int:
-        return gpu.run_all(
-            requests[:count], tmp_path, lines.append, until=until, repeats=1, seconds=0.0
+        return command.run_all(
+            requests[:count], "gpu", tmp_path, until=until, repeats=1, seconds=0.0
         )
 
     assert run(60, 3) == 1
-    failed = [line for line in lines if line.startswith("failed")]
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
     assert failed[0] == "failed: out of memory"
     assert failed[1].startswith("failed: write: tokens=24")
     ops = [json.loads(path.read_text())["op"] for path in sorted(tmp_path.iterdir())]
     assert sorted(ops) == ["find", "read"]
     assert run(-1, 1) == 1
-    assert "the time was up" in lines[-1]
+    assert "the time was up" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_gpu_needs_a_gpu(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

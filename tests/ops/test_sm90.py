@@ -42,7 +42,7 @@ def test_every_kernel_compiles_and_none_spills(tmp_path: Path) -> None:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    found = json.loads(out.read_text("utf-8"))["kernels"]
+    found = json.loads(out.read_text("utf-8"))["results"]["kernels"]
     assert {case["kernel"] for case in found}.issuperset(KERNELS)
     assert all(case["spill_store_bytes"] <= SPILL for case in found)
     assert all(case["spill_load_bytes"] <= SPILL for case in found)
