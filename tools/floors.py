@@ -2,7 +2,7 @@
 
 from benchmarks.inputs import DTYPES, Sizes
 from memory_layers.plan import DEVICES
-from memory_layers.plan.work import distinct_rows
+from memory_layers.plan.job import distinct_rows
 
 H100 = DEVICES["h100"]
 # arXiv 2412.09764: the 373m model, a batch of 8 x 4096 a GPU. And the sizes of the CPU targets.

@@ -7,7 +7,6 @@ from memory_layers.plan.devices import Device
 from memory_layers.plan.job import Job
 from memory_layers.plan.predict import Prediction, default_layout, predict, with_ranks
 from memory_layers.plan.rehearsal import exchange_bytes
-from memory_layers.plan.work import row_state_bytes
 from memory_layers.train.config import RunConfig
 from tools.reference_layout import (
     ReferenceTable,
@@ -86,7 +85,7 @@ def resting_bytes(job: Job) -> float:
     """Return the bytes of tables and their optimizer state on a rank."""
     assert job.memory is not None
     rows = job.tables * job.memory.num_slots
-    return rows * (job.columns * job.table_bytes + row_state_bytes(job))
+    return rows * (job.columns * job.table_bytes + job.row_state_bytes)
 
 
 def reference_bytes(prediction: Prediction, reference: ReferenceTable) -> float:

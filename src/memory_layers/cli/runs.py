@@ -176,7 +176,7 @@ class Plan(OfConfig):
     """Print nested values instead of tables."""
 
     def __call__(self) -> str:
-        from memory_layers.plan.command import plan_text
+        from memory_layers.plan.report import plan_text
 
         return plan_text(self.run, self.ranks, self.device, as_json=self.json)
 

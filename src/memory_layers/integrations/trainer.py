@@ -15,7 +15,6 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from memory_layers.layers.walk import find_layers, find_tables
-from memory_layers.parallel.collectives import Group
 from memory_layers.parallel.replicas import average_replicas
 
 
@@ -73,8 +72,8 @@ def sync_tables(model: nn.Module) -> None:
         raise ValueError(
             'query_norm="batch" takes its statistics on one process only. hint: query_norm="layer"'
         )
-    assert dist.group.WORLD is not None
-    group = Group.of(dist.group.WORLD)
+    group = dist.group.WORLD
+    assert group is not None
     tables = [table for table in find_tables(model).values() if table.weight.requires_grad]
     weights = {id(table.weight) for table in tables}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in weights}

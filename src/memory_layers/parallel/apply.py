@@ -12,7 +12,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from memory_layers.layers import ValueTable
 from memory_layers.layers.walk import find_layers, find_tables
 from memory_layers.models import backbone_of
 from memory_layers.models.classes import family_of
@@ -46,15 +45,8 @@ def shard_memory(
                 'query_norm "batch" works on one process: each rank would normalise by the '
                 'statistics of its own tokens. hint: query_norm: "layer", or "none"'
             )
-    owners = [
-        (module, name)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, ValueTable)
-    ]
-    for module, name in owners:
-        table = getattr(module, name)
-        setattr(module, name, ShardedValueTable(table, mesh, weights_dtype))
+    for name, table in find_tables(model).items():
+        model.set_submodule(name, ShardedValueTable(table, mesh, weights_dtype))
     return model
 
 

@@ -1,5 +1,6 @@
 """ParallelConfig: how the processes of a run divide the work. Next: mesh.py."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,34 +71,26 @@ class ParallelConfig:
         Raises:
             ValueError: The sizes do not multiply to it. Those that would are named.
         """
-        fixed = self.replicate * self.tensor
-        shard = self.shard or max(1, world // fixed)
-        if fixed * shard != world:
+        shard = self.shard or max(1, world // (self.replicate * self.tensor))
+        sizes = {"shard": shard, "replicate": self.replicate, "tensor": self.tensor}
+        product = math.prod(sizes.values())
+        if product != world:
+            others = {name: product // size for name, size in sizes.items()}
+            ways = [f"{n}: {world // rest}" for n, rest in others.items() if world % rest == 0]
             raise ValueError(
                 "parallel: replicate * shard * tensor must be the number of processes, "
-                f"{world}, got {self.replicate} * {shard} * {self.tensor} = {fixed * shard}. "
-                f"hint: {self._fitting(world, shard)}"
+                f"{world}, got {self.replicate} * {shard} * {self.tensor} = {product}. "
+                f"hint: {', or '.join([*ways, f'start {product} processes'])}"
             )
         memory = self.memory or shard * self.tensor
         if world % memory:
-            sizes = ", ".join(map(str, _divisors(world)))
             raise ValueError(
                 f"parallel.memory must divide the number of processes, {world}, got {memory}. "
-                f"hint: one of {sizes}"
+                f"hint: one of {', '.join(map(str, divisors(world)))}"
             )
         return Layout(self.replicate, shard, self.tensor, memory)
 
-    def _fitting(self, world: int, shard: int) -> str:
-        ways = []
-        if world % (self.replicate * self.tensor) == 0:
-            ways.append(f"shard: {world // (self.replicate * self.tensor)}")
-        if world % (shard * self.tensor) == 0:
-            ways.append(f"replicate: {world // (shard * self.tensor)}")
-        if world % (self.replicate * shard) == 0:
-            ways.append(f"tensor: {world // (self.replicate * shard)}")
-        ways.append(f"start {self.replicate * shard * self.tensor} processes")
-        return ", or ".join(ways)
 
-
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Return the whole numbers that divide a number, from 1 on."""
     return [size for size in range(1, number + 1) if number % size == 0]

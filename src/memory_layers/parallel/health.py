@@ -4,7 +4,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -19,7 +18,7 @@ class Note:
     """Where a rank was.
 
     Attributes:
-        rank: Which.
+        rank: Of the rank.
         step: The step it was in, counted from 1. 0: before the first.
         place: 0 at the start of the step, 1 after its last backward pass.
         age: Seconds since then.
@@ -72,10 +71,6 @@ class Heartbeat:
         step, place, then = self._store.get(key).decode().split()
         return Note(rank, int(step), int(place), time.time() - float(then))
 
-    def has_lost(self, rank: int) -> bool:
-        """Whether a rank has called `report_lost`."""
-        return self._store.check([f"lost-{rank}"])
-
     @property
     def any_lost(self) -> bool:
         """Whether any rank has called `report_lost`."""
@@ -93,7 +88,7 @@ class Heartbeat:
             until = time.monotonic() + SECONDS_TO_ANSWER
             while len(silent) > 1 and time.monotonic() < until:
                 time.sleep(0.05)
-                silent = [rank for rank in silent if not self.has_lost(rank)]
+                silent = [rank for rank in silent if not self._store.check([f"lost-{rank}"])]
             return self.describe(silent) or self.describe_last()
         except (RuntimeError, dist.DistError) as error:
             return f"the store of the run is gone too, with the process that held it ({error})"
@@ -109,35 +104,29 @@ class Heartbeat:
 
     def describe(self, ranks: list[int]) -> str:
         """Return when some ranks were seen last, in words."""
-        return "; ".join(self._describe(ranks))
-
-    def _describe(self, ranks: list[int]) -> Iterator[str]:
-        for rank in ranks[:8]:
-            yield f"rank {rank} {self.note(rank) or 'has never answered'}"
-        if ranks[8:]:
-            yield f"and {len(ranks) - 8} more ranks"
+        seen = [f"rank {rank} {self.note(rank) or 'has never answered'}" for rank in ranks[:8]]
+        return "; ".join([*seen, f"and {len(ranks) - 8} more ranks"] if ranks[8:] else seen)
 
 
 class Watchdog(threading.Thread):
     """Reports for a rank whose main thread is stuck, and ends it when the run has lost contact.
 
-    A rank that hangs, or that waits in another collective than the one that timed out, would keep
-    its machine busy. NCCL ends a process without saying which rank is missing.
+    A rank that hangs, or waits in another collective than the one that timed out, would keep its
+    machine busy. NCCL ends a process without saying which rank is missing.
 
     Args:
         heartbeat: Of this rank, on a store of its own: that of the main thread may be waiting.
-        main: Of this rank.
+        main: That of the main thread.
         timeout: Seconds in one place of a step after which this rank says where all are.
     """
 
     def __init__(self, heartbeat: Heartbeat, main: Heartbeat, timeout: float) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self._heartbeat, self._main = heartbeat, main
-        self._timeout = timeout
+        self._heartbeat, self._main, self._timeout = heartbeat, main, timeout
         self._over = threading.Event()
 
     def stop(self) -> None:
-        """End the thread: the main thread is not stuck."""
+        """End the thread: the run is over."""
         self._over.set()
 
     def run(self) -> None:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F  # noqa: N812
 
 from memory_layers.layers.pending import from_rows
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
-from memory_layers.parallel.collectives import Group, start_gather, start_maximum, start_sum, wait
+from memory_layers.parallel.collectives import start_gather, start_maximum, start_sum
 
 
-def add_replicas(gradient: RowGradient | None, weight: Tensor, group: Group) -> RowGradient | None:
+def add_replicas(
+    gradient: RowGradient | None, weight: Tensor, group: ProcessGroup
+) -> RowGradient | None:
     """Return the sum of the gradients of all replicas: the same on each, in one order.
 
     Args:
@@ -23,13 +26,15 @@ def add_replicas(gradient: RowGradient | None, weight: Tensor, group: Group) -> 
     """
     if gradient is None:
         return None
-    factors, sums = exchange_bytes(gradient, len(weight), group.size)
+    factors, sums = exchange_bytes(gradient, len(weight), group.size())
     if factors <= sums:
         return _gather_factors(gradient, group)
     return _add_sums(gradient, len(weight), group)
 
 
-def average_replicas(gradient: RowGradient | None, weight: Tensor, group: Group) -> RowGradient:
+def average_replicas(
+    gradient: RowGradient | None, weight: Tensor, group: ProcessGroup
+) -> RowGradient:
     """Return the mean of the gradients of all replicas, whose reads may differ in shape.
 
     Batches padded to their own longest row differ in tokens from rank to rank. Where a rank has
@@ -43,7 +48,7 @@ def average_replicas(gradient: RowGradient | None, weight: Tensor, group: Group)
     parts = () if gradient is None else (*gradient.weights, *gradient.vectors)
     marks = [_mark(parts, first) for first in (0, 1)]
     own = torch.tensor([marks], device=weight.device)
-    same = (wait(start_gather(own, group)) == own).all(0).tolist()
+    same = (start_gather(own, group).wait() == own).all(0).tolist()
     if gradient is None:
         gradient = from_rows(weight.new_empty(0).long(), weight.new_empty(0, weight.shape[1]))
     if same[0]:
@@ -53,7 +58,7 @@ def average_replicas(gradient: RowGradient | None, weight: Tensor, group: Group)
         total = _add_padded(gradient, len(weight), group)
     else:
         total = _add_sums(gradient, len(weight), group)
-    return total.scaled(1 / group.size)
+    return total.scaled(1 / group.size())
 
 
 def _mark(parts: Sequence[Tensor], first: int) -> int:
@@ -61,16 +66,16 @@ def _mark(parts: Sequence[Tensor], first: int) -> int:
     return zlib.crc32(str([tuple(part.shape[first:]) for part in parts]).encode())
 
 
-def _add_padded(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient:
+def _add_padded(gradient: RowGradient, num_rows: int, group: ProcessGroup) -> RowGradient:
     """Add up replicas whose reads may differ in their tokens, not in number or J.
 
     Factors travel as long as the longest of all, and the padding goes when they have arrived.
     """
     device = gradient.weights[0].device
     own = torch.tensor([[len(weights) for weights in gradient.weights]], device=device)
-    lengths = wait(start_gather(own, group)).tolist()
+    lengths = start_gather(own, group).wait().tolist()
     longest = [max(read) for read in zip(*lengths, strict=True)]
-    factors, sums = exchange_bytes(gradient, num_rows, group.size, tokens=longest)
+    factors, sums = exchange_bytes(gradient, num_rows, group.size(), tokens=longest)
     if factors <= sums:
         return _gather_factors(gradient, group, lengths=lengths)
     return _add_sums(gradient, num_rows, group)
@@ -101,14 +106,18 @@ def exchange_bytes(
         )
         for count, weights, vectors in zip(tokens, gradient.weights, gradient.vectors, strict=True)
     )
-    width = gradient.vectors[0].shape[1]
+    return bytes_either_way(own, num_rows, gradient.vectors[0].shape[1], replicas)
+
+
+def bytes_either_way(own: int, num_rows: int, width: int, replicas: int) -> tuple[float, float]:
+    """Return what `exchange_bytes` does, for `own` bytes of factors and [N, width] sums."""
     sums = num_rows * (4 * width + 1)
     return (replicas - 1) * own, 2 * (replicas - 1) / replicas * sums
 
 
 def _gather_factors(
     gradient: RowGradient,
-    group: Group,
+    group: ProcessGroup,
     *,
     lengths: Sequence[Sequence[int]] | None = None,
 ) -> RowGradient:
@@ -125,7 +134,7 @@ def _gather_factors(
         started.append([start_gather(part, group) for part in parts])
     joined = None
     for number, parts in enumerate(started):
-        gathered = zip(*(wait(part).chunk(group.size) for part in parts), strict=True)
+        gathered = zip(*(part.wait().chunk(group.size()) for part in parts), strict=True)
         for rank, factors in enumerate(gathered):
             kept = slice(None if lengths is None else lengths[rank][number])
             read = group_by_row(*(factor[kept] for factor in factors))
@@ -134,7 +143,7 @@ def _gather_factors(
     return joined
 
 
-def _add_sums(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient:
+def _add_sums(gradient: RowGradient, num_rows: int, group: ProcessGroup) -> RowGradient:
     rows, own = row_sums(gradient)
     sums = own.new_zeros(num_rows, own.shape[1])
     sums[rows] = own
@@ -142,6 +151,6 @@ def _add_sums(gradient: RowGradient, num_rows: int, group: Group) -> RowGradient
     touched = torch.zeros(num_rows, dtype=torch.uint8, device=rows.device)
     touched[rows] = 1
     started = start_sum(sums, group), start_maximum(touched, group)
-    sums, touched = wait(started[0]), wait(started[1])
+    sums, touched = (each.wait() for each in started)
     rows = touched.nonzero()[:, 0]
     return from_rows(rows, sums[rows])

@@ -6,9 +6,9 @@ whole rows of its own tokens. Next: replicas.py, for several memory groups.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,13 @@ from memory_layers.layers import ValueTable
 from memory_layers.layers.factored import FactoredGradient
 from memory_layers.ops.read import gather_dot, gather_sum
 from memory_layers.parallel.collectives import (
-    Group,
-    join_columns,
+    Started,
     start_columns_to_owners,
     start_gather,
     start_maximum,
     start_rows_to_columns,
     start_sum,
     start_sum_to_owners,
-    wait,
 )
 from memory_layers.parallel.replicas import add_replicas
 
@@ -67,16 +65,14 @@ class ShardedValueTable(ValueTable):
         self.init_std = table.init_std
         self.weights_dtype = weights_dtype
         self.mesh = mesh
-        self.group = Group.of(mesh.get_group(mesh.ndim - 1))
-        replicated = mesh.ndim > 1 and mesh.size(0) > 1
-        self.replicas = Group.of(mesh.get_group(0)) if replicated else None
-        if self.replicas is not None:
+        self.group = mesh.get_group(mesh.ndim - 1)
+        if mesh.ndim > 1 and mesh.size(0) > 1:
             # Folded lists would differ in length between replicas, which exchange them.
             self.fold_bytes = sys.maxsize
-            self.exchange = partial(add_replicas, group=self.replicas)
-        self.widths = shard_widths(table.value_dim, self.group.size)
+            self.exchange = partial(add_replicas, group=mesh.get_group(0))
+        self.widths = shard_widths(table.value_dim, self.group.size())
         first = self.first_column
-        columns = table.weight.detach()[:, first : first + self.widths[self.group.rank]]
+        columns = table.weight.detach()[:, first : first + self.widths[self.group.rank()]]
         self.weight = nn.Parameter(
             columns.clone(memory_format=torch.contiguous_format),
             requires_grad=table.weight.requires_grad,
@@ -90,7 +86,7 @@ class ShardedValueTable(ValueTable):
     @property
     def first_column(self) -> int:
         """Which of the V columns is the first of `weight`."""
-        return sum(self.widths[: self.group.rank])
+        return sum(self.widths[: self.group.rank()])
 
     @property
     def leaves_factors(self) -> bool:
@@ -99,30 +95,24 @@ class ShardedValueTable(ValueTable):
 
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights of this rank's tokens → [T, V], as the whole table gives."""
-        if torch.is_grad_enabled():
-            self._check_tokens(slots)
-            return _ShardedRead.apply(self.weight, slots, weights, self)
-        # Texts to be evaluated have any length: ranks with fewer tokens bring empty ones.
-        own = len(slots)
-        missing = self._most_tokens(slots) - own
-        slots = nn.functional.pad(slots, (0, 0, 0, missing))
-        weights = nn.functional.pad(weights, (0, 0, 0, missing))
-        return _read(self, self.weight, slots, weights)[0][:own]
+        return self._multiply(_SUM, slots, weights)
 
     def dot(self, slots: Tensor, x: Tensor) -> Tensor:
         """[T, J] slots and [T, V] of this rank's tokens → [T, J], as the whole table gives."""
+        return self._multiply(_DOT, slots, x)
+
+    def _multiply(self, product: "_Product", slots: Tensor, factor: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             self._check_tokens(slots)
-            return _ShardedDot.apply(self.weight, slots, x, self)
-        own = len(slots)
-        missing = self._most_tokens(slots) - own
-        slots = nn.functional.pad(slots, (0, 0, 0, missing))
-        x = nn.functional.pad(x, (0, 0, 0, missing))
-        return _dot(self, self.weight, slots, x)[0][:own]
+            return _ShardedProduct.apply(self.weight, slots, factor, self, product)
+        # Texts to be evaluated have any length: ranks with fewer tokens add empty ones.
+        missing = self._most_tokens(slots) - len(slots)
+        padded = [nn.functional.pad(part, (0, 0, 0, missing)) for part in (slots, factor)]
+        return _multiply(self, product, self.weight, *padded)[0][: len(slots)]
 
     def _most_tokens(self, slots: Tensor) -> int:
         own = torch.tensor([len(slots)], device=slots.device)
-        return int(wait(start_maximum(own, self.group)))
+        return int(start_maximum(own, self.group).wait())
 
     def _check_tokens(self, slots: Tensor) -> None:
         """Refuse unequal numbers of tokens: on the CPU always, on a GPU in anomaly mode.
@@ -142,7 +132,8 @@ class ShardedValueTable(ValueTable):
 
     def sum_over_shards(self, values: Tensor) -> Tensor:
         """Add up numbers of all ranks of the memory group."""
-        return wait(start_sum(values.clone(memory_format=torch.contiguous_format), self.group))
+        own = values.clone(memory_format=torch.contiguous_format)
+        return start_sum(own, self.group).wait()
 
     def global_view(self, tensor: Tensor, *, per_row: bool = False) -> Tensor:
         """Return a DTensor over the whole width, replicated for state of one number a row."""
@@ -159,133 +150,95 @@ class ShardedValueTable(ValueTable):
         first, width = self.first_column, self.weight.shape[1]
         return (
             f"num_slots={len(self.weight)}, value_dim={self.value_dim}, "
-            f"columns={first}:{first + width}, memory_group={self.group.size}"
+            f"columns={first}:{first + width}, memory_group={self.group.size()}"
         )
 
 
-def _read(
-    table: ShardedValueTable, weight: Tensor, slots: Tensor, weights: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Read, and return slots and weights of the whole group for each half of the tokens.
+class _Product(NamedTuple):
+    """A product of tokens with the rows of a sharded table. The two are each other's gradient.
 
-    Halves, so that one travels while the other is read.
+    Attributes:
+        multiply: Makes it on the columns of this rank, for the tokens of all.
+        send: Starts to bring the factors of all tokens here.
+        give_back: Starts to bring each rank the results of its own tokens.
     """
-    group, widths = table.group, table.widths
-    slots, weights = slots.int(), weights.to(table.weights_dtype or weights.dtype)
+
+    multiply: Callable[[Tensor, Tensor, Tensor], Tensor]
+    send: Callable[[ShardedValueTable, Tensor], Started]
+    give_back: Callable[[ShardedValueTable, Tensor], Started]
+
+
+_SUM = _Product(
+    gather_sum,
+    lambda table, weights: start_gather(weights, table.group),
+    lambda table, columns: start_columns_to_owners(columns, table.widths, table.group),
+)
+_DOT = _Product(
+    gather_dot,
+    lambda table, x: start_rows_to_columns(x, table.widths, table.group),
+    lambda table, partial_dots: start_sum_to_owners(partial_dots, table.group),
+)
+
+
+def _multiply(
+    table: ShardedValueTable, product: _Product, weight: Tensor, slots: Tensor, factor: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Multiply in two halves of the tokens, so that one travels while the other is read.
+
+    Returns:
+        The result for this rank's tokens, and slots and factor of the whole group for each half.
+    """
+    slots = slots.int()
+    if product is _SUM:
+        factor = factor.to(table.weights_dtype or factor.dtype)
     started = [
-        (start_gather(some_slots, group), start_gather(some_weights, group))
-        for some_slots, some_weights in zip(_halves(slots), _halves(weights), strict=True)
+        (start_gather(some_slots, table.group), product.send(table, part))
+        for some_slots, part in zip(slots.chunk(2), factor.chunk(2), strict=True)
     ]
-    gathered, reads = [], []
-    for some_slots, some_weights in started:
-        all_slots, all_weights = wait(some_slots), wait(some_weights)
-        gathered += [all_slots, all_weights]
-        columns = gather_sum(weight, all_slots, all_weights)
-        reads.append(start_columns_to_owners(columns, widths, group))
-    return torch.cat([join_columns(wait(read), widths) for read in reads]), gathered
+    gathered, results = [], []
+    for half in started:
+        all_slots, arrived = (part.wait() for part in half)
+        gathered += [all_slots, arrived]
+        results.append(product.give_back(table, product.multiply(weight, all_slots, arrived)))
+    return torch.cat([result.wait() for result in results]), gathered
 
 
-class _ShardedRead(torch.autograd.Function):
-    """Read a sharded table, and send the gradients the same ways back."""
+class _ShardedProduct(torch.autograd.Function):
+    """Multiply with a sharded table, and send the gradients the same ways back."""
 
     @staticmethod
     def forward(  # noqa: ANN205
         ctx: Any,  # noqa: ANN401
         weight: Tensor,
         slots: Tensor,
-        weights: Tensor,
+        factor: Tensor,
         table: ShardedValueTable,
+        product: _Product,
     ):
-        read, gathered = _read(table, weight, slots, weights)
+        result, gathered = _multiply(table, product, weight, slots, factor)
         ctx.save_for_backward(weight, *gathered)
-        ctx.table, ctx.weights_dtype = table, weights.dtype
-        return read
+        ctx.table, ctx.product, ctx.dtype = table, product, factor.dtype
+        return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):  # noqa: ANN001, ANN205
         table: ShardedValueTable = ctx.table
-        group, widths = table.group, table.widths
+        is_sum = ctx.product is _SUM
+        adjoint = _DOT if is_sum else _SUM
         weight, *gathered = ctx.saved_tensors
-        needs_table, _, needs_weights, _ = ctx.needs_input_grad
-        started = [start_rows_to_columns(part, widths, group) for part in _halves(d_out)]
-        d_weights = []
-        reads = table.new_reads()
-        for n, part in enumerate(started):
-            all_slots, all_weights = gathered[2 * n], gathered[2 * n + 1]
-            columns = wait(part).view(len(all_slots), widths[group.rank])
-            if needs_weights:
-                dots = torch.ops.memory_layers.gather_dot(weight, all_slots, columns, "auto")
-                d_weights.append(start_sum_to_owners(dots, group))
+        needs_table, _, needs_factor, *_ = ctx.needs_input_grad
+        started = [adjoint.send(table, part) for part in d_out.chunk(2)]
+        d_factor, reads = [], table.new_reads()
+        for all_slots, factor, part in zip(gathered[::2], gathered[1::2], started, strict=True):
+            d_part = part.wait()
+            if needs_factor:
+                own = adjoint.multiply(weight, all_slots, d_part)
+                d_factor.append(adjoint.give_back(table, own))
             if needs_table:
-                reads.append(all_slots, all_weights, columns)
+                reads.append(all_slots, *((factor, d_part) if is_sum else (d_part, factor)))
         d_table = FactoredGradient(reads, weight) if needs_table else None
-        if not needs_weights:
-            return d_table, None, None, None
-        joined = torch.cat([wait(part) for part in d_weights])
-        return d_table, None, joined.to(ctx.weights_dtype), None
-
-
-def _dot(
-    table: ShardedValueTable, weight: Tensor, slots: Tensor, x: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Take dot products, the reverse of a read: x travels to the columns, partial sums come back.
-
-    Also returns slots and columns of x of the whole group for each half of the tokens.
-    """
-    group, widths = table.group, table.widths
-    started = [
-        (start_gather(some_slots, group), start_rows_to_columns(some_x, widths, group))
-        for some_slots, some_x in zip(_halves(slots.int()), _halves(x), strict=True)
-    ]
-    gathered, sums = [], []
-    for some_slots, some_x in started:
-        all_slots = wait(some_slots)
-        columns = wait(some_x).view(len(all_slots), widths[group.rank])
-        gathered += [all_slots, columns]
-        sums.append(start_sum_to_owners(gather_dot(weight, all_slots, columns), group))
-    return torch.cat([wait(part) for part in sums]), gathered
-
-
-class _ShardedDot(torch.autograd.Function):
-    """Take dot products with a sharded table, and send the gradients the same ways back."""
-
-    @staticmethod
-    def forward(  # noqa: ANN205
-        ctx: Any,  # noqa: ANN401
-        weight: Tensor,
-        slots: Tensor,
-        x: Tensor,
-        table: ShardedValueTable,
-    ):
-        dots, gathered = _dot(table, weight, slots, x)
-        ctx.save_for_backward(weight, *gathered)
-        ctx.table, ctx.x_dtype = table, x.dtype
-        return dots
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        table: ShardedValueTable = ctx.table
-        group, widths = table.group, table.widths
-        weight, *gathered = ctx.saved_tensors
-        needs_table, _, needs_x, _ = ctx.needs_input_grad
-        started = [start_gather(part, group) for part in _halves(d_out)]
-        d_x = []
-        reads = table.new_reads()
-        for n, part in enumerate(started):
-            all_slots, columns, all_d = gathered[2 * n], gathered[2 * n + 1], wait(part)
-            if needs_x:
-                own = torch.ops.memory_layers.gather_sum(weight, all_slots, all_d, "auto")
-                d_x.append(start_columns_to_owners(own, widths, group))
-            if needs_table:
-                reads.append(all_slots, all_d, columns)
-        d_table = FactoredGradient(reads, weight) if needs_table else None
-        if not needs_x:
-            return d_table, None, None, None
-        joined = torch.cat([join_columns(wait(part), widths) for part in d_x])
-        return d_table, None, joined.to(ctx.x_dtype), None
-
-
-def _halves(tensor: Tensor) -> Sequence[Tensor]:
-    return tensor.chunk(2)
+        if not needs_factor:
+            return d_table, None, None, None, None
+        joined = torch.cat([part.wait() for part in d_factor])
+        return d_table, None, joined.to(ctx.dtype), None, None

@@ -5,12 +5,11 @@ layer is not split: each rank of the tensor group takes a share of the tokens.
 """
 
 import math
-from typing import Any
 
-import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -22,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryBeside, MemoryLayer
 from memory_layers.layers.walk import find_layers
-from memory_layers.parallel.collectives import Group, start_gather, start_sum, wait
+from memory_layers.parallel.config import divisors
 
 
 def check_divisible(config: PreTrainedConfig, ranks: int) -> None:
@@ -38,10 +37,9 @@ def check_divisible(config: PreTrainedConfig, ranks: int) -> None:
         sizes["vocab_size"] = config.vocab_size
     wrong = [f"{name} = {size}" for name, size in sizes.items() if size % ranks]
     if wrong:
-        most = math.gcd(*sizes.values())
-        fits = [number for number in range(1, most + 1) if most % number == 0]
         raise UserError(
-            f"parallel.tensor = {ranks} must divide {', '.join(wrong)}. hint: one of {fits}"
+            f"parallel.tensor = {ranks} must divide {', '.join(wrong)}. "
+            f"hint: one of {divisors(math.gcd(*sizes.values()))}"
         )
 
 
@@ -91,14 +89,15 @@ def share_tokens(layer: MemoryLayer, mesh: DeviceMesh) -> None:
         layer: Of a block that the group has split.
         mesh: One axis, the tensor group.
     """
-    group = Group.of(mesh.get_group())
     whole = layer.forward
 
     def forward(x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])  # [T, D]
-        missing = -len(tokens) % group.size
-        share = _TakeShare.apply(nn.functional.pad(tokens, (0, 0, 0, missing)), group)
-        return _JoinShares.apply(whole(share), group)[: len(tokens)].view(x.shape)
+        missing = -len(tokens) % mesh.size()
+        padded = nn.functional.pad(tokens, (0, 0, 0, missing))
+        own = _redistribute(padded, mesh, Replicate(), Shard(0))
+        joined = _redistribute(whole(own), mesh, Shard(0), Replicate())
+        return joined[: len(tokens)].view(x.shape)
 
     # Not a hook: it would not see the shape that the tokens had.
     object.__setattr__(layer, "forward", forward)
@@ -111,42 +110,19 @@ def reduce_shared_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
         model: After the last backward pass of a step.
         mesh: One axis, the tensor group.
     """
-    group = Group.of(mesh.get_group())
     for layer in find_layers(model).values():
-        tables = {id(layer.values.weight)}
+        tables = {id(table.weight) for table in layer.tables}
         for parameter in layer.parameters():
-            if parameter.grad is not None and id(parameter) not in tables:
-                grad: Any = parameter.grad
-                local = grad.to_local() if hasattr(grad, "to_local") else grad
-                local.copy_(wait(start_sum(local, group)))
+            grad = parameter.grad
+            if grad is not None and id(parameter) not in tables:
+                local = grad.to_local() if isinstance(grad, DTensor) else grad
+                dist.all_reduce(local, group=mesh.get_group())
 
 
-class _TakeShare(torch.autograd.Function):
-    """Rows that are the same on all ranks → the share of this rank. Gradients are joined."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:  # noqa: ANN401
-        ctx.group = group
-        return x.chunk(group.size)[group.rank].contiguous()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_share: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return wait(start_gather(d_share, ctx.group)), None
-
-
-class _JoinShares(torch.autograd.Function):
-    """The share of each rank → all rows on each. A rank takes the gradient of its own rows."""
-
-    @staticmethod
-    def forward(ctx: Any, share: Tensor, group: Group) -> Tensor:  # noqa: ANN401
-        ctx.group = group
-        return wait(start_gather(share, group))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_rows: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return d_rows.chunk(ctx.group.size)[ctx.group.rank], None
+def _redistribute(local: Tensor, mesh: DeviceMesh, given: Placement, asked: Placement) -> Tensor:
+    """Gather or share tokens [T, D]. Gradients go the way back."""
+    tokens = DTensor.from_local(local, mesh, [given], run_check=False)
+    return tokens.redistribute(placements=[asked]).to_local()
 
 
 def _plan_of(config: PreTrainedConfig) -> dict[str, ParallelStyle]:

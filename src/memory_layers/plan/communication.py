@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from memory_layers.plan.job import FP32, INT32, Job
 from memory_layers.plan.parameters import Parameter, Unit
 from memory_layers.plan.rehearsal import exchange_bytes, own_factor_bytes
-from memory_layers.plan.work import needs_row_sums, reads_of_table, touched_rows
 
 GATHER, REDUCE_SCATTER, ALL_TO_ALL, ALL_REDUCE = (
     "all-gather", "reduce-scatter", "all-to-all", "all-reduce",
@@ -88,11 +87,9 @@ def _memory(job: Job) -> Iterator[Collective]:
     )  # fmt: skip
     dots = reads * job.group_tokens * memory.reads * FP32
     yield Collective("memory reduce-scatter", REDUCE_SCATTER, group, 1, dots, parts * reads, False)
-    if needs_row_sums(job):
-        rows = touched_rows(job, reads_of_table(job) * job.replicas)
-        yield Collective(
-            "memory all-reduce", ALL_REDUCE, group, 1, job.tables * rows * FP32, job.tables, False
-        )
+    if job.needs_row_sums:
+        rows = job.tables * job.stepped_rows
+        yield Collective("memory all-reduce", ALL_REDUCE, group, 1, rows * FP32, job.tables, False)
     factors, sums = exchange_bytes(job)
     if factors <= sums:
         tensors = 3 * parts * reads

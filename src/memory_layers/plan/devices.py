@@ -1,12 +1,12 @@
 """What devices can do, from their makers' data sheets, and this CPU by measurement."""
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
+from torch.utils.benchmark import Timer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ def measure_cpu(seconds: float = 1.0) -> Device:
     share = seconds / 3
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        rates[dtype] = 2 * 512**3 / _fastest(lambda a=a, b=b: a @ b, share)
+        a = torch.ones(512, 512, dtype=dtype)
+        rates[dtype] = 2 * 512**3 / _fastest("a @ a", share, a=a)
     source = torch.ones(2**25)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / _fastest(lambda: target.copy_(source), share)
+    copied = 2 * source.nbytes / _fastest("b.copy_(a)", share, a=source, b=target)
     return Device(
         name=f"this CPU, {torch.get_num_threads()} threads",
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -102,11 +102,6 @@ def measure_cpu(seconds: float = 1.0) -> Device:
     )
 
 
-def _fastest(run: Callable[[], object], seconds: float) -> float:
-    run()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best if best < float("inf") else seconds
+def _fastest(statement: str, seconds: float, **tensors: torch.Tensor) -> float:
+    timer = Timer(statement, globals=tensors, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=seconds).times)

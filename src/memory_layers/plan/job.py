@@ -1,5 +1,6 @@
 """Job: a run and how it is divided among ranks, with the sizes that all formulas need."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,6 @@ from memory_layers.parallel.tensor import check_divisible
 from memory_layers.train.config import RunConfig, check_shares
 
 FP32, BF16, INT32, INT64, FP64 = 4, 2, 4, 8, 8
-
 
 # Fields of MemoryConfig that change what a layer computes or keeps, and the one value that the
 # formulas are written for.
@@ -65,14 +65,14 @@ class Job:
         return config
 
     @property
-    def key_value_heads(self) -> int:
-        """Heads of keys and values."""
-        return self.shape.num_key_value_heads or self.shape.num_attention_heads
-
-    @property
     def head_dim(self) -> int:
         """Width of an attention head."""
         return self.shape.hidden_size // self.shape.num_attention_heads
+
+    @property
+    def key_value_dim(self) -> int:
+        """Width of the keys, and of the values, of all heads of attention."""
+        return self.head_dim * (self.shape.num_key_value_heads or self.shape.num_attention_heads)
 
     @cached_property
     def vocab(self) -> int:
@@ -174,3 +174,56 @@ class Job:
         if self.memory is None:
             return 0
         return 1 if self.memory.share_values else len(self.memory.layers)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the output of a memory layer passes through a linear map [V, D]."""
+        assert self.memory is not None
+        narrow = self.sizes.value_dim != self.shape.hidden_size
+        return self.memory.gate == "silu" or self.memory.placement == "beside" or narrow
+
+    @property
+    def needs_row_sums(self) -> bool:
+        """Whether a step multiplies the gradient out: for one moment a row over several ranks."""
+        is_cut = self.memory is not None and self.columns != self.sizes.value_dim
+        return is_cut and self.run.optim.value_state == "row"
+
+    @property
+    def reads_of_table(self) -> int:
+        """Reads of one table, layers and micro-batches, in a step."""
+        assert self.memory is not None
+        return len(self.memory.layers) // self.tables * self.run.train.accumulate
+
+    def factor_bytes(self, slot_bytes: int) -> int:
+        """Return the bytes of the factors that one read of a table leaves on a rank."""
+        assert self.memory is not None
+        entries = self.memory.reads * (slot_bytes + self.sent_weight_bytes)
+        return self.group_tokens * (entries + self.columns * self.read_bytes)
+
+    def touched_rows(self, reads: int) -> float:
+        """Return the distinct rows of a table that so many reads touch."""
+        assert self.memory is not None
+        entries = reads * self.group_tokens * self.memory.reads
+        return distinct_rows(self.memory.num_slots, entries)
+
+    @property
+    def stepped_rows(self) -> float:
+        """Rows of a table that a step changes: those that any replica has read."""
+        return self.touched_rows(self.reads_of_table * self.replicas)
+
+    @property
+    def row_state_bytes(self) -> float:
+        """Bytes of optimizer state of one row on one rank."""
+        optim = self.run.optim
+        total = 2 * self.columns * FP32 if optim.value_state == "full" else FP32
+        if self.table_bytes < FP32 and optim.bf16_rows == "master":
+            total += self.columns * FP32
+        return total + (FP64 if optim.value_weight_decay else 0)  # the decay that a row has had
+
+
+def distinct_rows(num_slots: int, entries: int) -> float:
+    """Return the rows that so many slots name, expected for slots drawn uniformly.
+
+    No other distribution touches more.
+    """
+    return num_slots * -math.expm1(-entries / num_slots)

@@ -12,12 +12,6 @@ from memory_layers.models.classes import family_of
 from memory_layers.parallel.apply import fsdp_axis
 from memory_layers.plan.job import Job
 
-# The matrices that transformers' plan for Llama splits over a tensor group, and along which axis.
-_SPLIT_AXIS = {
-    "q_proj": 0, "k_proj": 0, "v_proj": 0, "gate_proj": 0, "up_proj": 0, "o_proj": 1,
-    "down_proj": 1,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -69,26 +63,28 @@ def parameters_of(job: Job) -> list[Parameter]:
     """Build the model of a job on the meta device and list its parameters."""
     with torch.device("meta"):
         model = build_model(job.run.model.to_preset(), job.memory, vocab_size=job.vocab)
-    family = family_of(model)
     blocks = {
         id(parameter): index
-        for index, block in enumerate(family.blocks_of(backbone_of(model)))
+        for index, block in enumerate(family_of(model).blocks_of(backbone_of(model)))
         for parameter in block.parameters()
     }
-    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     values = _ids(find_tables(model).values())
     in_memory = _ids(find_layers(model).values())
-    matrices = _ids(linear)
-    tied = model.config.tie_word_embeddings
+    matrices = _ids(module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    axes = {"colwise": 0, "rowwise": 1}
+    plan = job.shape.base_model_tp_plan or {}
+    splits = {path.split(".")[-1]: axes.get(style) for path, style in plan.items()}
+    if not job.shape.tie_word_embeddings:
+        splits |= {"embed_tokens": 0, "lm_head": 0}
     return [
         Parameter(
             name,
             tuple(parameter.shape),
             blocks.get(id(parameter)),
-            id(parameter) in values,
-            id(parameter) in in_memory - values,
-            id(parameter) in matrices,
-            _split_axis(name, tied=tied, whole=id(parameter) in in_memory),
+            is_value=id(parameter) in values,
+            in_memory=id(parameter) in in_memory - values,
+            is_matrix=id(parameter) in matrices,
+            split=None if id(parameter) in in_memory else splits.get(name.split(".")[-2]),
         )
         for name, parameter in model.named_parameters()
     ]
@@ -96,15 +92,6 @@ def parameters_of(job: Job) -> list[Parameter]:
 
 def _ids(modules: Iterable[torch.nn.Module]) -> set[int]:
     return {id(parameter) for module in modules for parameter in module.parameters()}
-
-
-def _split_axis(name: str, *, tied: bool, whole: bool) -> int | None:
-    parts = name.split(".")
-    if whole:
-        return None
-    if parts[-2] in ("embed_tokens", "lm_head"):
-        return None if tied else 0
-    return _SPLIT_AXIS.get(parts[-2])
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,7 @@ def predict(job: Job, device: Device, efficiency: Efficiency | None = None) -> P
         + saved.final(job)
         + sum(half.kept for index in range(len(blocks)) for half in saved.block(job, index))
     )
-    units = [root, *blocks]
-    traffic = traffic_of(
-        job, sum(unit.numel for unit in units), sum(unit.shard for unit in units), kept
-    )
+    traffic = traffic_of(job, [root, *blocks], kept)
     communication = communication_of(job, parameters, root, blocks)
     return Prediction(
         job=job,
@@ -139,31 +136,21 @@ def predict(job: Job, device: Device, efficiency: Efficiency | None = None) -> P
         flops=flops,
         traffic=traffic,
         communication=communication,
-        time=step_time(job, device, efficiency, flops, traffic.total, communication),
+        time=_step_time(job, device, efficiency, flops, traffic, communication),
     )
 
 
-def step_time(
+def _step_time(
     job: Job,
     device: Device,
     efficiency: Efficiency,
     flops: Flops,
-    traffic: float,
+    traffic: Traffic,
     communication: list[Collective],
 ) -> StepTime:
-    """Predict the seconds of a step.
-
-    Args:
-        job: The run and its layout.
-        device: What it would run on.
-        efficiency: Assumed shares of the peaks.
-        flops: Of a token.
-        traffic: Bytes a rank moves to and from its memory.
-        communication: What a rank sends.
-    """
     peak = device.bf16_flops if job.mixed else device.fp32_flops
     compute = job.step_tokens / job.layout.world * flops.executed / peak / efficiency.compute
-    bandwidth = traffic / device.bandwidth / efficiency.bandwidth
+    bandwidth = traffic.total / device.bandwidth / efficiency.bandwidth
     exposed: dict[str, float] = {}
     overlapping = 0.0
     for each in communication:

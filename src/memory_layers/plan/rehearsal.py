@@ -1,17 +1,16 @@
-"""The bytes a rank holds through a training step: the step walked through with sizes alone.
+"""The bytes a rank holds through a training step, which is walked through with sizes alone.
 
-Each part is held and let go in the order in which the code allocates and frees it. The peak is what
-must fit.
+Each part is held and freed in the order in which the code does it. The peak is what must fit.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memory_layers.layers.pending import FOLD_BYTES
+from memory_layers.parallel.replicas import bytes_either_way
 from memory_layers.plan import saved
-from memory_layers.plan.job import BF16, FP32, INT64, Job
+from memory_layers.plan.job import BF16, FP32, INT32, INT64, Job
 from memory_layers.plan.parameters import Unit
-from memory_layers.plan.work import needs_row_sums, reads_of_table, row_state_bytes, touched_rows
 
 PARTS = (
     "weights", "optimizer", "gradients", "gathered", "pending", "exchange", "activations",
@@ -60,7 +59,7 @@ class _Ledger:
 
 
 def rehearse(job: Job, root: Unit, blocks: list[Unit]) -> Footprint:
-    """Walk through a step that is not the first, so that all optimizer state is there."""
+    """Walk through a step after the first, when all optimizer state exists."""
     ledger = _Ledger()
     units = [root, *blocks]
     owned = sum(unit.shard for unit in units)
@@ -70,7 +69,7 @@ def rehearse(job: Job, root: Unit, blocks: list[Unit]) -> Footprint:
         ledger.change(
             "at rest",
             weights=rows * job.columns * job.table_bytes,
-            optimizer=rows * row_state_bytes(job),
+            optimizer=rows * job.row_state_bytes,
         )
     step = _Step(job, root, blocks, ledger)
     for part in range(job.run.train.accumulate):
@@ -88,9 +87,7 @@ class _Step:
         self.job, self.root, self.blocks, self.ledger = job, root, blocks, ledger
         self.halves = [saved.block(job, index) for index in range(len(blocks))]
         self.pending = _Pending(job)
-        self.kept = 0
-        # bf16 copies that autocast's cache keeps until the forward pass ends.
-        self.cached = 0
+        self.stream = FP32 * job.tokens * job.shape.hidden_size
 
     def gathered(self, unit: Unit) -> int:
         """Bytes of a gathered unit. A single process gathers nothing."""
@@ -107,36 +104,34 @@ class _Step:
         return BF16 * unit.matrices if self.job.mixed else 0
 
     def forward(self) -> None:
+        """Hold what the backward pass needs, and for a moment what the loss takes."""
         job, ledger = self.job, self.ledger
         moment = "forward"
         ledger.touch(moment, gathered=self.buffer(self.root) + self.gathered(self.root))
         ledger.change(moment, gathered=self.gathered(self.root))
-        stream = FP32 * job.tokens * job.shape.hidden_size
-        self.kept = saved.around(job) + saved.final(job)
-        ledger.change(moment, activations=self.kept)
+        ledger.change(moment, activations=saved.around(job) + saved.final(job))
+        # bf16 copies that autocast's cache keeps until the forward pass ends.
+        cached = 0
         for unit, halves in zip(self.blocks, self.halves, strict=True):
             whole = sum(half.kept for half in halves)
-            keep = stream if job.checkpointing else whole
+            keep = self.stream if job.checkpointing else whole
             copies = self.copies(unit)
             around = self.gathered(unit) + self.buffer(unit)
-            # The halves of a block that is not kept are let go as it proceeds.
+            # The halves of a block that is not kept are freed as it proceeds.
             passing = max(half.kept for half in halves) if job.checkpointing else whole
             ledger.touch(moment, activations=max(keep, passing) + copies, gathered=around)
             ledger.change(moment, activations=keep + copies)
-            self.kept += keep + copies
-            self.cached += copies if job.checkpointing else 0
+            cached += copies if job.checkpointing else 0
         ledger.change(moment, activations=self.copies(self.root))
-        self.kept += self.copies(self.root)
         narrow, wide = saved.logits(job)
         ledger.touch("forward: logits", activations=narrow)
-        ledger.change("forward: logits", activations=-self.cached)
-        self.kept -= self.cached
-        self.cached = 0
+        ledger.change("forward: logits", activations=-cached)
         copied = wide // FP32 * job.act_bytes
         ledger.touch("loss", activations=narrow + copied + (wide if job.mixed else 0))
         ledger.touch("loss", activations=2 * wide)
 
     def backward(self, *, is_first: bool) -> None:
+        """Free what the forward pass kept, and add the gradients."""
         job, ledger = self.job, self.ledger
         _, wide = saved.logits(job)
         ledger.touch("loss, backward", activations=3 * wide)
@@ -147,24 +142,21 @@ class _Step:
             new = {"gradients": 0}
         done = self.copies(self.root) + saved.final(job)
         ledger.change("head, backward", activations=-done, **new)
-        self.kept -= done
-        stream = FP32 * job.tokens * job.shape.hidden_size
         before = 0
         for index in reversed(range(len(self.blocks))):
-            before = self._block(index, stream, before, is_first=is_first)
-        ledger.change("embeddings, backward", activations=-self.kept, gathered=-before)
-        self.kept = 0
+            before = self._block(index, before, is_first=is_first)
+        moment = "embeddings, backward"
+        ledger.change(moment, activations=-ledger.held["activations"], gathered=-before)
         rest = self.root.numel - head
         if job.shape.tie_word_embeddings:
             # The gradients of both ends are added up before they become that of the parameter.
-            ledger.touch("embeddings, backward", gradients=2 * FP32 * head)
-        self._gradient("embeddings, backward", self.root, rest, is_first=is_first)
+            ledger.touch(moment, gradients=2 * FP32 * head)
+        self._gradient(moment, self.root, rest, is_first=is_first)
         if job.sharded:
-            root = self.gathered(self.root)
             # Resharded before its gradients are copied into the buffer to be reduced.
-            ledger.change("embeddings, backward", gathered=FP32 * rest - root)
-            ledger.touch("embeddings, backward", gathered=self.buffer(self.root))
-            ledger.change("embeddings, backward", gathered=-FP32 * (rest + head))
+            ledger.change(moment, gathered=FP32 * rest - self.gathered(self.root))
+            ledger.touch(moment, gathered=self.buffer(self.root))
+            ledger.change(moment, gathered=-FP32 * (rest + head))
 
     def _head(self) -> int:
         """Numbers of the head's gradient, which is there from the start of a backward pass."""
@@ -172,8 +164,8 @@ class _Step:
         split = 1 if job.shape.tie_word_embeddings else job.layout.tensor
         return job.vocab * job.shape.hidden_size // split
 
-    def _block(self, index: int, stream: int, before: int, *, is_first: bool) -> int:
-        """Go back through a block. Returns the bytes of the buffer that is still being reduced."""
+    def _block(self, index: int, before: int, *, is_first: bool) -> int:
+        """Go back through a block. Return the bytes of the buffer that is still being reduced."""
         job, ledger, unit = self.job, self.ledger, self.blocks[index]
         first, second = self.halves[index]
         moment = f"block {index}, backward"
@@ -182,22 +174,20 @@ class _Step:
         copies = self.copies(unit)
         ledger.change(moment, gathered=around)
         if job.checkpointing:
-            ledger.change(moment, activations=first.kept + second.kept + copies - stream)
+            ledger.change(moment, activations=first.kept + second.kept + copies - self.stream)
         late = self._second_share(index)
         grads = "gathered" if job.sharded else "gradients"
         ledger.touch(moment, activations=second.transient)
         self.pending.read(index, ledger, moment)
         ledger.touch(moment, **{grads: FP32 * late, "activations": second.transient / 2})
         ledger.change(moment, activations=-second.kept)
-        new = FP32 * unit.numel
         ledger.touch(moment, **{grads: FP32 * late, "activations": first.transient})
         ledger.change(moment, activations=-first.kept - copies)
-        self.kept -= stream if job.checkpointing else first.kept + second.kept + copies
         if not job.sharded:
             self._gradient(moment, unit, unit.numel, is_first=is_first)
             return 0
+        new, reducing = FP32 * unit.numel, self.buffer(unit)
         ledger.change(moment, gathered=new - self.gathered(unit) - before)
-        reducing = self.buffer(unit)
         ledger.change(moment, gathered=reducing)
         ledger.change(moment, gathered=-new - following)
         self._gradient(moment, unit, unit.numel, is_first=is_first)
@@ -205,21 +195,15 @@ class _Step:
 
     def _second_share(self, index: int) -> int:
         """Numbers of the gradients of a block's second half, which come first."""
-        shape, unit = self.job.shape, self.blocks[index]
-        narrow = self.job.key_value_heads * self.job.head_dim
-        attention = 2 * shape.hidden_size * (shape.hidden_size + narrow)
-        return unit.numel - attention // self.job.layout.tensor - shape.hidden_size
+        width = self.job.shape.hidden_size
+        attention = 2 * width * (width + self.job.key_value_dim)
+        return self.blocks[index].numel - attention // self.job.layout.tensor - width
 
     def _gradient(self, moment: str, unit: Unit, numel: int, *, is_first: bool) -> None:
         """Add a gradient: FSDP2 leaves the own share of it."""
-        if self.job.sharded:
-            size = FP32 * unit.shard
-        else:
-            size = FP32 * numel
-        if is_first:
-            self.ledger.change(moment, gradients=size)
-        else:
-            self.ledger.touch(moment, gradients=size)
+        size = FP32 * (unit.shard if self.job.sharded else numel)
+        add = self.ledger.change if is_first else self.ledger.touch
+        add(moment, gradients=size)
 
     def finish(self) -> None:
         """Add up what replicas have pending, and step."""
@@ -232,9 +216,9 @@ class _Pending:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.bytes = [0.0] * max(job.tables, 1)
-        self.folded = [0.0] * max(job.tables, 1)
-        self.reads = [0] * max(job.tables, 1)
+        self.bytes = [0.0] * job.tables
+        self.folded = [0.0] * job.tables
+        self.reads = [0] * job.tables
 
     def read(self, index: int, ledger: _Ledger, moment: str) -> None:
         """Append the read of a block, and fold a list beyond its budget."""
@@ -242,18 +226,13 @@ class _Pending:
         if memory is None or index not in memory.layers:
             return
         table = 0 if memory.share_values else memory.layers.index(index)
-        entries = job.group_tokens * memory.reads
         # Weights that were not gathered are those that the softmax saved, kept on.
-        factors = entries * (INT64 + job.sent_weight_bytes)
-        factors += job.group_tokens * job.columns * job.read_bytes
-        self._grow(table, factors, ledger, moment)
-        is_first = self.reads[table] == 0
-        self.reads[table] += entries
+        self._grow(table, job.factor_bytes(INT64), ledger, moment)
+        self.reads[table] += 1
         limit = max(FOLD_BYTES, 2 * self.folded[table])
-        if job.replicas > 1 or is_first or self.bytes[table] <= limit:
+        if job.replicas > 1 or self.reads[table] == 1 or self.bytes[table] <= limit:
             return
-        rows = touched_rows(job, self.reads[table])
-        folded = rows * (FP32 * job.columns + 12)
+        folded = _folded_bytes(job, job.touched_rows(self.reads[table]))
         if folded < self.bytes[table]:
             ledger.touch(moment, pending=folded)
             self._grow(table, folded - self.bytes[table], ledger, moment)
@@ -269,45 +248,39 @@ class _Pending:
         if memory is None or job.replicas == 1:
             return
         moment = "adding up replicas"
+        factors, sums = exchange_bytes(job)
         for table, own in enumerate(self.bytes):
-            factors, sums = exchange_bytes(job)
             if factors <= sums:
                 ledger.touch(moment, exchange=job.replicas * own)
                 self._grow(table, (job.replicas - 1) * own, ledger, moment)
                 continue
-            dense = memory.num_slots * job.columns * FP32
-            rows = touched_rows(job, reads_of_table(job))
-            ledger.touch(moment, exchange=dense + rows * job.columns * FP32 + memory.num_slots)
-            rows = touched_rows(job, reads_of_table(job) * job.replicas)
-            folded = rows * (FP32 * job.columns + 12)
+            row = job.columns * FP32
+            dense, rows = memory.num_slots * row, job.touched_rows(job.reads_of_table)
+            ledger.touch(moment, exchange=dense + rows * row + memory.num_slots)
+            folded = _folded_bytes(job, job.stepped_rows)
             ledger.touch(moment, exchange=dense, pending=folded)
             self._grow(table, folded - own, ledger, moment)
 
     def step(self, ledger: _Ledger) -> None:
         """Step the tables. One moment a row over several ranks takes the rows' sums."""
-        job, memory = self.job, self.job.memory
-        if memory is None:
-            return
-        moment = "optimizer step"
-        ledger.touch(moment)
-        if needs_row_sums(job):
-            rows = touched_rows(job, reads_of_table(job) * job.replicas)
-            for _ in range(job.tables):
-                ledger.touch(moment, exchange=rows * (FP32 * job.columns + 4 * FP32 + 2 * INT64))
+        job = self.job
+        ledger.touch("optimizer step")
+        if job.needs_row_sums:
+            row = FP32 * job.columns + 4 * FP32 + 2 * INT64
+            ledger.touch("optimizer step", exchange=job.stepped_rows * row)
+
+
+def _folded_bytes(job: Job, rows: float) -> float:
+    """Return the bytes of a gradient as rows and their sums: an entry and a weight each."""
+    return rows * (FP32 * job.columns + INT64 + FP32)
 
 
 def own_factor_bytes(job: Job) -> int:
     """Return the bytes of the factors of one table that a replica sends: slots as int32."""
-    memory = job.memory
-    assert memory is not None
-    reads = len(memory.layers) // job.tables * job.run.train.accumulate
-    factors = job.group_tokens * memory.reads * (4 + job.sent_weight_bytes)
-    return reads * (factors + job.group_tokens * job.columns * job.read_bytes)
+    return job.reads_of_table * job.factor_bytes(INT32)
 
 
 def exchange_bytes(job: Job) -> tuple[float, float]:
     """Return the bytes that a replica sends for one table: as factors, and as dense sums."""
     assert job.memory is not None
-    replicas = job.replicas
-    sums = job.memory.num_slots * (FP32 * job.columns + 1)
-    return (replicas - 1) * own_factor_bytes(job), 2 * (replicas - 1) / replicas * sums
+    return bytes_either_way(own_factor_bytes(job), job.memory.num_slots, job.columns, job.replicas)

@@ -1,17 +1,23 @@
-"""A prediction as nested values for JSON, and as tables for a terminal."""
+"""What `memory-layers plan` prints: a prediction as tables, or as nested values for JSON."""
 
+import io
+import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from memory_layers.common.text import short_bytes, short_number
+from memory_layers.common.errors import UserError
+from memory_layers.common.text import did_you_mean, short_bytes, short_number
+from memory_layers.parallel.config import Layout
+from memory_layers.plan.devices import DEVICES, Device, measure_cpu
 from memory_layers.plan.job import Job
-from memory_layers.plan.predict import Prediction
+from memory_layers.plan.predict import Prediction, predict, smallest
 from memory_layers.plan.rehearsal import PARTS
+from memory_layers.train.config import RunConfig
 
 _WHAT = {
     "weights": "own share of dense weights in fp32, columns of value tables",
@@ -24,12 +30,65 @@ _WHAT = {
 }
 
 
-def as_values(prediction: Prediction, smallest: int | None) -> dict[str, Any]:
+def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
+    """Return what `memory-layers plan` prints, also for a run that does not fit.
+
+    Args:
+        run: The run.
+        ranks: Processes, one a device.
+        device: Name of a device, or "cpu" for this one.
+        as_json: Return nested values in place of tables.
+
+    Raises:
+        UserError: It cannot be planned as asked.
+    """
+    if ranks < 1:
+        raise UserError(f"--ranks must be at least 1, got {ranks}. hint: --ranks 8")
+    found = _find_device(device)
+    try:
+        layout = run.parallel.resolve(ranks)
+    except ValueError as error:
+        raise UserError(f"--ranks {ranks}: {error}") from error
+    shared = _shared(run, layout)
+    job = Job(shared, layout)
+    prediction = predict(job, found)
+    fewest = smallest(job, found)
+    if as_json:
+        return json.dumps(as_values(prediction, fewest), indent=2)
+    text = io.StringIO()
+    console = Console(file=text)
+    console.print(render(prediction, fewest))
+    if shared is not run:
+        console.print(
+            f"Planned with train.batch_size {shared.train.batch_size}, the next that "
+            f"{layout.readers} ranks can share, in place of {run.train.batch_size}."
+        )
+    return text.getvalue().rstrip()
+
+
+def _find_device(name: str) -> Device:
+    if name == "cpu":
+        return measure_cpu()
+    if name in DEVICES:
+        return DEVICES[name]
+    hint = did_you_mean(name, (*DEVICES, "cpu"))
+    raise UserError(f"--device: there is no device {name!r}. hint: {hint}")
+
+
+def _shared(run: RunConfig, layout: Layout) -> RunConfig:
+    """Return the run with the next batch size that the ranks can share. `train` would refuse."""
+    rows, readers = run.train.batch_size, layout.readers
+    if rows % readers == 0:
+        return run
+    return replace(run, train=replace(run.train, batch_size=-(-rows // readers) * readers))
+
+
+def as_values(prediction: Prediction, fewest: int | None) -> dict[str, Any]:
     """Return a prediction as plain nested values: numbers are bytes, operations and seconds.
 
     Args:
         prediction: What is to be shown.
-        smallest: Smallest number of devices that fits, None for more than were tried.
+        fewest: Smallest number of devices that fits, None for more than were tried.
     """
     job, time, footprint = prediction.job, prediction.time, prediction.footprint
     return {
@@ -75,7 +134,7 @@ def as_values(prediction: Prediction, smallest: int | None) -> dict[str, Any]:
             "bound": time.bound,
         },
         "predicted_tokens_per_second": prediction.tokens_per_second,
-        "smallest_devices": smallest,
+        "smallest_devices": fewest,
     }
 
 
@@ -89,12 +148,12 @@ def memory_traffic(job: Job) -> dict[str, float]:
     return {"forward_bytes_per_token": one, "training_bytes_per_token": passes * one}
 
 
-def render(prediction: Prediction, smallest: int | None) -> Group:
+def render(prediction: Prediction, fewest: int | None) -> Group:
     """Return the tables of a prediction for a rich console.
 
     Args:
         prediction: What is to be shown.
-        smallest: As for `as_values`.
+        fewest: As for `as_values`.
     """
     return Group(
         Text(_title(prediction)),
@@ -103,7 +162,7 @@ def render(prediction: Prediction, smallest: int | None) -> Group:
         _work(prediction),
         _communication(prediction),
         _time(prediction),
-        Text(verdict(prediction, smallest)),
+        Text(verdict(prediction, fewest)),
     )
 
 
@@ -191,16 +250,16 @@ def _time(prediction: Prediction) -> Table:
     return _table(("predicted seconds of a step", "", "share"), rows)
 
 
-def verdict(prediction: Prediction, smallest: int | None) -> str:
+def verdict(prediction: Prediction, fewest: int | None) -> str:
     """Say in words what comes out, and what it rests on.
 
     Args:
         prediction: What is to be shown.
-        smallest: As for `as_values`.
+        fewest: As for `as_values`.
     """
     device, used = prediction.device, prediction.efficiency
     fits = "fits" if prediction.fits else "does not fit"
-    least = "more than were tried" if smallest is None else str(smallest)
+    least = "more than were tried" if fewest is None else str(fewest)
     kind = "measured rates" if device.is_measured else "published peaks"
     return (
         f"It {fits}. Smallest number of devices that fits, with as many tokens a rank: {least}.\n"

@@ -8,7 +8,6 @@ tests/plan compares these sums with the live bytes of real steps.
 from dataclasses import dataclass
 
 from memory_layers.plan.job import BF16, FP32, INT32, INT64, Job
-from memory_layers.plan.work import has_map
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ def attention(job: Job) -> Saved:
     """Return what norm and attention of a block save."""
     shape, a, t = job.shape, job.act_bytes, job.tokens
     tensor, width = job.layout.tensor, job.shape.hidden_size
-    narrow = job.key_value_heads * job.head_dim
     # With a mask, keys and values are repeated for all heads.
-    keys = width if job.packed else narrow
+    keys = width if job.packed else job.key_value_dim
     kept = _norm(job) + _inputs(job, t, 3)
     kept += a * t * (2 * width + 2 * keys) // tensor  # query, result, keys, values
     kept += FP32 * t * shape.num_attention_heads // tensor  # logarithms of the softmax's sums
@@ -97,9 +95,9 @@ def _gate(job: Job) -> int:
         return copied + 3 * a * value + FP32 * value  # before and after silu, product, read
     kept = 0
     if config.gate == "sigmoid":
-        result = a * width if has_map(job) else FP32 * width
+        result = a * width if job.has_map else FP32 * width
         kept += copied + a * t + result
-    if has_map(job):
+    if job.has_map:
         kept += a * value
     return kept
 

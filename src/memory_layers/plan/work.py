@@ -1,10 +1,10 @@
-"""Floating-point operations and memory traffic of a token, all ranks together."""
+"""Floating-point operations of a token, and the memory traffic of a step on a rank."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memory_layers.plan.job import FP32, INT64, Job
-from memory_layers.plan.parameters import Parameter
+from memory_layers.plan.job import FP32, Job
+from memory_layers.plan.parameters import Parameter, Unit
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,16 @@ def flops_of(job: Job, parameters: list[Parameter]) -> Flops:
     scores = 2 * shape.num_attention_heads * job.head_dim * job.run.train.seq_len
     attention = shape.num_hidden_layers * 2 * scores
     forward = matrices + find + read
-    last = _last_products(job)
-    recomputed = forward - read - _head(job) + attention - last if job.checkpointing else 0
+    head = 2 * job.vocab * shape.hidden_size
+    again = forward - read - head + attention - _last_products(job) if job.checkpointing else 0
     return Flops(
         forward=forward,
         training=forward + 2 * matrices + backward,
         attention_forward=attention,
         attention_training=3.5 * attention,
         reads=read + backward,
-        recomputed=recomputed,
+        recomputed=again,
     )
-
-
-def _head(job: Job) -> int:
-    return 2 * job.vocab * job.shape.hidden_size
 
 
 def _last_products(job: Job) -> int:
@@ -73,17 +69,9 @@ def _last_products(job: Job) -> int:
     plain = job.shape.num_hidden_layers - with_memory
     total = plain * 2 * width * job.shape.intermediate_size
     # The scalar gate multiplies after its map, whose result it saves.
-    if memory is not None and has_map(job) and memory.gate != "sigmoid":
+    if memory is not None and job.has_map and memory.gate != "sigmoid":
         total += with_memory * 2 * job.sizes.value_dim * width
     return total
-
-
-def has_map(job: Job) -> bool:
-    """Whether the output of a memory layer passes through a linear map [V, D]."""
-    memory = job.memory
-    assert memory is not None
-    is_needed = memory.placement == "beside" or job.sizes.value_dim != job.shape.hidden_size
-    return memory.gate == "silu" or is_needed
 
 
 @dataclass(frozen=True)
@@ -111,50 +99,13 @@ class Traffic:
         return self.rows + self.row_step + self.dense_step + self.weights + self.activations
 
 
-def distinct_rows(num_slots: int, reads: int) -> float:
-    """Return R, expected for slots drawn uniformly: no other distribution touches more."""
-    return num_slots * -math.expm1(-reads / num_slots)
-
-
-def touched_rows(job: Job, reads: int) -> float:
-    """Return the distinct rows among so many reads of a table."""
-    assert job.memory is not None
-    return distinct_rows(job.memory.num_slots, reads)
-
-
-def reads_of_table(job: Job) -> int:
-    """Return E, reads of one table in a step that a rank sees on its columns."""
-    memory = job.memory
-    if memory is None:
-        return 0
-    layers = len(memory.layers) // job.tables
-    return layers * job.run.train.accumulate * job.group_tokens * memory.reads
-
-
-def row_state_bytes(job: Job) -> float:
-    """Return the bytes of optimizer state of one row on one rank."""
-    optim = job.run.optim
-    total = 2 * job.columns * FP32 if optim.value_state == "full" else FP32
-    if job.table_bytes < FP32 and optim.bf16_rows == "master":
-        total += job.columns * FP32
-    # The decay that a row has had is fp64.
-    return total + (INT64 if optim.value_weight_decay else 0)
-
-
-def needs_row_sums(job: Job) -> bool:
-    """Whether a step multiplies the gradient out: for one moment a row over several ranks."""
-    is_cut = job.memory is not None and job.columns != job.sizes.value_dim
-    return is_cut and job.run.optim.value_state == "row"
-
-
-def traffic_of(job: Job, dense: int, share: int, saved: float) -> Traffic:
+def traffic_of(job: Job, units: Sequence[Unit], kept: int) -> Traffic:
     """Estimate the memory traffic of a step on a rank.
 
     Args:
         job: The run and its layout.
-        dense: Dense parameters of a tensor rank.
-        share: Those of them that the rank steps.
-        saved: Bytes of all activations of a micro-batch that the backward pass needs, as if none
+        units: Dense parameters, as FSDP2 groups them.
+        kept: Bytes of all activations of a micro-batch that the backward pass needs, as if none
             were recomputed.
     """
     memory, parts = job.memory, job.run.train.accumulate
@@ -163,18 +114,17 @@ def traffic_of(job: Job, dense: int, share: int, saved: float) -> Traffic:
     if memory is not None:
         one = job.group_tokens * memory.reads * job.columns * job.table_bytes
         rows = parts * passes * len(memory.layers) * one
-        touched = touched_rows(job, reads_of_table(job) * job.replicas)
-        state = job.columns * job.table_bytes + row_state_bytes(job)
-        row_step = job.tables * 2 * touched * state
-        if needs_row_sums(job):
+        state = job.columns * job.table_bytes + job.row_state_bytes
+        row_step = job.tables * 2 * job.stepped_rows * state
+        if job.needs_row_sums:
             # Written, read and squared, read again, and read by the step.
-            row_step += job.tables * 5 * touched * job.columns * FP32
+            row_step += job.tables * 5 * job.stepped_rows * job.columns * FP32
     # fp32 weights are read to be copied, and a bf16 copy is written and read, or they are read.
     a_weight = FP32 + 2 * job.act_bytes if job.mixed else FP32
     return Traffic(
         rows=rows,
         row_step=row_step,
-        dense_step=share * 7 * FP32,
-        weights=parts * dense * (passes * a_weight + 2 * FP32),
-        activations=parts * saved * (7 if job.checkpointing else 5),
+        dense_step=sum(unit.shard for unit in units) * 7 * FP32,
+        weights=parts * sum(unit.numel for unit in units) * (passes * a_weight + 2 * FP32),
+        activations=parts * kept * (7 if job.checkpointing else 5),
     )
