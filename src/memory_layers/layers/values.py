@@ -96,11 +96,11 @@ class ValueTable(nn.Module):
 
     def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
         """[T, J] slots and weights → [T, V], in the wider type of the table and the weights."""
-        return self._read(gather_sum, _FactoredRead, slots, weights)
+        return self._read(gather_sum, slots, weights)
 
     def dot(self, slots: Tensor, x: Tensor) -> Tensor:
         """[T, J] slots and [T, V] → [T, J], the product of each token with its rows, in fp32."""
-        return self._read(gather_dot, _FactoredDot, slots, x)
+        return self._read(gather_dot, slots, x)
 
     @property
     def leaves_factors(self) -> bool:
@@ -127,21 +127,15 @@ class ValueTable(nn.Module):
             return grad.reads.row_gradient()
         return None if grad is None else by_row(grad)
 
-    def _read(
-        self,
-        plain: Callable[..., Tensor],
-        factored: type[torch.autograd.Function],
-        slots: Tensor,
-        token_side: Tensor,
-    ) -> Tensor:
+    def _read(self, product: Callable[..., Tensor], slots: Tensor, token_side: Tensor) -> Tensor:
         if not torch.is_grad_enabled() or not (self.sparse or self.leaves_factors):
-            return plain(self.weight, slots, token_side)
-        read = factored.apply
+            return product(self.weight, slots, token_side)
+        read = _FactoredProduct.apply
         if torch.compiler.is_compiling():
             # Neither factors nor a sparse gradient can be compiled.
             # Not a decorator: that would load the compiler whenever this package is imported.
             read = torch.compiler.disable(read)
-        return read(self.weight, slots, token_side, self)
+        return read(self.weight, slots, token_side, self, product)
 
     def new_reads(self) -> PendingReads:
         """Return an empty list for the reads of a backward pass."""
@@ -228,44 +222,25 @@ def _release(reference: "weakref.ref[ValueTable]") -> None:
         table._claims -= 1  # noqa: SLF001
 
 
-class _FactoredRead(torch.autograd.Function):
-    """gather_sum whose table gradient, dTable = sum of weights[t, j] d_out[t], stays factored."""
+class _FactoredProduct(torch.autograd.Function):
+    """gather_sum or gather_dot, each the other's adjoint, whose table gradient stays factored."""
 
     @staticmethod
-    def forward(ctx, weight, slots, weights, table):  # noqa: ANN001, ANN205
-        ctx.save_for_backward(weight, slots, weights)
-        ctx.table = table
-        return gather_sum(weight, slots, weights)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        weight, slots, weights = ctx.saved_tensors
-        d_weight = d_weights = None
-        if ctx.needs_input_grad[0]:
-            d_weight = ctx.table.gradient_of_read(slots, weights, d_out)
-        if ctx.needs_input_grad[2]:
-            dots = torch.ops.memory_layers.gather_dot(weight, slots, d_out, "auto")
-            d_weights = dots.to(weights.dtype)
-        return d_weight, None, d_weights, None
-
-
-class _FactoredDot(torch.autograd.Function):
-    """gather_dot whose table gradient, dTable = sum of d_out[t, j] x[t], stays factored."""
-
-    @staticmethod
-    def forward(ctx, weight, slots, x, table):  # noqa: ANN001, ANN205
-        ctx.save_for_backward(weight, slots, x)
-        ctx.table = table
-        return gather_dot(weight, slots, x)
+    def forward(ctx, weight, slots, token_side, table, product):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(weight, slots, token_side)
+        ctx.table, ctx.is_sum = table, product is gather_sum
+        return product(weight, slots, token_side)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        weight, slots, x = ctx.saved_tensors
-        d_weight = d_x = None
+        weight, slots, token_side = ctx.saved_tensors
+        d_weight = d_token_side = None
         if ctx.needs_input_grad[0]:
-            d_weight = ctx.table.gradient_of_read(slots, d_out, x)
+            # dTable = sum over t, j of weights[t, j] vectors[t], in row slots[t, j].
+            weights, vectors = (token_side, d_out) if ctx.is_sum else (d_out, token_side)
+            d_weight = ctx.table.gradient_of_read(slots, weights, vectors)
         if ctx.needs_input_grad[2]:
-            d_x = torch.ops.memory_layers.gather_sum(weight, slots, d_out, "auto").to(x.dtype)
-        return d_weight, None, d_x, None
+            adjoint = gather_dot if ctx.is_sum else gather_sum
+            d_token_side = adjoint(weight, slots, d_out).to(token_side.dtype)
+        return d_weight, None, d_token_side, None, None

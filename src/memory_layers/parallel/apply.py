@@ -97,7 +97,7 @@ def parallelize(
 
 
 def reshard(model: nn.Module) -> None:
-    """Give back what FSDP2 gathered for a forward pass that no backward pass has followed.
+    """Free what FSDP2 gathered for a forward pass without a backward pass.
 
     Until then the parameters of the outermost module are whole, and not those of the optimizer.
     """

@@ -55,10 +55,7 @@ def start_sum_to_owners(partial: Tensor, group: ProcessGroup) -> Started:
 def start_columns_to_owners(columns: Tensor, widths: Sequence[int], group: ProcessGroup) -> Started:
     """[G * T, width] of each rank → [T, V], all columns of the T rows that are one's own.
 
-    Args:
-        columns: Those of this rank, for the tokens of all.
-        widths: Columns that each rank has.
-        group: The memory group.
+    `widths` are those of all ranks.
     """
     tokens = columns.shape[0] // group.size()
     received = [tokens * width for width in widths]
@@ -72,12 +69,9 @@ def start_columns_to_owners(columns: Tensor, widths: Sequence[int], group: Proce
 
 
 def start_rows_to_columns(rows: Tensor, widths: Sequence[int], group: ProcessGroup) -> Started:
-    """[T, V] of each rank → [G * T, width], the columns of this rank for the tokens of all.
+    """[T, V] of each rank → [G * T, width], one's own columns for the tokens of all ranks.
 
-    Args:
-        rows: Those of this rank's tokens.
-        widths: Columns that each rank has.
-        group: The memory group.
+    `widths` are those of all ranks.
     """
     tokens, width = len(rows), widths[group.rank()]
     sent = [tokens * width for width in widths]
@@ -85,17 +79,6 @@ def start_rows_to_columns(rows: Tensor, widths: Sequence[int], group: ProcessGro
     flat = torch.cat([part.flatten() for part in rows.split(list(widths), 1)])
     shape = (group.size() * tokens, width)
     return _start_exchange(flat, received, sent, group, lambda flat: flat.view(shape))
-
-
-def start_sum(values: Tensor, group: ProcessGroup) -> Started:
-    """Start adding up a tensor over all ranks. The result takes its place."""
-    return Started(dist.all_reduce(values, group=group, async_op=True), values, values)
-
-
-def start_maximum(values: Tensor, group: ProcessGroup) -> Started:
-    """Start taking the largest of a tensor over all ranks. The result takes its place."""
-    work = dist.all_reduce(values, dist.ReduceOp.MAX, group=group, async_op=True)
-    return Started(work, values, values)
 
 
 def _start_exchange(

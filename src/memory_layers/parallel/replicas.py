@@ -1,9 +1,10 @@
-"""What the replicas of a table exchange before a step: factors or dense sums, the smaller."""
+"""What the replicas of a table exchange before a step: factors or dense sums, whichever is less."""
 
 import zlib
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F  # noqa: N812
@@ -11,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from memory_layers.layers.pending import from_rows
 from memory_layers.ops.write import RowGradient, group_by_row, row_sums
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
-from memory_layers.parallel.collectives import start_gather, start_maximum, start_sum
+from memory_layers.parallel.collectives import start_gather
 
 
 def add_replicas(
@@ -37,8 +38,8 @@ def average_replicas(
 ) -> RowGradient:
     """Return the mean of the gradients of all replicas, whose reads may differ in shape.
 
-    Batches padded to their own longest row differ in tokens from rank to rank. Where a rank has
-    read nothing, or folded its reads, more differs.
+    Batches that are padded to their own longest row differ in tokens. A rank that has read nothing,
+    or folded its reads, has another number of reads.
 
     Args:
         gradient: Of this replica.
@@ -69,7 +70,7 @@ def _mark(parts: Sequence[Tensor], first: int) -> int:
 def _add_padded(gradient: RowGradient, num_rows: int, group: ProcessGroup) -> RowGradient:
     """Add up replicas whose reads may differ in their tokens, not in number or J.
 
-    Factors travel as long as the longest of all, and the padding goes when they have arrived.
+    Factors are padded to the longest of all, and cut again when they have arrived.
     """
     device = gradient.weights[0].device
     own = torch.tensor([[len(weights) for weights in gradient.weights]], device=device)
@@ -150,7 +151,7 @@ def _add_sums(gradient: RowGradient, num_rows: int, group: ProcessGroup) -> RowG
     # A row that was read with a weight of zero counts as touched: its moments decay.
     touched = torch.zeros(num_rows, dtype=torch.uint8, device=rows.device)
     touched[rows] = 1
-    started = start_sum(sums, group), start_maximum(touched, group)
-    sums, touched = (each.wait() for each in started)
+    dist.all_reduce(sums, group=group)
+    dist.all_reduce(touched, dist.ReduceOp.MAX, group=group)
     rows = touched.nonzero()[:, 0]
     return from_rows(rows, sums[rows])

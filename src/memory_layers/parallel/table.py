@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -22,9 +23,7 @@ from memory_layers.parallel.collectives import (
     Started,
     start_columns_to_owners,
     start_gather,
-    start_maximum,
     start_rows_to_columns,
-    start_sum,
     start_sum_to_owners,
 )
 from memory_layers.parallel.replicas import add_replicas
@@ -112,7 +111,8 @@ class ShardedValueTable(ValueTable):
 
     def _most_tokens(self, slots: Tensor) -> int:
         own = torch.tensor([len(slots)], device=slots.device)
-        return int(start_maximum(own, self.group).wait())
+        dist.all_reduce(own, dist.ReduceOp.MAX, group=self.group)
+        return int(own)
 
     def _check_tokens(self, slots: Tensor) -> None:
         """Refuse unequal numbers of tokens: on the CPU always, on a GPU in anomaly mode.
@@ -132,8 +132,9 @@ class ShardedValueTable(ValueTable):
 
     def sum_over_shards(self, values: Tensor) -> Tensor:
         """Add up numbers of all ranks of the memory group."""
-        own = values.clone(memory_format=torch.contiguous_format)
-        return start_sum(own, self.group).wait()
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values, group=self.group)
+        return values
 
     def global_view(self, tensor: Tensor, *, per_row: bool = False) -> Tensor:
         """Return a DTensor over the whole width, replicated for state of one number a row."""

@@ -1,8 +1,7 @@
-"""What a rank sends in a training step, collective by collective, by kind.
+"""The bytes that a rank sends in a training step, for each kind of collective.
 
-Bytes that a rank sends of its own or passes on in a ring or pairwise: an all-gather of S bytes a
-rank sends (G - 1) S, a reduce-scatter of S in total and an all-to-all of S (G - 1) / G S, an
-all-reduce of S twice that.
+They include what it passes on in a ring: an all-gather of S bytes a rank sends (G - 1) S, a
+reduce-scatter or all-to-all of S bytes in all (G - 1) / G S, an all-reduce of S twice that.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 from memory_layers.plan.job import FP32, INT32, Job
 from memory_layers.plan.parameters import Parameter, Unit
-from memory_layers.plan.rehearsal import exchange_bytes, own_factor_bytes
+from memory_layers.plan.rehearsal import exchange_bytes
 
 GATHER, REDUCE_SCATTER, ALL_TO_ALL, ALL_REDUCE = (
     "all-gather", "reduce-scatter", "all-to-all", "all-reduce",
@@ -22,13 +21,13 @@ class Collective:
     """Collectives of one kind in a step.
 
     Attributes:
-        kind: Who communicates what.
-        operation: How.
+        kind: What communicates, and how.
+        operation: One of torch's collectives.
         group: Ranks that take part.
         stride: Distance between two of them in the numbering of all ranks.
         payload: Bytes that a rank puts in, in all of them together.
         count: Number of collectives.
-        overlaps: Whether computation goes on meanwhile.
+        overlaps: Whether computation hides it.
     """
 
     kind: str
@@ -73,7 +72,7 @@ def _memory(job: Job) -> Iterator[Collective]:
     reads = len(memory.layers) * job.run.train.accumulate
     forwards = reads * (2 if job.checkpointing else 1)
     # Every exchange is made for two halves of the tokens, so that one travels while the other is
-    # read: half of the time that the shorter of both takes is hidden, which is not counted on.
+    # read. What that hides is not counted on.
     parts = min(2, tokens)
     slots = tokens * memory.reads * (INT32 + job.sent_weight_bytes)
     yield Collective(
@@ -92,11 +91,10 @@ def _memory(job: Job) -> Iterator[Collective]:
         yield Collective("memory all-reduce", ALL_REDUCE, group, 1, rows * FP32, job.tables, False)
     factors, sums = exchange_bytes(job)
     if factors <= sums:
-        tensors = 3 * parts * reads
+        own = job.tables * job.reads_of_table * job.factor_bytes(INT32)
         yield Collective(
-            "table replicas", GATHER, job.replicas, group,
-            job.tables * own_factor_bytes(job), tensors, False,
-        )  # fmt: skip
+            "table replicas", GATHER, job.replicas, group, own, 3 * parts * reads, False
+        )
     else:
         dense = job.tables * memory.num_slots * (FP32 * job.columns + 1)
         yield Collective(
@@ -135,7 +133,7 @@ def _tensor(job: Job, parameters: list[Parameter]) -> Iterator[Collective]:
     # A recomputation stops before the last product of a block, whose sum is therefore not made.
     repeated_last = 0 if memory is None else (with_memory if has_feed_forward else 0)
     sums = blocks * forwards + feed_forwards + (repeated_last if job.checkpointing else 0)
-    # Each of q, k, v and of gate, up adds up the gradient of its input apart, in fp32.
+    # Each of q, k, v, gate and up has a sum of its own for the gradient of its input, in fp32.
     back = 3 * blocks + 2 * feed_forwards
     payload = t * width * (sums * job.act_bytes + back * FP32)
     count = sums + back

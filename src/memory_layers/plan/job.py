@@ -33,7 +33,7 @@ class Job:
     Attributes:
         run: Model, memory, optimizer and batches.
         layout: Sizes of the groups of ranks.
-        packed: Rows hold several documents, so attention has a mask, as train/loop.py's rows do.
+        packed: Rows hold several documents, as in training, so attention has a mask.
         vocab_size: Tokens. None: as `run.data` says.
     """
 

@@ -1,4 +1,4 @@
-"""Every parameter of a model, where it stands and how ranks share it, from the meta device."""
+"""Every parameter of a model, and how ranks share it, from the model on the meta device."""
 
 import math
 from collections.abc import Iterable
@@ -42,11 +42,7 @@ class Parameter:
         return math.prod(self.shape)
 
     def local_shape(self, tensor: int) -> tuple[int, ...]:
-        """Return the shape that a rank of a tensor group has.
-
-        Args:
-            tensor: Ranks of the group.
-        """
+        """Return the shape on a rank of a tensor group of so many ranks."""
         if self.split is None:
             return self.shape
         axis = self.split

@@ -41,8 +41,8 @@ class StepTime:
     Attributes:
         compute: Matrix products.
         bandwidth: Reads and steps of rows, optimizer, elementwise operations.
-        exposed: Communication that nothing hides, by kind, and of what overlaps with computation
-            the part that takes longer than it.
+        exposed: Communication that nothing hides, by kind, with the part of overlapping
+            communication that takes longer than the computation.
         hidden: Communication of the dense part that overlaps with computation.
     """
 
@@ -74,7 +74,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Prediction:
-    """All that is known of a run from its sizes.
+    """What is predicted of a run from its sizes.
 
     Attributes:
         job: The run and its layout.

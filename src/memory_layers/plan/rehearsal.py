@@ -22,12 +22,11 @@ class Footprint:
     """Bytes a rank holds at the worst moment of a step.
 
     Attributes:
-        total: All of it.
-        moment: When that is.
-        parts: What it consists of, by the names of PARTS. `gathered` are whole parameters and
-            gradients while FSDP2 communicates them, `exchange` what adding up a table's gradient
-            takes.
-        largest: The most that each part is at any moment.
+        total: The sum of all parts.
+        moment: The phase of the step.
+        parts: Bytes by the names of PARTS. `gathered` are whole parameters and gradients while
+            FSDP2 communicates them, `exchange` what adding up a table's gradient takes.
+        largest: The most that each part takes at any moment.
     """
 
     total: int
@@ -38,7 +37,7 @@ class Footprint:
 
 @dataclass
 class _Ledger:
-    """What is held now, by part, and the most that was held."""
+    """The bytes held now, by part, and at the peak."""
 
     held: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     largest: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -159,7 +158,7 @@ class _Step:
             ledger.change(moment, gathered=-FP32 * (rest + head))
 
     def _head(self) -> int:
-        """Numbers of the head's gradient, which is there from the start of a backward pass."""
+        """Return the size of the head's gradient, the first of a backward pass."""
         job = self.job
         split = 1 if job.shape.tie_word_embeddings else job.layout.tensor
         return job.vocab * job.shape.hidden_size // split
@@ -194,13 +193,13 @@ class _Step:
         return reducing
 
     def _second_share(self, index: int) -> int:
-        """Numbers of the gradients of a block's second half, which come first."""
+        """Return the size of the gradients of a block's second half, which come first."""
         width = self.job.shape.hidden_size
         attention = 2 * width * (width + self.job.key_value_dim)
         return self.blocks[index].numel - attention // self.job.layout.tensor - width
 
     def _gradient(self, moment: str, unit: Unit, numel: int, *, is_first: bool) -> None:
-        """Add a gradient: FSDP2 leaves the own share of it."""
+        """Add a gradient, of which FSDP2 leaves this rank its share."""
         size = FP32 * (unit.shard if self.job.sharded else numel)
         add = self.ledger.change if is_first else self.ledger.touch
         add(moment, gradients=size)
@@ -275,12 +274,8 @@ def _folded_bytes(job: Job, rows: float) -> float:
     return rows * (FP32 * job.columns + INT64 + FP32)
 
 
-def own_factor_bytes(job: Job) -> int:
-    """Return the bytes of the factors of one table that a replica sends: slots as int32."""
-    return job.reads_of_table * job.factor_bytes(INT32)
-
-
 def exchange_bytes(job: Job) -> tuple[float, float]:
     """Return the bytes that a replica sends for one table: as factors, and as dense sums."""
     assert job.memory is not None
-    return bytes_either_way(own_factor_bytes(job), job.memory.num_slots, job.columns, job.replicas)
+    own = job.reads_of_table * job.factor_bytes(INT32)
+    return bytes_either_way(own, job.memory.num_slots, job.columns, job.replicas)

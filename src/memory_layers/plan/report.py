@@ -54,10 +54,10 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
     prediction = predict(job, found)
     fewest = smallest(job, found)
     if as_json:
-        return json.dumps(as_values(prediction, fewest), indent=2)
+        return json.dumps(_as_values(prediction, fewest), indent=2)
     text = io.StringIO()
     console = Console(file=text)
-    console.print(render(prediction, fewest))
+    console.print(_render(prediction, fewest))
     if shared is not run:
         console.print(
             f"Planned with train.batch_size {shared.train.batch_size}, the next that "
@@ -83,13 +83,8 @@ def _shared(run: RunConfig, layout: Layout) -> RunConfig:
     return replace(run, train=replace(run.train, batch_size=-(-rows // readers) * readers))
 
 
-def as_values(prediction: Prediction, fewest: int | None) -> dict[str, Any]:
-    """Return a prediction as plain nested values: numbers are bytes, operations and seconds.
-
-    Args:
-        prediction: What is to be shown.
-        fewest: Smallest number of devices that fits, None for more than were tried.
-    """
+def _as_values(prediction: Prediction, fewest: int | None) -> dict[str, Any]:
+    """Return a prediction as plain nested values: numbers are bytes, operations and seconds."""
     job, time, footprint = prediction.job, prediction.time, prediction.footprint
     return {
         "name": job.run.name,
@@ -112,7 +107,7 @@ def as_values(prediction: Prediction, fewest: int | None) -> dict[str, Any]:
             "largest": dict(footprint.largest),
         },
         "flops_per_token": {**asdict(prediction.flops), "executed": prediction.flops.executed},
-        "memory": memory_traffic(job),
+        "memory": _memory_traffic(job),
         "traffic_per_rank_and_step": {
             **asdict(prediction.traffic),
             "total": prediction.traffic.total,
@@ -138,7 +133,7 @@ def as_values(prediction: Prediction, fewest: int | None) -> dict[str, Any]:
     }
 
 
-def memory_traffic(job: Job) -> dict[str, float]:
+def _memory_traffic(job: Job) -> dict[str, float]:
     """Return the bytes of rows that a token reads in all memory layers, whatever the layout."""
     memory = job.memory
     if memory is None:
@@ -148,13 +143,7 @@ def memory_traffic(job: Job) -> dict[str, float]:
     return {"forward_bytes_per_token": one, "training_bytes_per_token": passes * one}
 
 
-def render(prediction: Prediction, fewest: int | None) -> Group:
-    """Return the tables of a prediction for a rich console.
-
-    Args:
-        prediction: What is to be shown.
-        fewest: As for `as_values`.
-    """
+def _render(prediction: Prediction, fewest: int | None) -> Group:
     return Group(
         Text(_title(prediction)),
         _parameters(prediction),
@@ -162,7 +151,7 @@ def render(prediction: Prediction, fewest: int | None) -> Group:
         _work(prediction),
         _communication(prediction),
         _time(prediction),
-        Text(verdict(prediction, fewest)),
+        Text(_verdict(prediction, fewest)),
     )
 
 
@@ -208,7 +197,7 @@ def _bytes(prediction: Prediction) -> Table:
 
 
 def _work(prediction: Prediction) -> Table:
-    flops, traffic = prediction.flops, memory_traffic(prediction.job)
+    flops, traffic = prediction.flops, _memory_traffic(prediction.job)
     attention = f"  and attention over {prediction.job.run.train.seq_len} tokens"
     numbers = {
         "operations": (flops.forward, flops.training),
@@ -250,13 +239,8 @@ def _time(prediction: Prediction) -> Table:
     return _table(("predicted seconds of a step", "", "share"), rows)
 
 
-def verdict(prediction: Prediction, fewest: int | None) -> str:
-    """Say in words what comes out, and what it rests on.
-
-    Args:
-        prediction: What is to be shown.
-        fewest: As for `as_values`.
-    """
+def _verdict(prediction: Prediction, fewest: int | None) -> str:
+    """Return the result in words, with what it assumes."""
     device, used = prediction.device, prediction.efficiency
     fits = "fits" if prediction.fits else "does not fit"
     least = "more than were tried" if fewest is None else str(fewest)

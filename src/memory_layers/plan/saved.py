@@ -1,7 +1,7 @@
-"""What the backward pass needs of a block: bytes that its operations save, from their code.
+"""The bytes that the operations of a block save for the backward pass, by their code.
 
-Llama as transformers writes it, with sdpa attention, and the memory layer of this package. The
-residual stream is fp32 also under bf16 autocast, which copies the input of every product apart.
+That of Llama in transformers, with sdpa attention, and of the memory layer of this package. The
+residual stream is fp32 also under bf16 autocast, which copies the input of every product.
 tests/plan compares these sums with the live bytes of real steps.
 """
 
@@ -15,9 +15,8 @@ class Saved:
     """Bytes that one half of a block keeps until its backward pass, and needs during it.
 
     Attributes:
-        kept: From forward to backward, bf16 copies of weights not among them.
-        transient: More at the worst moment of the backward pass, gradients of weights not among
-            them.
+        kept: From forward to backward, without bf16 copies of weights.
+        transient: Added at the worst moment of the backward pass, without gradients of weights.
     """
 
     kept: int
@@ -25,12 +24,12 @@ class Saved:
 
 
 def _norm(job: Job) -> int:
-    """An RMSNorm keeps its input, the normalised input and one number a token."""
+    """Return what an RMSNorm keeps: its input, the normalised input and one number a token."""
     return job.tokens * FP32 * (2 * job.shape.hidden_size + 1)
 
 
 def _inputs(job: Job, tokens: int, products: int) -> int:
-    """What products of one hidden state keep: a bf16 copy each, or the state itself in fp32."""
+    """Return what products of one hidden state keep: a bf16 copy each, or the fp32 state once."""
     width = job.shape.hidden_size
     return tokens * width * (products * BF16 if job.mixed else FP32)
 
@@ -57,7 +56,7 @@ def feed_forward(job: Job) -> Saved:
     t, a = job.tokens, job.act_bytes
     hidden = a * t * job.shape.intermediate_size // job.layout.tensor
     kept = _norm(job) + _inputs(job, t, 2) + 4 * hidden
-    # Of the output a gradient, of the hidden states three when one of the four kept is free.
+    # A gradient of the output, and three of hidden states when one of the four kept is free.
     return Saved(kept, FP32 * t * job.shape.hidden_size + 2 * hidden)
 
 

@@ -14,9 +14,8 @@ class Flops:
     Attributes:
         forward: Of matrix products, FIND and READ, forward: what torch's FlopCounterMode counts.
         training: The same, forward and backward.
-        attention_forward: Of attention scores and sums over L tokens, uncut by the causal mask.
-        attention_training: The same, forward and backward: the backward pass makes the scores
-            again.
+        attention_forward: Of attention over L tokens, as if there were no causal mask.
+        attention_training: The same, forward and backward, which computes the scores again.
         reads: Part of `training` that READ and the gradient of FIND take: they are bound by memory
             traffic and do not use matrix units.
         recomputed: What gradient checkpointing runs a second time, attention included.
