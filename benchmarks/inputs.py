@@ -339,10 +339,10 @@ def record_reads(folder: Path, tokens: int, device: torch.device) -> Reads:
     from memory_layers.data.facts import build_corpus
     from memory_layers.data.prepare import read_facts
     from memory_layers.evaluate.trained import load_trained
-    from memory_layers.layers.walk import find_layers
+    from memory_layers.layers.walk import memory_layers_of
 
     model, tokenizer = load_trained(folder)
-    table = next(iter(find_layers(model).values())).values
+    table = memory_layers_of(model)[0].values
     calls: list[tuple[Tensor, Tensor]] = []
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:

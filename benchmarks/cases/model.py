@@ -20,7 +20,7 @@ from benchmarks.harness import Suite, Variant
 from benchmarks.inputs import SEED, Request
 from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryLayer, fuse_for_inference
-from memory_layers.layers.walk import find_layers, find_tables
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.optim import MemoryAdamW
 
 # Of training.
@@ -193,7 +193,7 @@ def _writer(name: str, model: Any, ids: Tensor, reads: int) -> Variant:  # noqa:
     texts = f"{len(ids)} text{'s' * (len(ids) > 1)}"
     # Every dense parameter is read in each pass, and the rows of each token.
     width = sum(table.value_dim for table in find_tables(model).values())
-    rows = len(ids) * reads * len(find_layers(model)) * width
+    rows = len(ids) * reads * len(memory_layers_of(model)) * width
 
     def run() -> Tensor:
         return model.generate(

@@ -6,9 +6,10 @@ from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 import pytest
 import torch
 
-from memory_layers.config import MemoryConfig
+from memory_layers.config import MemoryConfig, MoeConfig
+from memory_layers.config.presets import Preset
+from memory_layers.layers import MemoryLayer
 from memory_layers.models import PRESETS, build_model, memory_layers_of
-from memory_layers.models.presets import paper_moe
 
 
 def total(name: str, memory: MemoryConfig | None = None) -> int:
@@ -61,6 +62,21 @@ def test_memory_totals_at_134m(kind: str) -> None:
 @pytest.mark.parametrize(("name", "derived"), [("373m", "1.441"), ("720m", "2.316")])
 def test_memory_totals_derived_for_the_other_sizes(name: str, derived: str) -> None:
     assert billions(total(name, PRESETS[name].memory()), 3) == derived
+
+
+def paper_moe(preset: Preset) -> MoeConfig:
+    """The paper's MoE: the fewest full-size experts with more parameters than its `memory`.
+
+    In all blocks, with expert choice. An even number, as all of the paper's are (16, 8, 6, 4),
+    two of which are one more than the fewest. Routers are not counted.
+    """
+    mlp = 3 * preset.hidden_size * preset.to_config().intermediate_size
+    with torch.device("meta"):
+        layer = MemoryLayer(preset.memory(), preset.hidden_size)
+    more = sum(parameter.numel() for parameter in layer.parameters()) - mlp
+    # One is there already. Then as many as do not suffice, and one.
+    fewest = 2 + max(0, more) // (preset.layers * mlp)
+    return MoeConfig(routing="expert_choice", experts=fewest + fewest % 2)
 
 
 def experts_and_routers(name: str) -> tuple[int, int]:

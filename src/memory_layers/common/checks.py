@@ -1,5 +1,7 @@
 """The checks that configurations share."""
 
+import math
+
 
 def check_whole(name: str, value: object, least: int) -> None:
     """Refuse anything but a whole number of at least `least`.
@@ -14,3 +16,18 @@ def check_whole(name: str, value: object, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse anything but a finite number of at least 0.
+
+    Args:
+        name: Argument name for the error.
+        value: What was given.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")

@@ -1,9 +1,9 @@
 """What MemoryConfig and MoeConfig have in common: the blocks they are for, and plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from memory_layers.common.text import did_you_mean
 
@@ -24,16 +24,20 @@ class BlocksConfig:
 
     def __new__(cls, **values: Any) -> Self:  # noqa: ANN401
         """Refuse unknown fields. Nothing is given when pickle makes a copy."""
-        for name in values:
+        cls._refuse_unknown(values)
+        return super().__new__(cls)
+
+    @classmethod
+    def _refuse_unknown(cls, names: Iterable[str]) -> None:
+        known = [field.name for field in fields(cls)]
+        for name in names:
             if name in cls.removed:
                 raise ValueError(
                     f"{name} was removed from {cls.__name__}. hint: {cls.removed[name]}"
                 )
-            known = [field.name for field in fields(cls)]
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(f"{cls.__name__} has no field {name!r}. hint: {hint}")
-        return super().__new__(cls)
 
     def check_layers(self) -> None:
         """Refuse what are no indices of blocks, and make a tuple of a list.
@@ -53,6 +57,19 @@ class BlocksConfig:
                 raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
+
+    def check_choices(self) -> None:
+        """Refuse what is none of a field's choices, or neither true nor false.
+
+        Raises:
+            ValueError: A value is of the wrong kind.
+        """
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} must be one of {choices}, got {value!r}")
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false, got {value!r}")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that get another layer.
@@ -84,6 +101,8 @@ class BlocksConfig:
             ValueError: A field is unknown (the closest name is given), missing or wrong.
         """
         known = {name: value for name, value in values.items() if name not in cls.removed}
+        # First: a field that is misspelled is missing too.
+        cls._refuse_unknown(known)
         for name, example in cls.required.items():
             if name not in known:
                 raise ValueError(f"{cls.__name__} needs `{name}`. hint: {name}: {example}")

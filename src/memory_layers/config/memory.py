@@ -6,9 +6,9 @@ Next: layers/memory.py, the layer that these fields describe.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from memory_layers.common.checks import check_whole
+from memory_layers.common.checks import check_number, check_whole
 from memory_layers.config.blocks import BlocksConfig
 
 Gate = Literal["silu", "sigmoid", "none"]
@@ -16,16 +16,6 @@ Placement = Literal["replace", "beside"]
 QueryNorm = Literal["none", "batch", "layer"]
 Weighing = Literal["softmax", "relu", "sigmoid"]
 Readout = Literal["values", "experts", "linear_experts"]
-
-_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "gate": get_args(Gate),
-        "placement": get_args(Placement),
-        "query_norm": get_args(QueryNorm),
-        "weighing": get_args(Weighing),
-        "readout": get_args(Readout),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -107,18 +97,13 @@ class MemoryConfig(BlocksConfig):
     def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
         self.check_layers()
+        self.check_choices()
         for name in ("sub_keys", "heads", "top_k"):
             check_whole(name, getattr(self, name), 1)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         check_whole("random_slots", self.random_slots, 0)
-        for name in ("share_values", "qk_norm", "sink_slot"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if self.top_k > self.sub_keys:
             raise ValueError(
                 f"top_k must be at most sub_keys = {self.sub_keys}, got {self.top_k}. "
@@ -134,9 +119,8 @@ class MemoryConfig(BlocksConfig):
                 f'sink_slot needs readout "values", got {self.readout!r}: the sink has a value and '
                 "no expert. hint: leave sink_slot out"
             )
-        std = self.value_init_std
-        if std is not None and not (isinstance(std, (int, float)) and 0 <= std < float("inf")):
-            raise ValueError(f"value_init_std must be a finite number >= 0, got {std!r}")
+        if self.value_init_std is not None:
+            check_number("value_init_std", self.value_init_std)
 
     @property
     def num_slots(self) -> int:

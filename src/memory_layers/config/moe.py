@@ -4,20 +4,20 @@ Next: layers/experts.py, the layers that these fields describe.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from memory_layers.common.checks import check_whole
+from memory_layers.common.checks import check_number, check_whole
 from memory_layers.config.blocks import BlocksConfig
 
 Routing = Literal["expert_choice", "token_choice"]
 
-_ROUTINGS = get_args(Routing)
 # Fields that only one routing reads.
-_OWN_FIELDS = {
-    "expert_choice": ("capacity_factor",),
-    "token_choice": ("top_k", "balance_weight"),
+_READ_BY = {
+    "capacity_factor": "expert_choice",
+    "top_k": "token_choice",
+    "balance_weight": "token_choice",
 }
 
 
@@ -53,25 +53,20 @@ class MoeConfig(BlocksConfig):
 
     def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
-        if self.routing not in _ROUTINGS:
-            raise ValueError(f"routing must be one of {_ROUTINGS}, got {self.routing!r}")
+        self.check_choices()
         self.check_layers()
         check_whole("experts", self.experts, 2)
         check_whole("top_k", self.top_k, 1)
         if self.expert_size is not None:
             check_whole("expert_size", self.expert_size, 1)
         for name in ("capacity_factor", "balance_weight"):
+            check_number(name, getattr(self, name))
+        for name, routing in _READ_BY.items():
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-        for field in fields(self):
-            owners = [routing for routing in _ROUTINGS if field.name in _OWN_FIELDS[routing]]
-            value = getattr(self, field.name)
-            if owners and self.routing not in owners and value != field.default:
+            if self.routing != routing and value != getattr(MoeConfig, name):
                 raise ValueError(
-                    f"{field.name} has no effect with routing {self.routing!r}, got {value}. "
-                    f"hint: leave it out, or use routing {owners[0]!r}"
+                    f"{name} has no effect with routing {self.routing!r}, got {value}. "
+                    f"hint: leave it out, or use routing {routing!r}"
                 )
         if self.routing == "token_choice" and self.top_k > self.experts:
             raise ValueError(

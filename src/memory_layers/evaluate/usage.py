@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memory_layers.layers.walk import find_layers
+from memory_layers.layers.walk import memory_layers_of
 
 
 class SlotUsage:
@@ -23,7 +23,7 @@ class SlotUsage:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = list(find_layers(model).values())
+        self._layers = memory_layers_of(model)
         tables = {id(layer.values): layer.values for layer in self._layers}
         self._counts = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from memory_layers.layers.walk import find_layers, find_tables
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.parallel.replicas import average_replicas
 
 
@@ -68,7 +68,7 @@ def sync_tables(model: nn.Module) -> None:
     _refuse_sharded(model)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    if any(layer.query.needs_one_process for layer in find_layers(model).values()):
+    if any(layer.query.needs_one_process for layer in memory_layers_of(model)):
         raise ValueError(
             'query_norm="batch" takes its statistics on one process only. hint: query_norm="layer"'
         )

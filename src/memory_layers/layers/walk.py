@@ -11,9 +11,9 @@ def find_tables(model: nn.Module) -> dict[str, ValueTable]:
     return {n: module for n, module in model.named_modules() if isinstance(module, ValueTable)}
 
 
-def find_layers(model: nn.Module) -> dict[str, MemoryLayer]:
-    """Return the memory layers of a model by name."""
-    return {n: module for n, module in model.named_modules() if isinstance(module, MemoryLayer)}
+def memory_layers_of(model: nn.Module) -> list[MemoryLayer]:
+    """Return the memory layers of a model in the order of its blocks."""
+    return [module for module in model.modules() if isinstance(module, MemoryLayer)]
 
 
 def freeze_keys(model: nn.Module) -> None:
@@ -21,6 +21,6 @@ def freeze_keys(model: nn.Module) -> None:
 
     No slot is then learned to be found. Call it before the optimizer is built.
     """
-    for layer in find_layers(model).values():
+    for layer in memory_layers_of(model):
         layer.query.requires_grad_(False)
         layer.keys.requires_grad_(False)

@@ -5,16 +5,11 @@ It also registers the memory models with transformers' Auto classes.
 
 from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.layers import fuse_for_inference
-from memory_layers.layers.walk import freeze_keys
+from memory_layers.layers.walk import freeze_keys, memory_layers_of
 from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
 from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import build_model
-from memory_layers.models.surgery import (
-    add_experts,
-    add_memory,
-    memory_layers_of,
-    remove_memory,
-)
+from memory_layers.models.surgery import add_experts, add_memory, remove_memory
 
 register_families()
 

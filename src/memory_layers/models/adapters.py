@@ -7,7 +7,6 @@ child of a block, and a digest of each weight of the base, by which another base
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from memory_layers.common.files import replacing
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.read import build_tables
+from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import backbone_of, family_of, memory_config
 from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
-from memory_layers.models.surgery import ModelT, add_memory, memory_layers_of
+from memory_layers.models.surgery import ModelT, add_memory
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
 _KEYS = ("memory_format", "memory", "target_module", "base", "head")
@@ -45,15 +45,15 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         UserError: The model has no memory, or its tables are sharded.
     """
-    config, family, found = _config_of(model), family_of(model), _split(model)
-    weights = {name: tensor.detach().contiguous() for name, tensor in found.memory.items()}
+    config, family, (memory, base) = _config_of(model), family_of(model), _split(model)
+    weights = {name: tensor.detach().contiguous() for name, tensor in memory.items()}
     _check_shapes(weights, _shapes(model, config, family), "the model's memory, is it sharded?")
     description = {
         "memory_format": FORMAT_VERSION,
         "memory": config.to_dict(),
         "value_dtype": model.config.value_dtype,
         "target_module": family.mlp,
-        "base": {name: _digest(tensor) for name, tensor in found.base.items()},
+        "base": {name: _digest(tensor) for name, tensor in base.items()},
         "head": _head_digest(model),
     }
     files = Path(folder) / WEIGHTS, Path(folder) / DESCRIPTION
@@ -91,7 +91,7 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
         f"{family.blocks}.{layer}.{child}."
         for layer in (config.layers if config.placement == "replace" else ())
     )
-    found = {k: t for k, t in _split(model).base.items() if not k.startswith(replaced)}
+    found = {k: t for k, t in _split(model)[1].items() if not k.startswith(replaced)}
     problem = _difference(found, description["base"])
     heads = {_head_digest(model), description["head"]} - {None}
     if problem is None and len(heads) > 1:
@@ -113,7 +113,7 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
         value_dtype = None if dtype in (None, "model") else getattr(torch, dtype)
         add_memory(model, config, target_module=child, value_dtype=value_dtype)
     with torch.no_grad():
-        for name, tensor in _split(model).memory.items():
+        for name, tensor in _split(model)[0].items():
             tensor.copy_(weights[name])
     return model
 
@@ -126,32 +126,25 @@ def freeze_all_but_memory(model: ModelT) -> ModelT:
     """
     _config_of(model)
     model.requires_grad_(False)
-    for tensor in _split(model).memory.values():
+    for tensor in _split(model)[0].values():
         tensor.requires_grad_(isinstance(tensor, nn.Parameter))
     return model
 
 
-@dataclass(frozen=True)
-class _Split:
-    """Parameters and buffers of a backbone by name: memory, and the rest as the base names it."""
-
-    memory: dict[str, Tensor]
-    base: dict[str, Tensor]
-
-
-def _split(model: PreTrainedModel) -> _Split:
+def _split(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return parameters and buffers of a backbone: memory, and the rest as the base names it."""
     backbone = backbone_of(model)
     kinds = {name: type(module) for name, module in backbone.named_modules()}
     ours = tuple(f"{name}." for name, kind in kinds.items() if issubclass(kind, _MEMORY))
     beside = [f"{name}." for name, kind in kinds.items() if issubclass(kind, MemoryBeside)]
-    split = _Split({}, {})
+    memory, base = {}, {}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
         if name.startswith(ours):
-            split.memory[name] = tensor
+            memory[name] = tensor
             continue
         outer = next((prefix for prefix in beside if name.startswith(prefix)), "")
-        split.base[outer + name.removeprefix(f"{outer}mlp.") if outer else name] = tensor
-    return split
+        base[outer + name.removeprefix(f"{outer}mlp.") if outer else name] = tensor
+    return memory, base
 
 
 def _config_of(model: PreTrainedModel) -> MemoryConfig:

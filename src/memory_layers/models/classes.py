@@ -6,7 +6,6 @@ the Auto classes work as for any other model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partialmethod
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -31,7 +30,14 @@ from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
 from memory_layers.layers.keys import ProductKeys
 from memory_layers.layers.query import QueryProjection
 from memory_layers.layers.read import SinkValue, build_tables
-from memory_layers.models.families import FAMILIES, Family, find_family, load_class
+from memory_layers.models.families import (
+    FAMILIES,
+    Family,
+    FamilyClasses,
+    base_classes,
+    find_family,
+    load_class,
+)
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
 
 _OWN_MODULES = (
@@ -64,10 +70,8 @@ class MemoryModelMixin(PreTrainedModel):
         if config.memory is not None and config.moe is not None:
             raise UserError("config.memory and config.moe are both set. hint: remove one")
         backbone, family = backbone_of(self), self.memory_family
-        if config.memory is not None:
-            install_memory(backbone, memory_config(config), family, value_dtype_of(config))
-        else:
-            install_experts(backbone, MoeConfig.from_dict(config.moe), family)
+        added = memory_config(config) if config.moe is None else MoeConfig.from_dict(config.moe)
+        install(backbone, added, family, value_dtype_of(config))
         if backbone is not self:
             backbone.__class__ = memory_classes(family).backbone
         self.post_init()
@@ -115,27 +119,13 @@ class MemoryModelMixin(PreTrainedModel):
         return _blank, (self.memory_family, self._part), self.__dict__
 
 
-@dataclass(frozen=True)
-class MemoryClasses:
-    """The generated classes of one family. A family without a head has none with one."""
-
-    config: type[PreTrainedConfig]
-    backbone: type[PreTrainedModel]
-    causal_lm: type[PreTrainedModel] | None
-
-    def all(self) -> tuple[type, ...]:
-        """Return those that there are: config, backbone, causal LM."""
-        head = () if self.causal_lm is None else (self.causal_lm,)
-        return (self.config, self.backbone, *head)
-
-
 @cache
-def memory_classes(family: Family) -> MemoryClasses:
+def memory_classes(family: Family) -> FamilyClasses:
     """Generate the classes of a family, once."""
-    base = load_class(family.config)
+    bases = base_classes(family)
     body: dict[str, Any] = {
-        "__doc__": f"{base.__name__} with `memory` or `moe`, the fields of a MemoryConfig or "
-        "MoeConfig, and `value_dtype`, the type of the value tables where it is not `dtype`.",
+        "__doc__": f"{bases.config.__name__} with `memory` or `moe`, the fields of a MemoryConfig "
+        "or MoeConfig, and `value_dtype`, the type of the value tables where it is not `dtype`.",
         "__module__": __name__,
         "__reduce__": partialmethod(_reduce_config, family),
         "__annotations__": {
@@ -150,10 +140,12 @@ def memory_classes(family: Family) -> MemoryClasses:
         "value_dtype": None,
         "memory_format": FORMAT_VERSION,
     }
-    config = type(f"Memory{base.__name__}", (base,), body)
+    config = type(f"Memory{bases.config.__name__}", (bases.config,), body)
 
-    def model(part: str) -> type[PreTrainedModel]:
-        base = load_class(getattr(family, part))
+    def model(part: str) -> Any:  # noqa: ANN401
+        base = getattr(bases, part)
+        if base is None:
+            return None
         body: dict[str, Any] = {
             "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its "
             "config names.",
@@ -164,8 +156,7 @@ def memory_classes(family: Family) -> MemoryClasses:
         }
         return type(f"Memory{base.__name__}", (MemoryModelMixin, base), body)
 
-    head = None if family.causal_lm is None else model("causal_lm")
-    return MemoryClasses(config, model("backbone"), head)
+    return FamilyClasses(config, model("backbone"), model("causal_lm"))
 
 
 def memory_config(config: Any) -> MemoryConfig:  # noqa: ANN401
@@ -231,14 +222,14 @@ def register_family(family: Family) -> None:
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
 
 
-def install_memory(
+def install(
     backbone: PreTrainedModel,
-    config: MemoryConfig,
+    config: MemoryConfig | MoeConfig,
     family: Family,
-    value_dtype: torch.dtype | None,
+    value_dtype: torch.dtype | None = None,
     place: Callable[[nn.Module], None] = lambda module: None,
 ) -> None:
-    """Put memory layers into the blocks of a backbone, and shared tables on the backbone.
+    """Put memory layers or experts into the blocks of a backbone, and shared tables on it.
 
     Args:
         backbone: The model without its head.
@@ -249,50 +240,41 @@ def install_memory(
             is no room for one, the backbone is as it was.
 
     Raises:
-        UserError: A layer index is not below the number of blocks.
+        UserError: The config of the model does not say how wide its blocks are, as experts need.
+        ValueError: A layer index is not below the number of blocks.
     """
-    blocks = family.blocks_of(backbone)
+    blocks, base = family.blocks_of(backbone), backbone.config
     chosen = config.chosen_layers(len(blocks))
-    model_dim = backbone.config.hidden_size
-    tables = build_tables(config, model_dim, value_dtype) if config.share_values else {}
-    owner = backbone if config.share_values else None
-    layers = [MemoryLayer(config, model_dim, owner=owner, value_dtype=value_dtype) for _ in chosen]
+    layers: list[Any]
+    tables: dict[str, ValueTable] = {}
+    if isinstance(config, MoeConfig):
+        width = getattr(base, "intermediate_size", None)
+        if width is None:
+            raise UserError(
+                "experts are as wide as feed-forward blocks, and the config of "
+                f"{family.model_type} has no intermediate_size. "
+                "hint: take a family that has one, such as llama"
+            )
+        std = base.initializer_range
+        layers = [routed_experts(config, base.hidden_size, width, std) for _ in chosen]
+    else:
+        if config.share_values:
+            tables = build_tables(config, base.hidden_size, value_dtype)
+        owner = backbone if config.share_values else None
+        layers = [
+            MemoryLayer(config, base.hidden_size, owner=owner, value_dtype=value_dtype)
+            for _ in chosen
+        ]
     for module in (*tables.values(), *layers):
         place(module)
     for name, table in tables.items():
         backbone.add_module(name, table)
-    for index, memory in zip(chosen, layers, strict=True):
+    for index, layer in zip(chosen, layers, strict=True):
         block = blocks[index]
-        if config.placement == "beside":
-            setattr(block, family.mlp, MemoryBeside(getattr(block, family.mlp), memory))
-        else:
-            setattr(block, family.mlp, memory)
-
-
-def install_experts(backbone: PreTrainedModel, config: MoeConfig, family: Family) -> None:
-    """Put a mixture of experts into the blocks of a backbone that a config names.
-
-    Args:
-        backbone: The model without its head.
-        config: Sizes and choices.
-        family: Where the blocks are.
-
-    Raises:
-        UserError: A layer index is not below the number of blocks, or the config of the model
-            does not say how wide those are.
-    """
-    blocks, base = family.blocks_of(backbone), backbone.config
-    if getattr(base, "intermediate_size", None) is None:
-        raise UserError(
-            "experts are as wide as feed-forward blocks, and the config of "
-            f"{family.model_type} has no intermediate_size. "
-            "hint: take a family that has one, such as llama"
-        )
-    for index in config.chosen_layers(len(blocks)):
-        experts = routed_experts(
-            config, base.hidden_size, base.intermediate_size, base.initializer_range
-        )
-        setattr(blocks[index], family.mlp, experts)
+        if isinstance(config, MemoryConfig) and config.placement == "beside":
+            layer = MemoryBeside(getattr(block, family.mlp), layer)  # noqa: PLW2901
+            layer.training = backbone.training
+        setattr(block, family.mlp, layer)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from memory_layers.common.errors import UserError
 
@@ -144,16 +144,32 @@ def _refuse_more_inputs(child: nn.Module, target_module: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class FamilyClasses:
+    """The classes of a family itself, or those generated with memory. Some have no head."""
+
+    config: type[PreTrainedConfig]
+    backbone: type[PreTrainedModel]
+    causal_lm: type[PreTrainedModel] | None
+
+    def all(self) -> tuple[type, ...]:
+        """Return those that there are: config, backbone, causal LM."""
+        head = () if self.causal_lm is None else (self.causal_lm,)
+        return (self.config, self.backbone, *head)
+
+
+def base_classes(family: Family) -> FamilyClasses:
+    """Return the classes of transformers, or of a user, that a family names."""
+    head = None if family.causal_lm is None else load_class(family.causal_lm)
+    return FamilyClasses(load_class(family.config), load_class(family.backbone), head)
+
+
 def is_of(model: PreTrainedModel, family: Family) -> bool:
     """Say whether the classes of a plain model are those of a family, not derived from them."""
-    backbone = model.base_model
-    if (type(model.config), type(backbone)) != (
-        load_class(family.config), load_class(family.backbone)
-    ):  # fmt: skip
+    backbone, classes = model.base_model, base_classes(family)
+    if (type(model.config), type(backbone)) != (classes.config, classes.backbone):
         return False
-    return model is backbone or (
-        family.causal_lm is not None and type(model) is load_class(family.causal_lm)
-    )
+    return model is backbone or type(model) is classes.causal_lm
 
 
 def load_class(path: str) -> Any:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Models of a preset, untrained, and the baseline that is sized after one."""
+"""Models of a preset, untrained."""
 
 from dataclasses import replace
 
@@ -7,28 +7,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.config.presets import Preset
-from memory_layers.layers import MemoryLayer
 from memory_layers.models.surgery import add_experts, add_memory
-
-
-def paper_moe(preset: Preset, sub_keys: int = 1024) -> MoeConfig:
-    """Return the paper's MoE: the fewest full-size experts with more parameters than `memory`.
-
-    In all blocks, with expert choice. An even number, as all of the paper's are (16, 8, 6, 4),
-    two of which are one more than the fewest. Routers are not counted.
-
-    Args:
-        preset: The base model.
-        sub_keys: M of the memory whose total counts.
-    """
-    config = preset.to_config()
-    mlp = 3 * preset.hidden_size * config.intermediate_size
-    with torch.device("meta"):
-        layer = MemoryLayer(preset.memory(sub_keys), preset.hidden_size)
-    more = sum(parameter.numel() for parameter in layer.parameters()) - mlp
-    # One is there already. Then as many as do not suffice, and one.
-    fewest = 2 + max(0, more) // (preset.layers * mlp)
-    return MoeConfig(routing="expert_choice", experts=fewest + fewest % 2)
 
 
 def build_model(

@@ -13,21 +13,21 @@ from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
-from memory_layers.layers.walk import find_layers
+from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import (
     backbone_of,
     family_of,
-    install_experts,
-    install_memory,
+    install,
     memory_classes,
     register_family,
 )
 from memory_layers.models.families import (
     Family,
+    FamilyClasses,
+    base_classes,
     family_by_child,
     find_family,
     is_of,
-    load_class,
 )
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -68,26 +68,8 @@ def add_memory(
             f"value_dtype must be torch.float32, torch.bfloat16 or None, got {value_dtype!r}"
         )
     family = _family_of_plain(model, target_module)
-    backbone = backbone_of(model)
-    reference = next(backbone.parameters())
-    config.resolved(backbone.config.hidden_size)
-
-    stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
-    changed = _changed_config(model, family, memory=config.to_dict(), value_dtype=stored)
-
-    def place(module: nn.Module) -> None:
-        module.train(backbone.training)
-        # Not a layer as a whole: it may own its tables, whose type is a choice of its own.
-        for part in [module] if isinstance(module, ValueTable) else module.children():
-            dtype = value_dtype if isinstance(part, ValueTable) else None
-            part.to(device=reference.device, dtype=dtype or reference.dtype)
-
-    install_memory(backbone, config, family, value_dtype, place)
-    for module in backbone.modules():
-        if isinstance(module, MemoryBeside):
-            module.training = backbone.training
-    _change_class(model, family, changed)
-    return model
+    config.resolved(backbone_of(model).config.hidden_size)
+    return _add(model, config, family, value_dtype)
 
 
 def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
@@ -105,16 +87,7 @@ def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
         UserError: The family is not supported, the model has memory or experts already, or a
             layer index is not below the number of blocks.
     """
-    family = _family_of_plain(model)
-    backbone = backbone_of(model)
-    reference = next(backbone.parameters())
-    changed = _changed_config(model, family, moe=config.to_dict())
-    install_experts(backbone, config, family)
-    for module in backbone.modules():
-        if isinstance(module, RoutedExperts):
-            module.to(device=reference.device, dtype=reference.dtype).train(backbone.training)
-    _change_class(model, family, changed)
-    return model
+    return _add(model, config, _family_of_plain(model))
 
 
 def remove_memory(model: ModelT) -> ModelT:
@@ -145,22 +118,41 @@ def remove_memory(model: ModelT) -> ModelT:
     for name, child in list(backbone.named_children()):
         if isinstance(child, ValueTable):
             delattr(backbone, name)
-    values = model.config.to_dict()
-    own = ("model_type", "memory", "moe", "value_dtype", "memory_format")
-    for name in (*own, "auto_map", "architectures"):
-        values.pop(name, None)
-    is_backbone = backbone is model
-    _set_config(model, _config_of(model, load_class(family.config), values))
-    backbone.__class__ = load_class(family.backbone)
-    if not is_backbone:
-        assert family.causal_lm is not None
-        model.__class__ = load_class(family.causal_lm)
+    own = ("memory", "moe", "value_dtype", "memory_format", "auto_map", "architectures")
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    classes = base_classes(family)
+    _become(model, classes, _config_of(model, classes, fields))
     return model
 
 
-def memory_layers_of(model: PreTrainedModel) -> list[MemoryLayer]:
-    """Return the memory layers of a model in the order of its blocks."""
-    return list(find_layers(model).values())
+def _add(
+    model: ModelT,
+    config: MemoryConfig | MoeConfig,
+    family: Family,
+    value_dtype: torch.dtype | None = None,
+) -> ModelT:
+    backbone, classes = backbone_of(model), memory_classes(family)
+    reference = next(backbone.parameters())
+    kind = "memory" if isinstance(config, MemoryConfig) else "moe"
+    stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
+    fields = {**model.config.to_dict(), kind: config.to_dict(), "value_dtype": stored}
+    changed = _config_of(model, classes, fields)
+
+    def place(module: nn.Module) -> None:
+        module.train(backbone.training)
+        # Not a layer as a whole: it may own its tables, whose type is a choice of its own.
+        for part in [module] if isinstance(module, ValueTable) else module.children():
+            dtype = value_dtype if isinstance(part, ValueTable) else None
+            part.to(device=reference.device, dtype=dtype or reference.dtype)
+
+    install(backbone, config, family, value_dtype, place)
+    # What transformers renamed and joined when it loaded the base. It would undo that when it
+    # saves, and not do it again when it loads the folder, whose model type it does not know.
+    for part in (model, backbone):
+        if getattr(part, "_weight_conversions", None) is not None:
+            setattr(part, "_weight_conversions", None)  # noqa: B010  (not a parameter or module)
+    _become(model, classes, changed)
+    return model
 
 
 def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -> Family:
@@ -186,38 +178,23 @@ def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -
     return family
 
 
-def _change_class(model: PreTrainedModel, family: Family, config: PreTrainedConfig) -> None:
-    """Make a model an instance of the family's memory class, with another config."""
-    classes, backbone = memory_classes(family), backbone_of(model)
-    is_backbone = backbone is model
-    _set_config(model, config)
-    # What transformers renamed and joined when it loaded the base. It would undo that when it
-    # saves, and not do it again when it loads the folder, whose model type it does not know.
-    for part in (model, backbone):
-        if getattr(part, "_weight_conversions", None) is not None:
-            setattr(part, "_weight_conversions", None)  # noqa: B010  (not a parameter or module)
-    backbone.__class__ = classes.backbone
-    if not is_backbone:
-        assert classes.causal_lm is not None
-        model.__class__ = classes.causal_lm
-
-
-def _changed_config(model: PreTrainedModel, family: Family, **fields: object) -> PreTrainedConfig:
-    """Return the config of a model as one of the family with memory, with more fields."""
-    values = {**model.config.to_dict(), **fields}
-    values.pop("model_type", None)
-    return _config_of(model, memory_classes(family).config, values)
-
-
-def _config_of(model: PreTrainedModel, cls: type, values: dict[str, Any]) -> PreTrainedConfig:
+def _config_of(
+    model: PreTrainedModel, classes: FamilyClasses, fields: dict[str, Any]
+) -> PreTrainedConfig:
+    """Return a config of these classes with some fields of a model's, or others."""
+    fields = {name: value for name, value in fields.items() if name != "model_type"}
     # to_dict leaves the attention implementation out, and without it no mask is made.
-    values["attn_implementation"] = model.config._attn_implementation  # noqa: SLF001
-    return cls(**values)
+    fields["attn_implementation"] = model.config._attn_implementation  # noqa: SLF001
+    return classes.config(**fields)
 
 
-def _set_config(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Give a model and all modules that share its config a new one."""
-    old = model.config
+def _become(model: PreTrainedModel, classes: FamilyClasses, config: PreTrainedConfig) -> None:
+    """Make a model an instance of these classes, and give it and its modules another config."""
+    backbone, old = backbone_of(model), model.config
     for module in model.modules():
         if getattr(module, "config", None) is old:
             setattr(module, "config", config)  # noqa: B010  (not a parameter or module)
+    if backbone is not model:
+        assert classes.causal_lm is not None
+        model.__class__ = classes.causal_lm
+    backbone.__class__ = classes.backbone

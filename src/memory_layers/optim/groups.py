@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from memory_layers.layers.values import table_of
 from memory_layers.layers.walk import find_tables
 
 
@@ -18,19 +19,22 @@ def groups_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         model: With or without memory layers.
         weight_decay: Of matrices.
     """
-    tables = [table for table in find_tables(model).values() if table.weight.requires_grad]
-    for table in tables:
+    for table in find_tables(model).values():
         table.mark_weight()
-    weights = {id(table.weight): table.weight for table in tables}
-    dense = [p for p in model.parameters() if p.requires_grad and id(p) not in weights]
-    of_heads = ("keys.gain", "keys.sink_key")
-    vectors = {id(p) for name, p in model.named_parameters() if name.endswith(of_heads)}
-    decayed = [p for p in dense if p.dim() >= 2 and id(p) not in vectors]
-    plain = [p for p in dense if p.dim() < 2 or id(p) in vectors]
+    decayed, plain, tables = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if table_of(parameter) is not None:
+            tables.append(parameter)
+        elif parameter.dim() < 2 or name.endswith(("keys.gain", "keys.sink_key")):
+            plain.append(parameter)
+        else:
+            decayed.append(parameter)
     groups: list[dict[str, Any]] = [
         *({"params": same, "weight_decay": weight_decay} for same in by_mesh(decayed)),
         *({"params": same, "weight_decay": 0.0} for same in by_mesh(plain)),
-        {"params": list(weights.values())},
+        {"params": tables},
     ]
     return [group for group in groups if group["params"]]
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from memory_layers.layers.walk import find_layers, find_tables
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.models import backbone_of
 from memory_layers.models.classes import family_of
 from memory_layers.models.initialize import materialize
@@ -39,7 +39,7 @@ def shard_memory(
         ValueError: A table leaves sparse gradients, there are more ranks than columns, or
             queries are normalised over a batch.
     """
-    for layer in find_layers(model).values():
+    for layer in memory_layers_of(model):
         if layer.query.needs_one_process:
             raise ValueError(
                 'query_norm "batch" works on one process: each rank would normalise by the '

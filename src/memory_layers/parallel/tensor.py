@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryBeside, MemoryLayer
-from memory_layers.layers.walk import find_layers
+from memory_layers.layers.walk import memory_layers_of
 from memory_layers.parallel.config import divisors
 
 
@@ -110,7 +110,7 @@ def reduce_shared_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
         model: After the last backward pass of a step.
         mesh: One axis, the tensor group.
     """
-    for layer in find_layers(model).values():
+    for layer in memory_layers_of(model):
         tables = {id(table.weight) for table in layer.tables}
         for parameter in layer.parameters():
             grad = parameter.grad

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from memory_layers.layers.walk import find_layers, find_tables
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.models import backbone_of, build_model
 from memory_layers.models.classes import family_of
 from memory_layers.parallel.apply import fsdp_axis
@@ -65,7 +65,7 @@ def parameters_of(job: Job) -> list[Parameter]:
         for parameter in block.parameters()
     }
     values = _ids(find_tables(model).values())
-    in_memory = _ids(find_layers(model).values())
+    in_memory = _ids(memory_layers_of(model))
     matrices = _ids(module for module in model.modules() if isinstance(module, torch.nn.Linear))
     axes = {"colwise": 0, "rowwise": 1}
     plan = job.shape.base_model_tp_plan or {}
