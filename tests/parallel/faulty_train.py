@@ -11,7 +11,7 @@ import sys
 import time
 
 from memory_layers.cli import main
-from memory_layers.train import storage
+from memory_layers.train import checkpoint
 from memory_layers.train.loop import _Run
 
 RANK = int(os.environ["RANK"])
@@ -42,7 +42,7 @@ def stop_torchrun(run, step, stop):
     return take_step(run, step, stop)
 
 
-write_data = storage.Writer.write_data
+write_data = checkpoint._Writer.write_data
 take_step = _Run._step
 fault = dict(enumerate(os.environ["FAULTS"].split(","))).get(
     int(os.environ["TORCHELASTIC_RESTART_COUNT"])
@@ -57,5 +57,5 @@ elif fault == "stop":
 elif RANK == 1 and fault == "hang":
     _Run._step = hang
 elif RANK == 1 and fault in ("full", "kill"):
-    storage.Writer.write_data = full_disk if fault == "full" else killed_in_save
+    checkpoint._Writer.write_data = full_disk if fault == "full" else killed_in_save
 sys.exit(main(["train", *sys.argv[1:]]))

@@ -10,12 +10,13 @@ from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.flops import shape_of
-from memory_layers.train.checkpoint import check_folder, claim_folder
 from memory_layers.train.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
+    check_folder,
+    claim_folder,
     load_run,
 )
 from memory_layers.train.loop import make_optimizer

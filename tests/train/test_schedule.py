@@ -2,13 +2,14 @@
 
 import pytest
 
-from memory_layers.train.schedule import rate
+from memory_layers.train.config import OptimConfig
 
 STEPS, WARMUP = 100, 10
 
 
 def rates(schedule: str, warmup: int = WARMUP, end_ratio: float = 0.1) -> list[float]:
-    return [rate(schedule, step, STEPS, warmup, end_ratio) for step in range(STEPS)]
+    optim = OptimConfig(warmup_steps=warmup, end_ratio=end_ratio)
+    return [optim.rate(schedule, step, STEPS) for step in range(STEPS)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -44,5 +45,6 @@ def test_constant_stays() -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (5, 5), (5, 50), (2, 1)])
 def test_short_runs(schedule: str, steps: int, warmup: int) -> None:
-    found = [rate(schedule, step, steps, warmup, 0.1) for step in range(steps)]
+    optim = OptimConfig(warmup_steps=warmup, end_ratio=0.1)
+    found = [optim.rate(schedule, step, steps) for step in range(steps)]
     assert all(0 < value <= 1 for value in found)

@@ -31,8 +31,7 @@ from memory_layers.study.outcome import (
     record_exit,
     recorded_failures,
 )
-from memory_layers.train.checkpoint import claim_folder
-from memory_layers.train.config import RunConfig
+from memory_layers.train.config import RunConfig, claim_folder
 from memory_layers.train.interrupt import StopSignal
 
 SECONDS_BETWEEN_LOOKS = 0.5

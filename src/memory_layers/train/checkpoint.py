@@ -11,24 +11,29 @@ It is the same for one process and for many, and loads on any number of them.
 
 import copy
 import io
-import json
+import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.staging import AsyncStager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import publish, write_json
+from memory_layers.common.files import publish, require_space
 from memory_layers.optim import MemoryAdamW
-from memory_layers.train.config import RunConfig, upgraded
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -37,22 +42,17 @@ from memory_layers.train.state import (
     optimizer_tensors,
     table_numbers,
 )
-from memory_layers.train.storage import (
-    Writer,
-    not_written,
-    read_metadata,
-    read_plain,
-    read_tensors,
-    reason_of,
-    start_write,
-)
 
 FORMAT = 2
 STATE_FILE = "state.pt"
 
+# What reading a damaged file of torch or pickle raises.
+_DAMAGED = (
+    OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+    ImportError, AssertionError, pickle.UnpicklingError, dcp.api.CheckpointException,
+)  # fmt: skip
+
 _NAME = re.compile(r"step-(\d{8})")
-# Settings of how a run is computed, not of what: they may change when it is resumed.
-_FREE = ("parallel",)
 
 
 class Checkpoints:
@@ -137,7 +137,14 @@ class Checkpoints:
             **model_tensors(model, self.block_bytes),
             **optimizer_tensors(model, optimizer, self.block_bytes),
         }
-        self._saving = folder, start_write(tensors, Writer(part, complete), self._group)
+        _expect_one_process()
+        future: Any = dcp.async_save(
+            tensors,
+            storage_writer=_Writer(part, complete),
+            process_group=self._group,
+            async_stager=_CopyToCpu(),
+        )
+        self._saving = folder, future
 
     def wait(self) -> None:
         """Wait for the end of the save in the background, if there is one.
@@ -155,7 +162,7 @@ class Checkpoints:
             return
         if self._leads:
             shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
-        raise not_written(folder, reason_of(error)) from error
+        raise not_written(folder, _reason_of(error)) from error
 
     def load_newest(
         self, model: PreTrainedModel, optimizer: MemoryAdamW
@@ -199,7 +206,7 @@ def load_checkpoint(
         **optimizer_tensors(model, optimizer, state["block_bytes"]),
     }
     check_fit(folder, tensors, metadata)
-    read_tensors(folder, tensors, metadata, group)
+    read_tensors(folder, tensors, group)
     torch.set_rng_state(state["rng"])
     return state["step"], state["counters"]
 
@@ -226,54 +233,6 @@ def read_state(folder: Path) -> Mapping[str, Any]:
     return state
 
 
-def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
-    """Refuse a folder that holds another run, and change nothing.
-
-    Args:
-        out: Folder of the run, which need not be there yet.
-        config: The run.
-        longer: Accept a run that differs in nothing but fewer train.steps.
-
-    Returns:
-        The steps that the run in the folder was to take, those of `config` if there is none.
-
-    Raises:
-        UserError: Another configuration has run there. The differing fields are named.
-    """
-    path = out / "config.json"
-    if not path.is_file():
-        return config.train.steps
-    old, new = upgraded(json.loads(path.read_text("utf-8"))), _values(config)
-    planned = old["train"]["steps"]
-    if longer and planned < config.train.steps:
-        new["train"]["steps"] = planned
-    if differing := _differences(old, new):
-        raise UserError(
-            f"{out} holds a run with another configuration: {'; '.join(differing)}. "
-            "hint: choose another --out, or delete the folder"
-        )
-    return planned
-
-
-def claim_folder(out: Path, config: RunConfig, *, longer: bool = False) -> None:
-    """Make the folder of a run, or check that the run in it is this one.
-
-    In a process group, rank 0 alone calls this.
-
-    Args:
-        out: Folder of the run.
-        config: The run.
-        longer: As for `check_folder`. The folder then holds the longer run.
-
-    Raises:
-        UserError: Another configuration has run there. The differing fields are named.
-    """
-    planned = check_folder(out, config, longer=longer)
-    path = out / "config.json"
-    if not path.is_file() or planned < config.train.steps:
-        write_json(path, _values(config))
-
-
 def _model_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """Return the files of a model folder that are not weights, by name."""
     config = copy.deepcopy(model.config)
@@ -294,21 +253,133 @@ def _packed(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _values(config: RunConfig) -> dict[str, Any]:
-    values = json.loads(json.dumps(asdict(config)))
-    # What is left out of a config may mean something else in another version of this package.
-    values["optim"]["value_lr"] = config.optim.peak_value_lr
-    return values
+def read_metadata(folder: Path) -> Metadata:
+    """Read what a checkpoint holds, and check that its files are there in full length.
+
+    Raises:
+        OSError: It is damaged. Says which file.
+    """
+    try:
+        metadata = dcp.FileSystemReader(folder).read_metadata()
+        stored = list(metadata.storage_data.values())
+    except _DAMAGED as error:
+        raise damaged(folder, folder / ".metadata", error) from error
+    ends: dict[str, int] = {}
+    for info in stored:
+        end = info.offset + info.length
+        ends[info.relative_path] = max(end, ends.get(info.relative_path, 0))
+    for name, end in ends.items():
+        file = folder / name
+        if not file.is_file():
+            raise damaged(folder, file, "it is missing")
+        if file.stat().st_size < end:
+            raise damaged(folder, file, f"it has {file.stat().st_size} of {end} bytes")
+    return metadata
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
-    if old == new or where in _FREE:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*new, *(name for name in old if name not in new)]
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
-        ]
-    return [f"{where} was {old!r}, is {new!r}"]
+def read_tensors(
+    folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None
+) -> None:
+    """Load tensors in place, whatever number of ranks has written them.
+
+    Args:
+        folder: A checkpoint.
+        tensors: Tensors and DTensors by name, changed in place.
+        group: All its ranks call this. None: this process is alone.
+
+    Raises:
+        OSError: The checkpoint is damaged.
+    """
+    _expect_one_process()
+    try:
+        dcp.load(
+            tensors,
+            storage_reader=dcp.FileSystemReader(folder),
+            # Nothing is nested here, and a DTensor is one entry.
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+            no_dist=group is None,
+        )
+    except _DAMAGED as error:
+        raise damaged(folder, folder, _reason_of(error)) from error
+
+
+def read_plain(file: Path) -> Mapping[str, Any]:
+    """Read numbers and tensors that torch.save wrote.
+
+    Raises:
+        OSError: The file is damaged or missing.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise damaged(file.parent, file, error) from error
+
+
+def damaged(folder: Path, file: Path, reason: object) -> OSError:
+    """Return an error that says which file is damaged and what to do."""
+    return OSError(
+        f"{file} cannot be read: {reason}. hint: the checkpoint is damaged, delete {folder} to "
+        "resume from the one before"
+    )
+
+
+def not_written(folder: Path, reason: object) -> OSError:
+    """Return an error that says that a folder could not be written, and what to do."""
+    return OSError(
+        f"could not write {folder}: {reason}. Checkpoints written before are intact. "
+        "hint: free disk space and run the same command again"
+    )
+
+
+def _reason_of(error: BaseException) -> str:
+    """Return what went wrong, and on which rank if there are several."""
+    if not isinstance(error, dcp.api.CheckpointException):
+        return str(error) or type(error).__name__
+    return "; ".join(
+        f"rank {rank}: " * dist.is_initialized() + (str(failure) or type(failure).__name__)
+        for rank, (failure, _) in error.failures.items()
+    )
+
+
+def _expect_one_process() -> None:
+    """Silence DCP's warning of having no process group, also in the thread that saves."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Write the shards and the metadata to `part`, then call `complete` on the coordinator.
+
+    What goes wrong there is raised on all ranks.
+    """
+
+    def __init__(self, part: Path, complete: Callable[[], None]) -> None:
+        super().__init__(part)
+        self._complete = complete
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Check that there is room. Runs on the coordinator, which knows what all ranks write."""
+        require_space(
+            Path(self.path), sum(i.tensor_storage_size() or 0 for p in plans for i in p.items)
+        )
+        return super().prepare_global_plan(plans)
+
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        """Write the metadata. Runs on the coordinator, when all ranks have written."""
+        super().finish(metadata, results)
+        self._complete()
+
+
+class _CopyToCpu(AsyncStager):
+    """Copy everything at once, so that what is written later is of the step of the save."""
+
+    _synchronize_after_execute = False
+
+    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
+
+    def synchronize_staging(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

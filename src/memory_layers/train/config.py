@@ -1,10 +1,13 @@
 """RunConfig: everything a training run depends on, as nested dataclasses read from YAML."""
 
+import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import write_json
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.config.presets import PRESETS, Preset
@@ -12,6 +15,8 @@ from memory_layers.data.config import DataConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
+# Settings of how a run is computed, not of what: they may change when it is resumed.
+_FREE = ("parallel",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +114,23 @@ class OptimConfig:
     def peak_value_lr(self) -> float:
         """The peak learning rate of the value table, also where none is given."""
         return VALUE_LR_RATIO * self.lr if self.value_lr is None else self.value_lr
+
+    def rate(self, schedule: Schedule, step: int, steps: int) -> float:
+        """Return the learning rate of a step, as a share of its peak.
+
+        Args:
+            schedule: Shape of the fall after the warm-up.
+            step: Counted from 0.
+            steps: Of the whole run.
+        """
+        warmup = self.warmup_steps
+        if step < warmup:
+            return (step + 1) / warmup
+        if schedule == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+        fall = done if schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+        return 1.0 + (self.end_ratio - 1.0) * fall
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
@@ -265,12 +287,56 @@ def load_run(path: Path) -> RunConfig:
     return from_dict(RunConfig, read_yaml(path), str(path))
 
 
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a run as this version has them, from what an earlier one has saved.
+def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
+    """Refuse a folder that holds another run, and change nothing.
 
     Args:
-        values: All fields of a RunConfig, nested.
+        out: Folder of the run, which need not be there yet.
+        config: The run.
+        longer: Accept a run that differs in nothing but fewer train.steps.
+
+    Returns:
+        The steps that the run in the folder was to take, those of `config` if there is none.
+
+    Raises:
+        UserError: Another configuration has run there. The differing fields are named.
     """
+    path = out / "config.json"
+    if not path.is_file():
+        return config.train.steps
+    old, new = _upgraded(json.loads(path.read_text("utf-8"))), _values(config)
+    planned = old["train"]["steps"]
+    if longer and planned < config.train.steps:
+        new["train"]["steps"] = planned
+    if differing := _differences(old, new):
+        raise UserError(
+            f"{out} holds a run with another configuration: {'; '.join(differing)}. "
+            "hint: choose another --out, or delete the folder"
+        )
+    return planned
+
+
+def claim_folder(out: Path, config: RunConfig, *, longer: bool = False) -> None:
+    """Make the folder of a run, or check that the run in it is this one.
+
+    In a process group, rank 0 alone calls this.
+
+    Args:
+        out: Folder of the run.
+        config: The run.
+        longer: As for `check_folder`. The folder then holds the longer run.
+
+    Raises:
+        UserError: Another configuration has run there. The differing fields are named.
+    """
+    planned = check_folder(out, config, longer=longer)
+    path = out / "config.json"
+    if not path.is_file() or planned < config.train.steps:
+        write_json(path, _values(config))
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a run as this version has them, from what an earlier one has saved."""
     memory = dict(values.get("memory") or {})
     before = {name: memory.pop(name) for name in MemoryConfig.removed if name in memory}
     dtype = before.get("value_dtype", "model")
@@ -280,3 +346,23 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
         **values["optim"],
     }
     return {**values, "memory": memory or None, "optim": optim}
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    values = json.loads(json.dumps(asdict(config)))
+    # What is left out of a config may mean something else in another version of this package.
+    values["optim"]["value_lr"] = config.optim.peak_value_lr
+    return values
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
+    if old == new or where in _FREE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*new, *(name for name in old if name not in new)]
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+        ]
+    return [f"{where} was {old!r}, is {new!r}"]

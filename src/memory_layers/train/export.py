@@ -18,9 +18,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
-from memory_layers.train.checkpoint import STATE_FILE, list_checkpoints, read_state
+from memory_layers.train.checkpoint import (
+    STATE_FILE,
+    damaged,
+    list_checkpoints,
+    not_written,
+    read_metadata,
+    read_state,
+    read_tensors,
+)
 from memory_layers.train.state import SavedTensor, saved_tensors
-from memory_layers.train.storage import damaged, not_written, read_metadata, read_tensors
 
 _MODEL = "model."
 _CONFIGS = ("config.json", "generation_config.json")
@@ -96,10 +103,10 @@ class _Source:
 
     def __init__(self, folder: Path) -> None:
         read_state(folder)
-        self.folder, self.metadata = folder, read_metadata(folder)
+        self.folder = folder
         self.tensors = {
             name.removeprefix(_MODEL): tensor
-            for name, tensor in saved_tensors(self.metadata).items()
+            for name, tensor in saved_tensors(read_metadata(folder)).items()
             if name.startswith(_MODEL)
         }
 
@@ -108,7 +115,7 @@ class _Source:
         saved = self.tensors[name]
         for block, shape in saved.blocks.items():
             tensor = torch.empty(shape, dtype=saved.dtype)
-            read_tensors(self.folder, {block: tensor}, self.metadata)
+            read_tensors(self.folder, {block: tensor})
             yield tensor
 
 

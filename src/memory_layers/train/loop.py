@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ from memory_layers.parallel.apply import parallelize, reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
-from memory_layers.train.checkpoint import Checkpoints, check_folder, claim_folder, list_checkpoints
-from memory_layers.train.config import RunConfig, check_shares
+from memory_layers.train.checkpoint import Checkpoints, list_checkpoints
+from memory_layers.train.config import RunConfig, check_folder, check_shares, claim_folder
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
-from memory_layers.train.schedule import rate
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _train(
                     f"train.steps was {planned}, is {config.train.steps}: learning rates are those "
                     "of the longer run from here on"
                 )
-        run = _Run(config, out, data, model, optimizer, checkpoints, metrics, progress, world)
+        run = _Run(config, data, model, optimizer, checkpoints, metrics, progress, world)
         if counters is not None:
             run.take_up(counters)
         try:
@@ -188,38 +187,32 @@ def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
     return optimizer
 
 
+@dataclass
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        out: Path,
-        data: PreparedData,
-        model: PreTrainedModel,
-        optimizer: MemoryAdamW,
-        checkpoints: Checkpoints,
-        metrics: MetricsWriter,
-        progress: ProgressLine,
-        world: World,
-    ) -> None:
-        self.config, self.out, self.data, self.world = config, out, data, world
-        self.model, self.optimizer, self.checkpoints = model, optimizer, checkpoints
-        self.metrics, self.progress = metrics, progress
-        pad_id = data.tokenizer.pad_token_id
-        self.stream = TokenStream(
-            data.folder,
-            config.train.seq_len,
-            config.train.seed,
-            data.tokenizer.eos_token_id if pad_id is None else pad_id,
-        )
-        self.heldout_text = read_pieces(data.folder / "heldout", config.train.seq_len)
-        self.usage = SlotUsage(model)
-        self.tokens = 0
-        self.seconds = 0.0
-        self.losses: list[float] = []
-        # Seconds since the last line of metrics, and those of them spent waiting for other ranks.
-        self.spent = self.waited = 0.0
+    config: RunConfig
+    data: PreparedData
+    model: PreTrainedModel
+    optimizer: MemoryAdamW
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    progress: ProgressLine
+    world: World
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    # Seconds since the last line of metrics, and those of them spent waiting for other ranks.
+    spent: float = 0.0
+    waited: float = 0.0
+
+    def __post_init__(self) -> None:
+        settings, tokenizer = self.config.train, self.data.tokenizer
+        pad_id = tokenizer.pad_token_id
+        pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
+        self.stream = TokenStream(self.data.folder, settings.seq_len, settings.seed, pad_id)
+        self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
+        self.usage = SlotUsage(self.model)
 
     def take_up(self, counters: dict[str, Any]) -> None:
         """Go on from what `_checkpoint` saved, losses since the last line of metrics included."""
@@ -259,9 +252,7 @@ class _Run:
         world.beat(step + 1, 0)
         for group in self.optimizer.param_groups:
             schedule = optim.value_schedule if group["memory"] else optim.schedule
-            group["lr"] = group["initial_lr"] * rate(
-                schedule, step, settings.steps, optim.warmup_steps, optim.end_ratio
-            )
+            group["lr"] = group["initial_lr"] * optim.rate(schedule, step, settings.steps)
         parts, readers = settings.accumulate, world.layout.readers
         # What a model draws in a step, such as random slots, is a function of seed and step too.
         torch.manual_seed(mixed(settings.seed, step, world.reader))

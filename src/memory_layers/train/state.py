@@ -1,7 +1,7 @@
 """What a checkpoint holds, by name: parameters, buffers, optimizer state; tables in row blocks.
 
 Nothing is copied here: the tensors are those of the model and the optimizer, or views of them, so
-that a checkpoint is written from them and loaded into them. Next: storage.py.
+that a checkpoint is written from them and loaded into them.
 """
 
 from collections.abc import Collection, Iterator, Mapping
