@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from memory_layers.data import builtin_text, prepare
-from memory_layers.data.builtin_text import _docstrings, _prose, _texts
+from memory_layers.data import prepare, text
 from memory_layers.data.config import DataConfig
+from memory_layers.data.text import _docstrings, _prose, _texts, builtin_text
 
 SENTENCE = "This paragraph has words enough to be taken for prose, and so it is kept as a whole."
 
@@ -46,8 +46,8 @@ def test_the_language_reference_comes_first_and_is_prose() -> None:
 
 
 def test_builtin_text_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin_text, "_texts", lambda: [SENTENCE, SENTENCE, "x = 1"])
-    assert builtin_text.builtin_text() == [SENTENCE]
+    monkeypatch.setattr(text, "_texts", lambda: [SENTENCE, SENTENCE, "x = 1"])
+    assert builtin_text() == [SENTENCE]
     (tmp_path / "own.txt").write_text("My own text. " * 30)
     config = DataConfig(
         facts=None, text=("builtin", str(tmp_path / "own.txt")), text_heldout=0, vocab_size=300,

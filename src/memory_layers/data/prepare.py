@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.progress import Report, counted
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
-from memory_layers.data.builtin_text import builtin_text
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
-from memory_layers.data.spans import answer_tokens
-from memory_layers.data.text import iter_text
+from memory_layers.data.text import builtin_text, iter_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
-from memory_layers.data.tokens import Document, write_tokens
+from memory_layers.data.tokens import Document, answer_tokens, write_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ than a row are cut. A resumed run computes the same batches, so there is nothing
 
 import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,27 @@ class Document:
 
     ids: list[int]
     predicted: tuple[int, int] | None = None
+
+
+def answer_tokens(
+    text: str, offsets: Sequence[tuple[int, int]], start: int, end: int
+) -> tuple[int, int]:
+    """Return the token span of an answer, the token that ends it included.
+
+    Training predicts these tokens, and recall asks for them.
+
+    The space before an answer is a part of it, also where it is a token of its own: so it counts
+    for lm-evaluation-harness.
+
+    Args:
+        text: The whole text.
+        offsets: Characters of each token of the text: start and end.
+        start: Where the answer begins, in characters.
+        end: Where it ends.
+    """
+    first = len(text[:start].rstrip())
+    inside = [n for n, (low, high) in enumerate(offsets) if low < end and high > first]
+    return inside[0], inside[-1] + 2
 
 
 def write_tokens(folder: Path, documents: Iterable[Document], vocab_size: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from memory_layers.data.facts import Probe
-from memory_layers.data.spans import answer_tokens
+from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
 
 if TYPE_CHECKING:

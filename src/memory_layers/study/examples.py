@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import PreparedData
-from memory_layers.data.spans import answer_tokens
+from memory_layers.data.tokens import answer_tokens
 from memory_layers.study.breakdown import answer_of
 
 # Of each: right answers, and wrong ones.

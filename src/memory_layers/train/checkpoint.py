@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
-from torch.distributed.checkpoint.staging import AsyncStager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.errors import UserError
@@ -138,11 +137,9 @@ class Checkpoints:
             **optimizer_tensors(model, optimizer, self.block_bytes),
         }
         _expect_one_process()
+        writer = _Writer(part, complete)
         future: Any = dcp.async_save(
-            tensors,
-            storage_writer=_Writer(part, complete),
-            process_group=self._group,
-            async_stager=_CopyToCpu(),
+            tensors, storage_writer=writer, process_group=self._group, async_stager=writer
         )
         self._saving = folder, future
 
@@ -224,7 +221,11 @@ def read_state(folder: Path) -> Mapping[str, Any]:
             "from it. hint: finish the run with that version, or choose another --out. "
             f"from_pretrained({str(folder)!r}) still loads its weights"
         )
-    state = read_plain(folder / STATE_FILE)
+    file = folder / STATE_FILE
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise damaged(folder, file, error) from error
     if state["format"] != FORMAT:
         raise UserError(
             f"{folder} has checkpoint format {state['format']}, this package reads {FORMAT}. "
@@ -304,18 +305,6 @@ def read_tensors(
         raise damaged(folder, folder, _reason_of(error)) from error
 
 
-def read_plain(file: Path) -> Mapping[str, Any]:
-    """Read numbers and tensors that torch.save wrote.
-
-    Raises:
-        OSError: The file is damaged or missing.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise damaged(file.parent, file, error) from error
-
-
 def damaged(folder: Path, file: Path, reason: object) -> OSError:
     """Return an error that says which file is damaged and what to do."""
     return OSError(
@@ -357,6 +346,10 @@ class _Writer(dcp.FileSystemWriter):
         super().__init__(part)
         self._complete = complete
 
+    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copy all of it at once: torch's own copy is wrong for ranks with uneven shares."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
+
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Check that there is room. Runs on the coordinator, which knows what all ranks write."""
         require_space(
@@ -368,18 +361,3 @@ class _Writer(dcp.FileSystemWriter):
         """Write the metadata. Runs on the coordinator, when all ranks have written."""
         super().finish(metadata, results)
         self._complete()
-
-
-class _CopyToCpu(AsyncStager):
-    """Copy everything at once, so that what is written later is of the step of the save."""
-
-    _synchronize_after_execute = False
-
-    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
-
-    def synchronize_staging(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass

@@ -27,10 +27,9 @@ from memory_layers.train.checkpoint import (
     read_state,
     read_tensors,
 )
-from memory_layers.train.state import SavedTensor, saved_tensors
+from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
 
 _MODEL = "model."
-_CONFIGS = ("config.json", "generation_config.json")
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -60,11 +59,16 @@ def export_checkpoint(
     """
     folder = _find_checkpoint(checkpoint)
     _check_replaceable(out)
-    source = _Source(folder)
+    read_state(folder)
+    saved = {
+        name.removeprefix(_MODEL): tensor
+        for name, tensor in saved_tensors(read_metadata(folder)).items()
+        if name.startswith(_MODEL)
+    }
     skeleton = _skeleton(folder)
-    _check_shapes(folder, skeleton, source.tensors)
-    tables = {name: tensor for name, tensor in source.tensors.items() if tensor.in_rows}
-    size = sum(tensor.nbytes for tensor in source.tensors.values())
+    _check_shapes(folder, skeleton, saved)
+    tables = {name: tensor for name, tensor in saved.items() if tensor.in_rows}
+    size = sum(tensor.nbytes for tensor in saved.values())
     done = 0
 
     def report(more: int) -> None:
@@ -73,50 +77,39 @@ def export_checkpoint(
         if progress is not None:
             progress(done, size)
 
-    def save(part: Path) -> None:
-        dense = {name: next(source.read(name)) for name in source.tensors if name not in tables}
-        # One file, whatever its size. Also writes the configuration and the code to load it.
-        skeleton.save_pretrained(part, state_dict=dict(dense), max_shard_size=2**62)
-        files = [part / "model.safetensors"]
-        report(sum(tensor.nbytes for tensor in dense.values()))
-        dense.clear()
-        for number, (name, table) in enumerate(tables.items()):
-            files.append(part / f"table-{number}.part")
-            _write_table(files[-1], name, table, source.read(name), report)
-        if tables:
-            _write_index(part, files, source.tensors)
-        for file in folder.iterdir():
-            if file.suffix != ".distcp" and file.name not in (".metadata", STATE_FILE, *_CONFIGS):
-                copy = shutil.copytree if file.is_dir() else shutil.copyfile
-                copy(file, part / file.name)
-
     try:
         with new_folder(out, size) as part:
-            save(part)
+            dense = {
+                name: next(_read(folder, tensor))
+                for name, tensor in saved.items()
+                if name not in tables
+            }
+            # One file, whatever its size. Also writes the configuration and the code to load it.
+            skeleton.save_pretrained(part, state_dict=dict(dense), max_shard_size=2**62)
+            files = [part / "model.safetensors"]
+            report(sum(tensor.nbytes for tensor in dense.values()))
+            dense.clear()
+            for number, (name, table) in enumerate(tables.items()):
+                files.append(part / f"table-{number}.part")
+                _write_table(files[-1], name, table, _read(folder, table), report)
+            if tables:
+                _write_index(part, files, saved)
+            own = (".metadata", STATE_FILE, "config.json", "generation_config.json")
+            for file in folder.iterdir():
+                if file.suffix != ".distcp" and file.name not in own:
+                    copy = shutil.copytree if file.is_dir() else shutil.copyfile
+                    copy(file, part / file.name)
     # torch reports a failed write of its zip file as RuntimeError.
     except (OSError, SafetensorError, RuntimeError) as error:
         raise not_written(out, error) from error
 
 
-class _Source:
-    """The parameters and buffers of a checkpoint, read one at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        read_state(folder)
-        self.folder = folder
-        self.tensors = {
-            name.removeprefix(_MODEL): tensor
-            for name, tensor in saved_tensors(read_metadata(folder)).items()
-            if name.startswith(_MODEL)
-        }
-
-    def read(self, name: str) -> Iterator[Tensor]:
-        """Yield the blocks of a tensor. One that is in one piece is one block."""
-        saved = self.tensors[name]
-        for block, shape in saved.blocks.items():
-            tensor = torch.empty(shape, dtype=saved.dtype)
-            read_tensors(self.folder, {block: tensor})
-            yield tensor
+def _read(folder: Path, saved: SavedTensor) -> Iterator[Tensor]:
+    """Yield the blocks of a tensor. One that is in one piece is one block."""
+    for block, shape in saved.blocks.items():
+        tensor = torch.empty(shape, dtype=saved.dtype)
+        read_tensors(folder, {block: tensor})
+        yield tensor
 
 
 def _find_checkpoint(path: Path) -> Path:
@@ -162,11 +155,8 @@ def _skeleton(folder: Path) -> PreTrainedModel:
 def _check_shapes(
     folder: Path, skeleton: PreTrainedModel, saved: Mapping[str, SavedTensor]
 ) -> None:
-    persistent = skeleton.state_dict().keys()
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.named_parameters()}
-    shapes |= {
-        name: tuple(tensor.shape) for name, tensor in skeleton.named_buffers() if name in persistent
-    }
+    whole = model_tensors(skeleton, block_bytes=2**62)
+    shapes = {whole_name(name).removeprefix(_MODEL): (*t.shape,) for name, t in whole.items()}
     wrong = sorted(
         name
         for name in shapes.keys() | saved.keys()

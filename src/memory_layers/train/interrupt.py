@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 
@@ -34,12 +34,7 @@ class StopSignal:
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # ty: ignore[invalid-argument-type]
@@ -47,11 +42,9 @@ class StopSignal:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._seen:
             raise KeyboardInterrupt
-        if self.requested:
-            self._seen.add(number)
-            return
+        is_first = not self._seen
         self._seen.add(number)
-        if self._show:
+        if self._show and is_first:
             sys.stderr.write(
                 "\nstopping after this step, saving a checkpoint. Again to stop at once\n"
             )

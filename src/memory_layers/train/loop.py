@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,48 +91,38 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     ):
         # The first process to come prepares the data, the others of its machine find it done.
         world.first(lambda: prepare_data(config.data, progress.update))
-        return _train(config, out, prepare_data(config.data), world, planned, progress)
-
-
-def _train(
-    config: RunConfig,
-    out: Path,
-    data: PreparedData,
-    world: World,
-    planned: int,
-    progress: ProgressLine,
-) -> TrainedModel:
-    model = make_model(config, data, world)
-    optimizer = make_optimizer(config, model)
-    # Nothing that a mistake in the configuration can stop comes after this.
-    world.first(lambda: claim_folder(out, config, longer=True))
-    checkpoints = Checkpoints(out, config.train.keep_checkpoints)
-    done, counters = checkpoints.load_newest(model, optimizer) or (0, None)
-    with (
-        StopSignal(show=world.is_first) as stop,
-        MetricsWriter(out, done, writes=world.is_first) as metrics,
-    ):
-        if done:
-            progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
-            if planned < config.train.steps:
+        data = prepare_data(config.data)
+        model = make_model(config, data, world)
+        optimizer = make_optimizer(config, model)
+        # Nothing that a mistake in the configuration can stop comes after this.
+        world.first(lambda: claim_folder(out, config, longer=True))
+        checkpoints = Checkpoints(out, config.train.keep_checkpoints)
+        done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
+        with (
+            StopSignal(show=world.is_first) as stop,
+            MetricsWriter(out, done, writes=world.is_first) as metrics,
+        ):
+            if done:
+                progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
+            if done and planned < config.train.steps:
                 progress.say(
                     f"train.steps was {planned}, is {config.train.steps}: learning rates are those "
                     "of the longer run from here on"
                 )
-        run = _Run(config, data, model, optimizer, checkpoints, metrics, progress, world)
-        if counters is not None:
-            run.take_up(counters)
-        try:
-            with run.usage.watch():
-                done = run.steps(done, stop)
-        except FloatingPointError:
+            run = _Run(
+                config, data, model, optimizer, checkpoints, metrics, progress, world, **counters
+            )
+            try:
+                with run.usage.watch():
+                    done = run.steps(done, stop)
+            except FloatingPointError:
+                checkpoints.wait()
+                raise
             checkpoints.wait()
-            raise
-        checkpoints.wait()
-        if done < config.train.steps:
-            raise KeyboardInterrupt(f"stopped after step {done}, saved in {out}")
-        world.first(lambda: export_checkpoint(out, out / "model"))
-        return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
+            if done < config.train.steps:
+                raise KeyboardInterrupt(f"stopped after step {done}, saved in {out}")
+            world.first(lambda: export_checkpoint(out, out / "model"))
+            return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
 
 def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
@@ -189,7 +179,7 @@ def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
 
 @dataclass
 class _Run:
-    """The state of a run between two steps."""
+    """The state of a run between two steps: of it, what `_checkpoint` saves has a default."""
 
     config: RunConfig
     data: PreparedData
@@ -201,26 +191,23 @@ class _Run:
     world: World
     tokens: int = 0
     seconds: float = 0.0
+    # Since the last line of metrics.
     losses: list[float] = field(default_factory=list)
+    reads: InitVar[torch.Tensor | None] = None
     # Seconds since the last line of metrics, and those of them spent waiting for other ranks.
     spent: float = 0.0
     waited: float = 0.0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, reads: torch.Tensor | None) -> None:
         settings, tokenizer = self.config.train, self.data.tokenizer
         pad_id = tokenizer.pad_token_id
         pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         self.stream = TokenStream(self.data.folder, settings.seq_len, settings.seed, pad_id)
         self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
         self.usage = SlotUsage(self.model)
-
-    def take_up(self, counters: dict[str, Any]) -> None:
-        """Go on from what `_checkpoint` saved, losses since the last line of metrics included."""
-        self.tokens, self.seconds = counters["tokens"], counters["seconds"]
-        self.losses = counters["losses"]
         # Reads are counted by each rank and added up when they are wanted.
-        if self.world.is_first:
-            self.usage.take_up(counters["reads"])
+        if reads is not None and self.world.is_first:
+            self.usage.take_up(reads)
 
     def steps(self, done: int, stop: StopSignal) -> int:
         """Run the steps that are left, or those until a stop. Return the steps done in all."""

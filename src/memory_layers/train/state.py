@@ -109,7 +109,7 @@ def make_optimizer_state(
     kinds: dict[str, list[str]] = {}
     for name in saved:
         if name.startswith("optim."):
-            parameter, kind = name.removeprefix("optim.").split(_ROWS)[0].rsplit(".", 1)
+            parameter, kind = whole_name(name).removeprefix("optim.").rsplit(".", 1)
             kinds.setdefault(parameter, []).append(kind)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -158,11 +158,16 @@ def saved_tensors(metadata: Metadata) -> dict[str, SavedTensor]:
         entry = metadata.state_dict_metadata[name]
         if not isinstance(entry, TensorStorageMetadata):
             continue
-        tensor = found.setdefault(name.split(_ROWS)[0], SavedTensor(entry.properties.dtype))
+        tensor = found.setdefault(whole_name(name), SavedTensor(entry.properties.dtype))
         rows = tensor.shape[0] if tensor.blocks else 0
         tensor.shape = (rows + entry.size[0], *entry.size[1:]) if _ROWS in name else (*entry.size,)
         tensor.blocks[name] = tuple(entry.size)
     return found
+
+
+def whole_name(name: str) -> str:
+    """Return the name of the tensor that a block of rows belongs to. Other names stay."""
+    return name.split(_ROWS)[0]
 
 
 def check_fit(folder: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> None:
