@@ -231,31 +231,21 @@ class RunConfig:
                 f"train.seq_len must be at most {shape.max_length}, the longest sequence of preset "
                 f"{self.model.preset!r}, got {self.train.seq_len}"
             )
-        if self.moe is not None:
-            self._check_moe(shape.layers)
-        if self.memory is None:
-            return
-        if max(self.memory.layers) >= shape.layers:
-            raise ValueError(
-                f"memory.layers must be below model.layers = {shape.layers}, "
-                f"got {list(self.memory.layers)}"
-            )
-        self.memory.resolved(shape.hidden_size)
-
-    def _check_moe(self, blocks: int) -> None:
-        assert self.moe is not None
-        if self.memory is not None:
+        if self.memory is not None and self.moe is not None:
             raise ValueError("memory and moe cannot be set together. hint: remove one of them")
-        layers = self.moe.layers or ()
-        if any(layer >= blocks for layer in layers):
-            raise ValueError(
-                f"moe.layers must be below model.layers = {blocks}, got {list(layers)}"
-            )
-        if self.parallel.tensor > 1:
+        for name, section in (("memory", self.memory), ("moe", self.moe)):
+            layers = [] if section is None else list(section.layers or ())
+            if any(layer >= shape.layers for layer in layers):
+                raise ValueError(
+                    f"{name}.layers must be below model.layers = {shape.layers}, got {layers}"
+                )
+        if self.moe is not None and self.parallel.tensor > 1:
             raise ValueError(
                 f"parallel.tensor must be 1 with moe, whose experts a tensor group cannot share, "
                 f"got {self.parallel.tensor}. hint: use parallel.shard"
             )
+        if self.memory is not None:
+            self.memory.resolved(shape.hidden_size)
 
 
 def check_shares(train: TrainConfig, layout: Layout) -> None:
