@@ -203,7 +203,7 @@ def load_checkpoint(
         **optimizer_tensors(model, optimizer, state["block_bytes"]),
     }
     check_fit(folder, tensors, metadata)
-    read_tensors(folder, tensors, group)
+    read_tensors(folder, tensors, metadata, group)
     torch.set_rng_state(state["rng"])
     return state["step"], state["counters"]
 
@@ -279,13 +279,17 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def read_tensors(
-    folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None
+    folder: Path,
+    tensors: dict[str, Tensor],
+    metadata: Metadata,
+    group: dist.ProcessGroup | None = None,
 ) -> None:
     """Load tensors in place, whatever number of ranks has written them.
 
     Args:
         folder: A checkpoint.
         tensors: Tensors and DTensors by name, changed in place.
+        metadata: What `read_metadata` returned.
         group: All its ranks call this. None: this process is alone.
 
     Raises:
@@ -295,7 +299,7 @@ def read_tensors(
     try:
         dcp.load(
             tensors,
-            storage_reader=dcp.FileSystemReader(folder),
+            storage_reader=_Reader(folder, metadata),
             # Nothing is nested here, and a DTensor is one entry.
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=group,
@@ -334,6 +338,17 @@ def _reason_of(error: BaseException) -> str:
 def _expect_one_process() -> None:
     """Silence DCP's warning of having no process group, also in the thread that saves."""
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+
+
+class _Reader(dcp.FileSystemReader):
+    """Read what a checkpoint holds once, and not again for each block of a table."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *_args: object, **_options: object) -> Metadata:
+        return self._metadata
 
 
 class _Writer(dcp.FileSystemWriter):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
@@ -60,9 +61,10 @@ def export_checkpoint(
     folder = _find_checkpoint(checkpoint)
     _check_replaceable(out)
     read_state(folder)
+    metadata = read_metadata(folder)
     saved = {
         name.removeprefix(_MODEL): tensor
-        for name, tensor in saved_tensors(read_metadata(folder)).items()
+        for name, tensor in saved_tensors(metadata).items()
         if name.startswith(_MODEL)
     }
     skeleton = _skeleton(folder)
@@ -80,7 +82,7 @@ def export_checkpoint(
     try:
         with new_folder(out, size) as part:
             dense = {
-                name: next(_read(folder, tensor))
+                name: next(_read(folder, tensor, metadata))
                 for name, tensor in saved.items()
                 if name not in tables
             }
@@ -91,7 +93,7 @@ def export_checkpoint(
             dense.clear()
             for number, (name, table) in enumerate(tables.items()):
                 files.append(part / f"table-{number}.part")
-                _write_table(files[-1], name, table, _read(folder, table), report)
+                _write_table(files[-1], name, table, _read(folder, table, metadata), report)
             if tables:
                 _write_index(part, files, saved)
             own = (".metadata", STATE_FILE, "config.json", "generation_config.json")
@@ -104,11 +106,11 @@ def export_checkpoint(
         raise not_written(out, error) from error
 
 
-def _read(folder: Path, saved: SavedTensor) -> Iterator[Tensor]:
+def _read(folder: Path, saved: SavedTensor, metadata: Metadata) -> Iterator[Tensor]:
     """Yield the blocks of a tensor. One that is in one piece is one block."""
     for block, shape in saved.blocks.items():
         tensor = torch.empty(shape, dtype=saved.dtype)
-        read_tensors(folder, {block: tensor})
+        read_tensors(folder, {block: tensor}, metadata)
         yield tensor
 
 
