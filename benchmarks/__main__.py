@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -49,7 +48,6 @@ and:
   gpu             all suites on a GPU, at the sizes of the paper
   compare A B     compare two result files
   sm90            what each Triton kernel needs on an H100, compiled here
-  footprint       memory of a training step, time of the first compilation
 
 examples:
   {PROGRAM} read --sizes tokens=512 slots=262144
@@ -114,7 +112,7 @@ def _run(what: str, flags: list[str], command: str) -> int:
 
 
 def _suite(op: str, flags: list[str], command: str) -> int:
-    args = _suite_parser(op).parse_args(flags)
+    args = _parsed(_suite_parser(op), flags)
     if args.repeats < 1:
         raise UserError(f"--repeats must be >= 1, got {args.repeats}")
     request = Request(
@@ -128,8 +126,6 @@ def _suite(op: str, flags: list[str], command: str) -> int:
     if request.model is not None:
         sizes = model_sizes(request.model, request.sizes, given=args.sizes)
         request = replace(request, sizes=sizes)
-    if args.out is not None:
-        results.check_new(args.out)
     try:
         record = _measured(request, command, repeats=args.repeats)
     except (UserError, WrongResultError):
@@ -171,12 +167,10 @@ def _targets(flags: list[str], command: str) -> int:
     )
     parser.add_argument("--rows", nargs="+", default=(), help="rows to measure. Default: all")
     _add_out(parser, "with --rows")
-    args = parser.parse_args(flags)
+    args = _parsed(parser, flags)
     for row in args.rows:
         if row not in ROWS:
             raise UserError(f"--rows: there is no row {row!r}. hint: {did_you_mean(row, ROWS)}")
-    if args.out is not None:
-        results.check_new(args.out)
     with shown("targets") as report:
         found = measure_targets(
             args.rows or tuple(ROWS), report, lambda row: print(target_line(row), flush=True)
@@ -290,9 +284,7 @@ def _sm90(flags: list[str], command: str) -> int:
     parser.add_argument("--each", type=int, help="first and last cases of each kernel, so many")
     parser.add_argument("--spill", type=int, default=0, help="bytes that a thread may spill")
     _add_out(parser, "with --only or --each")
-    args = parser.parse_args(flags)
-    if args.out is not None:
-        results.check_new(args.out)
+    args = _parsed(parser, flags)
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise UserError("TRITON_INTERPRET=1 replaces the compiler. hint: unset it")
     from benchmarks.sm90 import compile_all
@@ -305,17 +297,12 @@ def _sm90(flags: list[str], command: str) -> int:
     return 1 if bad else 0
 
 
-def _footprint(flags: list[str], _command: str) -> int:
-    return import_module("benchmarks.footprint").main(flags)
-
-
 OTHERS: Mapping[str, Callable[[list[str], str], int]] = MappingProxyType(
     {
         "targets": _targets,
         "gpu": _gpu,
         "compare": _compare,
         "sm90": _sm90,
-        "footprint": _footprint,
     }
 )
 
@@ -364,6 +351,14 @@ def _add_out(parser: argparse.ArgumentParser, partial: str) -> None:
         help="result file. Default: benchmarks/results/DEVICE/DATE_COMMIT_WHAT.json, "
         f"{partial} runs/bench/DATE_COMMIT_WHAT.json",
     )  # fmt: skip
+
+
+def _parsed(parser: argparse.ArgumentParser, flags: list[str]) -> argparse.Namespace:
+    """Read the flags, and refuse to replace a result before anything is measured."""
+    args = parser.parse_args(flags)
+    if args.out is not None:
+        results.check_new(args.out)
+    return args
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Memory of a training step, and time of the first compilation: each in a process of its own.
 
-`python -m benchmarks footprint memory N T J V` and `... compile` write JSON to stdout.
+`python -m benchmarks targets --rows memory compile` starts these processes.
 """
 
 import json
@@ -61,7 +61,7 @@ def measure_compilation() -> dict[str, float]:
 def _in_fresh_process(arguments: Sequence[str], settings: dict[str, str]) -> dict[str, float]:
     places = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "footprint", *arguments],
+        [sys.executable, "-m", "benchmarks.footprint", *arguments],
         env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(places)},
         capture_output=True,
         text=True,
@@ -108,13 +108,6 @@ def _compile() -> dict[str, float]:
     return {"seconds": time.perf_counter() - start}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Measure in this process and print the result.
-
-    Args:
-        arguments: "compile", or "memory" and its sizes.
-    """
-    what, *sizes = arguments
-    found = _compile() if what == "compile" else _memory(*map(int, sizes))
-    print(json.dumps(found))
-    return 0
+if __name__ == "__main__":
+    what, *sizes = sys.argv[1:]
+    print(json.dumps(_compile() if what == "compile" else _memory(*map(int, sizes))))
