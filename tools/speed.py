@@ -99,13 +99,18 @@ def sm90_section() -> str:
     kernels: dict[str, list[dict[str, Any]]] = {}
     for case in record.get("results", record)["kernels"]:
         kernels.setdefault(case["kernel"], []).append(case)
-    lines = ["| kernel | cases | registers | spilled bytes | shared KiB |", "|---|---|---|---|---|"]
-    for name, cases in sorted(kernels.items()):
-        registers = max(case["registers"] for case in cases)
-        spilled = max(case["spill_store_bytes"] + case["spill_load_bytes"] for case in cases)
-        shared = max(case["shared_bytes"] for case in cases) / 1024
-        lines.append(f"| `{name}` | {len(cases)} | {registers} | {spilled} | {shared:.1f} |")
-    return "\n".join(lines) + f"\n\nTriton {record['versions']['triton']}. {_file(path)}"
+    rows = [
+        (
+            f"`{name}`",
+            str(len(cases)),
+            str(max(case["registers"] for case in cases)),
+            str(max(case["spill_store_bytes"] + case["spill_load_bytes"] for case in cases)),
+            f"{max(case['shared_bytes'] for case in cases) / 1024:.1f}",
+        )
+        for name, cases in sorted(kernels.items())
+    ]
+    table = markdown_table(("kernel", "cases", "registers", "spilled bytes", "shared KiB"), rows)
+    return f"{table}\n\nTriton {record['versions']['triton']}. {_file(path)}"
 
 
 def _missing(what: str) -> str:
