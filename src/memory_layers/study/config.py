@@ -137,7 +137,7 @@ class CompareConfig:
             model = {"model": variant.changes.get("model") or {}}
             shaped = from_dict(RunConfig, merge_fields(values, model), where)
             try:
-                values |= KINDS[variant.kind](shaped)
+                values |= KINDS[variant.kind].changes(shaped)
             except ValueError as error:
                 raise UserError(f"{where}: kind {variant.kind!r}: {error}") from error
         return from_dict(RunConfig, {**merge_fields(values, variant.changes), "name": name}, where)
@@ -157,12 +157,10 @@ def load_compare(path: Path) -> CompareConfig:
     """
     values = read_yaml(path)
     hint = "to train one model, use `memory-layers train`"
-    entries, seeds = take_parts(values, path, "variants", hint)
+    entries, seeds = take_parts(values, path, "variants", hint, {"train.seed": "seeds:"})
     match = _read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
     overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
-    changes = {name: variant.changes for name, variant in overrides.items()}
-    check_fields(values, path, "variants", changes, {"train.seed": "seeds:"})
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
         raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
     _check_reference(references, match, overrides, f"{path}: reference")
@@ -263,18 +261,19 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
 
 
 def take_parts(
-    values: dict[str, Any], path: Path, parts: str, hint: str
+    values: dict[str, Any], path: Path, parts: str, hint: str, instead: Mapping[str, str]
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Take from the fields of a study's file what it lists, by name, and its seeds.
+    """Take what a study's file lists, by name, and its seeds out of its fields.
 
     Args:
-        values: Fields of the file at `path`. `parts` and `seeds` are removed.
+        values: The fields of the file at `path`.
         path: For errors.
         parts: "variants" or "bases".
         hint: For a file that lists none.
+        instead: Fields that every run takes from elsewhere, and from where.
 
     Raises:
-        UserError: There are none, or a name cannot be part of the name of a folder.
+        UserError: There are none, a name cannot be that of a folder, or such a field is set.
     """
     entries, seeds = values.pop(parts, None), values.pop("seeds", [0])
     if not isinstance(entries, dict) or not entries:
@@ -282,39 +281,12 @@ def take_parts(
     for name in entries:
         if not isinstance(name, str) or not name.replace("_", "").replace("-", "").isalnum():
             raise UserError(f"{path}: {parts}: {name!r} must be letters, digits, - and _")
+    named = {f"{parts}.{n}.": own for n, own in entries.items() if isinstance(own, Mapping)}
+    for where, own in {"": values, **named}.items():
+        for name in (name for name in flat_fields(own) if name in instead):
+            raise UserError(f"{path}: {where}{name} has no effect. hint: use `{instead[name]}`")
     check_seeds(seeds, f"{path}: seeds")
     return entries, tuple(seeds)
-
-
-def check_fields(
-    values: Mapping[str, Any],
-    path: Path,
-    parts: str,
-    changes: Mapping[str, Mapping[str, Any]],
-    instead: Mapping[str, str],
-) -> list[tuple[str, Mapping[str, Any]]]:
-    """Refuse fields of a study's file that every run takes from elsewhere.
-
-    Args:
-        values: Fields that all runs share.
-        path: For errors.
-        parts: "variants" or "bases".
-        changes: What each of them changes.
-        instead: What sets these fields.
-
-    Returns:
-        The fields of the file and of each part, with where they stand, for errors.
-
-    Raises:
-        UserError: Such a field is there.
-    """
-    named = [(f"{path}: {parts}.{name}.", own) for name, own in changes.items()]
-    places = [(f"{path}: ", values), *named]
-    for where, own in places:
-        for name in flat_fields(own):
-            if name in instead:
-                raise UserError(f"{where}{name} has no effect. hint: use `{instead[name]}`")
-    return places
 
 
 def check_tokens(where: str, runs: Mapping[str, RunConfig]) -> None:
@@ -346,7 +318,7 @@ def check_changes(
         flags: Fields that every run takes from elsewhere, with the flag that sets them.
 
     Raises:
-        UserError: A field was changed that runs take from elsewhere.
+        UserError: Such a field differs.
     """
     changed = set(changed_fields(asdict(before), asdict(after)))
     for field_, flag in flags.items():

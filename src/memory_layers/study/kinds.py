@@ -6,7 +6,7 @@ config.py, which reads a comparison, and match.py, which makes its variants cost
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,74 +22,86 @@ _VALUE_OPTIONS = (
 )  # fmt: skip
 
 
-def _dense(_base: RunConfig) -> dict[str, Any]:
-    return {"memory": None, "moe": None}
+@dataclass(frozen=True)
+class Kind:
+    """A variant that has a name.
+
+    Attributes:
+        changes: Returns what it changes in a base run.
+        fixed: Fields that make it what it is: a variant that sets them would be something else.
+    """
+
+    changes: Callable[[RunConfig], dict[str, Any]]
+    fixed: tuple[str, ...] = ()
 
 
-def _memory_plus(base: RunConfig) -> dict[str, Any]:
-    return _with_memory(_plus(base))
+def _with_memory(
+    base: RunConfig,
+    *,
+    one_plain_layer: bool = False,
+    **changes: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """Return the base's memory with some changes.
+
+    Args:
+        base: Without a memory of its own it says nothing about where: the middle of the model.
+        one_plain_layer: One layer, no gate and keys of at most 256, as "Memory" in section 2 of
+            the paper.
+        changes: Fields of MemoryConfig.
+    """
+    plus, shape = _plus(base), base.model.to_preset()
+    if one_plain_layer:
+        layers = sorted(base.memory.layers) if base.memory else range(shape.layers)
+        key_dim = min(256, plus.resolved(shape.hidden_size).key_dim)
+        plain = {"layers": (layers[len(layers) // 2],), "gate": "none", "key_dim": key_dim}
+        changes = {**plain, **changes}
+    return {"memory": replace(plus, **changes).to_dict(), "moe": None}
 
 
-def _memory(base: RunConfig) -> dict[str, Any]:
-    """One layer, no gate, keys of at most 256 (section 2 of the paper: "Memory")."""
-    return _with_memory(replace(_plus(base), **_one_plain_layer(base)))
+def _plus(base: RunConfig) -> MemoryConfig:
+    return base.memory or base.model.to_preset().memory_plus()
 
 
 def _peer(base: RunConfig) -> dict[str, Any]:
-    """Two vectors a slot: 768 sub-keys where Memory has 1024 are slightly more parameters."""
+    # Two vectors a slot: 768 sub-keys where Memory has 1024 are slightly more parameters.
     plus = _plus(base)
     sub_keys = max(plus.sub_keys * 3 // 4, plus.top_k)
-    changes = {**_one_plain_layer(base), "readout": "experts", "sub_keys": sub_keys}
-    return _with_memory(replace(plus, **changes))
-
-
-def _moe_expert_choice(_base: RunConfig) -> dict[str, Any]:
-    return {"memory": None, "moe": {"routing": "expert_choice", "experts": 8}}
-
-
-def _moe_fine(_base: RunConfig) -> dict[str, Any]:
-    """8 of 64 experts an eighth as wide (OLMoE, arXiv 2409.02060)."""
-    return {"memory": None, "moe": {"routing": "token_choice", "experts": 64, "top_k": 8}}
+    return _with_memory(base, one_plain_layer=True, readout="experts", sub_keys=sub_keys)
 
 
 def _memory_beside(base: RunConfig) -> dict[str, Any]:
-    """Memory in every block, and every feed-forward block kept (UltraMemV2, arXiv 2508.18756)."""
     layers = tuple(range(base.model.to_preset().layers))
-    return _with_memory(replace(_plus(base), placement="beside", layers=layers))
+    return _with_memory(base, placement="beside", layers=layers)
 
 
-def _one_slot(base: RunConfig) -> dict[str, Any]:
-    """A control: the layers without anything to choose from."""
-    return _with_memory(replace(_plus(base), sub_keys=1, top_k=1))
+def _moe(**moe: Any) -> Kind:  # noqa: ANN401
+    return Kind(lambda _base: {"memory": None, "moe": moe}, ("moe.routing",))
 
 
-def _fixed_slots(base: RunConfig) -> dict[str, Any]:
-    """A control: slots that are found by random keys, which are not learned."""
-    return {**_with_memory(_plus(base)), "optim": asdict(replace(base.optim, train_keys=False))}
-
-
-KINDS: Mapping[str, Callable[[RunConfig], dict[str, Any]]] = MappingProxyType(
+KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "dense": _dense,
-        "memory": _memory,
-        "memory_plus": _memory_plus,
-        "peer": _peer,
-        "moe_expert_choice": _moe_expert_choice,
-        "moe_fine": _moe_fine,
-        "memory_beside": _memory_beside,
-        "one_slot": _one_slot,
-        "fixed_slots": _fixed_slots,
-    }
-)
-# Fields that make the kind what it is: a variant that sets them would be something else.
-_FIXED: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "peer": ("memory.readout",),
-        "moe_expert_choice": ("moe.routing",),
-        "moe_fine": ("moe.routing",),
-        "memory_beside": ("memory.placement",),
-        "one_slot": ("memory.sub_keys", "memory.top_k"),
-        "fixed_slots": ("optim.train_keys",),
+        "dense": Kind(lambda _base: {"memory": None, "moe": None}),
+        "memory": Kind(lambda base: _with_memory(base, one_plain_layer=True)),
+        "memory_plus": Kind(_with_memory),
+        "peer": Kind(_peer, ("memory.readout",)),
+        "moe_expert_choice": _moe(routing="expert_choice", experts=8),
+        # 8 of 64 experts an eighth as wide (OLMoE, arXiv 2409.02060).
+        "moe_fine": _moe(routing="token_choice", experts=64, top_k=8),
+        # In every block, and every feed-forward block kept (UltraMemV2, arXiv 2508.18756).
+        "memory_beside": Kind(_memory_beside, ("memory.placement",)),
+        # A control: the layers without anything to choose from.
+        "one_slot": Kind(
+            lambda base: _with_memory(base, sub_keys=1, top_k=1),
+            ("memory.sub_keys", "memory.top_k"),
+        ),
+        # A control: slots that are found by random keys, which are not learned.
+        "fixed_slots": Kind(
+            lambda base: {
+                **_with_memory(base),
+                "optim": asdict(replace(base.optim, train_keys=False)),
+            },
+            ("optim.train_keys",),
+        ),
     }
 )
 
@@ -132,7 +144,7 @@ def check_options(kind: str, changes: Mapping[str, Any], where: str) -> None:
                     f"{where}.optim.{name} has no effect on kind {kind!r}, which has no value "
                     "table. hint: remove it"
                 )
-    for field in _FIXED.get(kind, ()):
+    for field in KINDS[kind].fixed:
         section, name = field.split(".")
         if name in changes.get(section, {}):
             raise UserError(
@@ -161,19 +173,3 @@ def kind_of(run: RunConfig) -> str:
 def is_moe(kind: str) -> bool:
     """Tell whether a kind has experts in place of feed-forward blocks."""
     return kind.startswith("moe_")
-
-
-def _plus(base: RunConfig) -> MemoryConfig:
-    return base.memory or base.model.to_preset().memory_plus()
-
-
-def _one_plain_layer(base: RunConfig) -> dict[str, Any]:
-    plus, shape = _plus(base), base.model.to_preset()
-    # Without a memory of its own the base says nothing about where: the middle of the model.
-    layers = sorted(base.memory.layers) if base.memory else range(shape.layers)
-    key_dim = min(256, plus.resolved(shape.hidden_size).key_dim)
-    return {"layers": (layers[len(layers) // 2],), "gate": "none", "key_dim": key_dim}
-
-
-def _with_memory(memory: MemoryConfig) -> dict[str, Any]:
-    return {"memory": memory.to_dict(), "moe": None}

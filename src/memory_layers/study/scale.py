@@ -14,14 +14,7 @@ from typing import Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.reader import from_dict, read_yaml
-from memory_layers.study.config import (
-    check_changes,
-    check_fields,
-    check_seeds,
-    check_tokens,
-    take_parts,
-    with_seed,
-)
+from memory_layers.study import config as study
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.report import write_scale_report
@@ -65,13 +58,13 @@ class ScaleConfig:
                 memory = {**values["memory"], "sub_keys": math.isqrt(slots)} if slots else None
                 changed = {**values, "memory": memory, "name": title}
                 cells[title] = (name, slots, from_dict(RunConfig, changed, where))
-        check_tokens("bases", {name: run for name, _, run in cells.values()})
+        study.check_tokens("bases", {name: run for name, _, run in cells.values()})
         return cells
 
     def jobs(self) -> dict[str, Job]:
         """Return each run by the name of its folder: cell, seed and configuration."""
         return {
-            f"{cell}-seed{seed}": (cell, seed, with_seed(run, seed))
+            f"{cell}-seed{seed}": (cell, seed, study.with_seed(run, seed))
             for cell, (_, _, run) in self.cells().items()
             for seed in self.seeds
         }
@@ -95,14 +88,14 @@ class ScaleConfig:
         Raises:
             UserError: A field was changed that every run takes from the grid or from its base.
         """
-        check_changes(
+        study.check_changes(
             self.base,
             base,
             ("base", self.bases),
             {"train.seed": "--seeds", "memory.sub_keys": "--slots"},
         )
         check_slots(slots, "--slots")
-        check_seeds(seeds, "--seeds")
+        study.check_seeds(seeds, "--seeds")
         return replace(self, base=base, slots=tuple(slots), seeds=tuple(seeds))
 
 
@@ -116,7 +109,8 @@ def load_scale(path: Path) -> ScaleConfig:
     if "variants" in values:
         raise UserError(f"{path} lists variants. hint: memory-layers compare {path}")
     hint = "bases: {small: {}, large: {model: {hidden_size: 128}}}"
-    bases, seeds = take_parts(values, path, "bases", hint)
+    instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
+    bases, seeds = study.take_parts(values, path, "bases", hint, instead)
     slots = values.pop("slots", None)
     for name, changes in bases.items():
         if not isinstance(changes, dict | None):
@@ -127,10 +121,9 @@ def load_scale(path: Path) -> ScaleConfig:
     own_slots = {name: part.pop("slots") for name, part in bases.items() if "slots" in part}
     for name, sizes in own_slots.items():
         check_slots(sizes, f"{path}: bases.{name}.slots")
-    instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
-    for where, part in check_fields(values, path, "bases", bases, instead):
+    for where, part in {"": values, **{f"bases.{n}.": own for n, own in bases.items()}}.items():
         if part.get("moe") is not None:
-            raise UserError(f"{where}moe: the models of a sweep are dense or have memory")
+            raise UserError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
     check_slots(slots, f"{path}: slots")
     if set(own_slots) == set(bases):
         raise UserError(

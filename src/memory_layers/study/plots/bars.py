@@ -4,21 +4,14 @@ Next: comparison.py collects them.
 """
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
 from memory_layers.study.metrics import METRICS, measured
 from memory_layers.study.plots import drawing
-from memory_layers.study.plots.drawing import (
-    INK,
-    RECALL_LABEL,
-    Plot,
-    Styles,
-    finish,
-    legend,
-    new_figure,
-)
+from memory_layers.study.plots.drawing import RECALL_LABEL, Plot, Styles, finish, legend, new_figure
 from memory_layers.study.summary import Groups
 
 if TYPE_CHECKING:
@@ -52,17 +45,12 @@ def relation_plot(groups: Groups, styles: Styles) -> Plot | None:
             [y - 0.4 + size * (i + 0.5) for y in places],
             [row["mean"] for row in found],
             height=size * 0.9,
-            color=styles[name].colour,
-            hatch=styles[name].hatch,
-            edgecolor="white",
-            linewidth=0,
+            **styles[name].bar,
             xerr=drawing.error_lengths(found, high=1.0),
-            error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 1.5},
+            error_kw={"ecolor": drawing.INK, "elinewidth": 1, "capsize": 1.5},
         )
-    axes.set_yticks(range(len(values)), [drawing.plain_text(relation) for relation in values])
-    axes.set_ylim(len(values) - 0.5, -0.5)
+    _name_rows(axes, values)
     axes.set_xlim(0, 1.02)
-    axes.tick_params(axis="y", length=0)
     legend(figure, {name: styles[name] for name in names}, bars=True)
     return finish(figure, ("variant", "seed", "relation", "question_heldout"), rows)
 
@@ -92,11 +80,9 @@ def bits_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
         height=0.7,
         color=[styles[name].colour for name in found],
         xerr=drawing.error_lengths(list(found.values())),
-        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+        error_kw={"ecolor": drawing.INK, "elinewidth": 1, "capsize": 2},
     )
-    axes.set_yticks(places, [drawing.plain_text(name) for name in found])
-    axes.set_ylim(len(found) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
+    _name_rows(axes, found)
     top = max(row["max"] for row in found.values()) or 1.0
     axes.set_xlim(0, top * 1.15)
     for y, row in zip(places, found.values(), strict=True):
@@ -107,7 +93,7 @@ def bits_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
             textcoords="offset points",
             va="center",
             fontsize=10,
-            color=INK,
+            color=drawing.INK,
             annotation_clip=False,
         )
     axes.locator_params(axis="x", nbins=6)
@@ -117,15 +103,22 @@ def bits_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     return finish(figure, ("variant", *drawing.SPREAD_COLUMNS), rows)
 
 
+def _name_rows(axes: "Axes", names: Collection[str]) -> None:
+    """Name the bars, or groups of bars, from the top down."""
+    axes.set_yticks(range(len(names)), [drawing.plain_text(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+
+
 def _literature_line(axes: "Axes", top: float) -> None:
     """Mark what the literature found for dense models, in words where it is far off."""
     text = f"{LITERATURE_BITS:g} bits: dense models at best, in the literature"
     if top * 3 < LITERATURE_BITS:
         text += f"\n(off the scale: {LITERATURE_BITS / top:.3g} times the longest bar)"
     else:
-        axes.axvline(LITERATURE_BITS, color=INK, linewidth=1.2, linestyle="--")
+        axes.axvline(LITERATURE_BITS, color=drawing.INK, linewidth=1.2, linestyle="--")
         axes.set_xlim(0, 1.15 * max(top, LITERATURE_BITS))
-    axes.set_title(text, fontsize=10, color=INK, loc="left")
+    axes.set_title(text, fontsize=10, color=drawing.INK, loc="left")
 
 
 def usage_plot(groups: Groups, styles: Styles) -> Plot | None:
@@ -156,10 +149,7 @@ def usage_plot(groups: Groups, styles: Styles) -> Plot | None:
             [x - 0.43 + size * (i + 0.5) for x in range(len(bins))],
             [row.get(low, 0.0) for low in bins],
             width=size * 0.94,
-            color=styles[name].colour,
-            hatch=styles[name].hatch,
-            edgecolor="white",
-            linewidth=0,
+            **styles[name].bar,
         )
     every = max(1, math.ceil(len(bins) / 12))
     ticks = range(0, len(bins), every)

@@ -14,15 +14,7 @@ from memory_layers.common.text import short_number
 from memory_layers.study.intervals import finite, spread
 from memory_layers.study.metrics import Run, tokens_at
 from memory_layers.study.plots import drawing
-from memory_layers.study.plots.drawing import (
-    INK,
-    RECALL_LABEL,
-    Plot,
-    Styles,
-    finish,
-    legend,
-    new_figure,
-)
+from memory_layers.study.plots.drawing import RECALL_LABEL, Plot, Styles, finish, legend, new_figure
 from memory_layers.study.summary import Groups
 
 if TYPE_CHECKING:
@@ -48,15 +40,14 @@ class _Curve:
 
 def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     """Draw held-out recall over the tokens ("tokens") or the compute ("flops") of training."""
-
-    def line(run: Run) -> _Points:
-        return _line(
+    lines, rows = _lines(
+        groups,
+        lambda run: (
             (tokens_at(run, entry) if key == "tokens" else entry.get(key), recall)
             for entry in run.get("history") or ()
             if (recall := entry.get("question_heldout")) is not None
-        )
-
-    lines = {name: [line(run) for run in runs] for name, runs in groups.items()}
+        ),
+    )
     curves = _curves(lines)
     if not curves:
         return None
@@ -64,15 +55,8 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     for curve in curves:
         style = styles[curve.name]
         axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.15, lw=0)
-        axes.plot(
-            curve.x,
-            curve.mean,
-            color=style.colour,
-            linestyle=style.dash,
-            marker=style.marker,
-            markersize=4,
-            linewidth=1.6,
-        )
+        line = style.marker + style.dash
+        axes.plot(curve.x, curve.mean, line, color=style.colour, markersize=4, lw=1.6)
     lowest = min(float(curve.x[0]) for curve in curves)
     highest = max(float(curve.x[-1]) for curve in curves)
     if key == "flops" and lowest > 0 and highest >= 10 * lowest:
@@ -83,47 +67,29 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     # The error bars of the ends stand side by side.
     axes.margins(x=0.03 + 0.006 * len(curves))
     drawing.recall_axis(axes, max(float(curve.high.max()) for curve in curves))
-    _title_of_seeds(axes, groups)
-    legend(figure, {c.name: styles[c.name] for c in sorted(curves, key=lambda c: -c.mean[-1])})
+    _name(figure, axes, groups, curves, styles)
     ends = [(float(curve.x[-1]), curve.end, styles[curve.name]) for curve in curves]
     drawing.draw_intervals(figure, axes, ends, high=1.0)
-    rows = [
-        (name, run.get("seed"), x, y)
-        for name, runs in groups.items()
-        for run, points in zip(runs, lines[name], strict=True)
-        for x, y in points
-    ]
     return finish(figure, ("variant", "seed", key, "question_heldout"), rows)
 
 
 def loss_plot(groups: Groups, styles: Styles) -> Plot | None:
     """Draw the loss of training over tokens and, where it was measured, that of held-out text."""
-    found = {
-        kind: {name: [_line(_losses(run, kind)) for run in runs] for name, runs in groups.items()}
-        for kind in ("training", "text")
-    }
-    curves = {kind: _curves(lines) for kind, lines in found.items()}
-    if all(len(curve.x) < 2 for curve in curves["training"]):
+    training, rows = _lines(groups, lambda run: _losses(run, "training"), ("training",))
+    text, more = _lines(groups, lambda run: _losses(run, "text"), ("text",))
+    curves = _curves(training)
+    if all(len(curve.x) < 2 for curve in curves):
         return None
     figure, axes = new_figure("Training tokens", "Loss (nats per token)")
-    for curve in curves["training"]:
+    for curve in curves:
         style = styles[curve.name]
         axes.plot(curve.x, curve.mean, color=style.colour, linestyle=style.dash, linewidth=1.4)
-    for curve in curves["text"]:
+    for curve in _curves(text):
         style = styles[curve.name]
         axes.plot(curve.x, curve.mean, f"{style.marker}:", color=style.colour, markersize=4, lw=0.8)
     axes.xaxis.set_major_formatter(drawing.tick_formatter(short_number))
-    _title_of_seeds(axes, groups)
-    order = sorted(curves["training"], key=lambda curve: -curve.mean[-1])
-    legend(figure, {c.name: styles[c.name] for c in order})
-    rows = [
-        (name, run.get("seed"), kind, x, y)
-        for kind, lines in found.items()
-        for name, runs in groups.items()
-        for run, points in zip(runs, lines[name], strict=True)
-        for x, y in points
-    ]
-    return finish(figure, ("variant", "seed", "kind", "tokens", "loss"), rows)
+    _name(figure, axes, groups, curves, styles)
+    return finish(figure, ("variant", "seed", "kind", "tokens", "loss"), [*rows, *more])
 
 
 def _losses(run: Run, kind: str) -> list[tuple[object, object]]:
@@ -136,21 +102,32 @@ def _losses(run: Run, kind: str) -> list[tuple[object, object]]:
     return [(tokens_at(run, entry), entry.get("loss")) for entry in run.get("history") or ()]
 
 
-def _line(points: Iterable[tuple[object, object]]) -> _Points:
-    numbers = {
-        x: y
-        for place, value in points
-        if (x := finite(place)) is not None and (y := finite(value)) is not None
-    }
-    return sorted(numbers.items())
+def _lines(
+    groups: Groups,
+    points: Callable[[Run], Iterable[tuple[object, object]]],
+    columns: tuple[str, ...] = (),
+) -> tuple[dict[str, list[_Points]], list[Sequence[object]]]:
+    """Return the points of each run of each variant, and the rows of the CSV."""
+    lines: dict[str, list[_Points]] = {}
+    rows: list[Sequence[object]] = []
+    for name, runs in groups.items():
+        for run in runs:
+            numbers = {
+                x: y
+                for place, value in points(run)
+                if (x := finite(place)) is not None and (y := finite(value)) is not None
+            }
+            lines.setdefault(name, []).append(sorted(numbers.items()))
+            rows += [(name, run.get("seed"), *columns, x, y) for x, y in lines[name][-1]]
+    return lines, rows
 
 
 def _curves(lines: Mapping[str, Sequence[_Points]]) -> list[_Curve]:
+    """Average the seeds of each variant where all of them have measurements."""
     return [c for name, seeds in lines.items() if (c := _curve(name, seeds)) is not None]
 
 
 def _curve(name: str, seeds: Sequence[_Points]) -> _Curve | None:
-    """Average the seeds where all of them have measurements."""
     lines = [np.array(points) for points in seeds if points]
     if not lines:
         return None
@@ -167,10 +144,14 @@ def _curve(name: str, seeds: Sequence[_Points]) -> _Curve | None:
     return _Curve(name, grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0), last)
 
 
-def _title_of_seeds(axes: "Axes", groups: Groups) -> None:
+def _name(
+    figure: "Figure", axes: "Axes", groups: Groups, curves: Sequence[_Curve], styles: Styles
+) -> None:
+    """Write the names of the curves, the highest first, and of how many seeds they are."""
     several = any(len(runs) > 1 for runs in groups.values())
     title = "Mean over seeds" if several else "One seed per variant"
-    axes.set_title(title, fontsize=11, color=INK, loc="left")
+    axes.set_title(title, fontsize=11, color=drawing.INK, loc="left")
+    legend(figure, {c.name: styles[c.name] for c in sorted(curves, key=lambda c: -c.mean[-1])})
 
 
 def entropy_plot(groups: Groups, styles: Styles) -> Plot | None:
@@ -225,14 +206,7 @@ def _draw_bins(
     values: Mapping[str, Mapping[float, Sequence[float]]],
     styles: Styles,
 ) -> None:
-    """Draw recall as one line a variant with 95 % intervals.
-
-    Args:
-        figure: The figure of `axes`.
-        axes: Its horizontal scale is set.
-        values: For each variant, the recall of each seed by horizontal place.
-        styles: The style of each variant.
-    """
+    """Draw the recall of each seed, by variant and place, as lines with 95 % intervals."""
     found = {
         name: [(x, row) for x in sorted(by_place) if (row := spread(by_place[x])) is not None]
         for name, by_place in values.items()

@@ -58,6 +58,11 @@ class Style:
     dash: Literal["-", "--", ":"]
     hatch: str
 
+    @property
+    def bar(self) -> dict[str, Any]:
+        """How matplotlib draws bars of the variant."""
+        return {"facecolor": self.colour, "hatch": self.hatch, "edgecolor": "white", "linewidth": 0}
+
 
 Styles = Mapping[str, Style]
 
@@ -157,9 +162,7 @@ def legend(figure: "Figure", styles: Styles, *, bars: bool = False, lines: bool 
     handles: list[Line2D | Patch] = []
     for style in styles.values():
         if bars:
-            handles.append(
-                Patch(facecolor=style.colour, hatch=style.hatch, edgecolor="white", linewidth=0)
-            )
+            handles.append(Patch(**style.bar))
         else:
             dash = style.dash if lines else "none"
             handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=dash))

@@ -15,23 +15,12 @@ from memory_layers.common.text import short_number
 from memory_layers.study.fits import LAWS, heldout
 from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots import drawing
-from memory_layers.study.plots.drawing import (
-    INK,
-    Plot,
-    Style,
-    Styles,
-    finish,
-    legend,
-    new_figure,
-)
+from memory_layers.study.plots.drawing import INK, Plot, Style, Styles, finish, legend, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PLOT_NAMES = tuple(
-    f"{metric}_{kind}" for metric in LAWS for kind in ("over_slots", "over_flops", "exchange")
-)
 _DENSE = Style("#444444", "o", "--", "")
 # The dense model has no place on a logarithmic axis of slots: it stands this far left of it.
 _GAP = 2.0
@@ -55,12 +44,12 @@ class _Point:
 def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
     """Draw every plot the sweep has data for, by name, in the order of the report."""
     styles = drawing.variant_styles(results["bases"])
-    plots = {}
-    for metric in LAWS:
-        plots[f"{metric}_over_slots"] = _over_slots(results, metric, styles)
-        plots[f"{metric}_over_flops"] = _over_flops(results, metric, styles)
-        plots[f"{metric}_exchange"] = _exchange(results, metric, styles)
-    return {name: plot for name, plot in plots.items() if plot is not None}
+    return {
+        f"{metric}_{kind}": plot
+        for metric in LAWS
+        for kind, draw in _KINDS.items()
+        if (plot := draw(results, metric, styles)) is not None
+    }
 
 
 def slots_label(slots: float) -> str:
@@ -112,19 +101,11 @@ def _over_flops(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot
 
 def _exchange(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot | None:
     points = [
-        _Point(
-            "exchange",
-            entry["base"],
-            entry["slots"],
-            entry["times"],
-            entry["low"],
-            entry["high"],
-            entry["slots"],
-            extrapolated=entry["extrapolated"],
-        )
-        for entry in results["exchange"]
-        if entry["metric"] == metric and entry["times"] is not None
-    ]
+        _Point("exchange", e["base"], e["slots"], e["times"], e["low"], e["high"], e["slots"],
+               extrapolated=e["extrapolated"])
+        for e in results["exchange"]
+        if e["metric"] == metric and e["times"] is not None
+    ]  # fmt: skip
     if not points:
         return None
     figure, axes = new_figure("Slots (log scale)", "Dense compute for the same result")
@@ -133,26 +114,26 @@ def _exchange(results: Mapping[str, Any], metric: str, styles: Styles) -> Plot |
     axes.axhline(1, color=INK, linewidth=1, linestyle=":")
     shift = 0.0
     bases = {point.base for point in points}
-    for base, style in styles.items():
+    shown = {base: style for base, style in styles.items() if base in bases}
+    for base, style in shown.items():
         own = [point for point in points if point.base == base]
-        if base not in bases:
-            continue
         places = [math.log2(point.x) + shift for point in own]
         shift += 0.12
-        tall = [point.y for point in own]
-        axes.plot(places, tall, color=style.colour, linestyle=style.dash, linewidth=1.6)
-        for x, point, y in zip(places, own, tall, strict=True):
+        axes.plot(places, [point.y for point in own], style.dash, color=style.colour, lw=1.6)
+        for x, point in zip(places, own, strict=True):
             low = max(point.low or bottom, bottom)
             high = top if point.high is None else min(point.high, top)
             axes.plot([x, x], [low, high], color=style.colour, linewidth=1, alpha=0.7)
             face = "white" if point.extrapolated else style.colour
-            axes.plot(x, y, style.marker, color=style.colour, markerfacecolor=face, markersize=6)
+            axes.plot(
+                x, point.y, style.marker, color=style.colour, markerfacecolor=face, markersize=6
+            )
     sizes = sorted({point.x for point in points})
     axes.set_xticks([math.log2(size) for size in sizes], [_size_name(size) for size in sizes])
     axes.set_yscale("log", base=2)
     axes.set_ylim(bottom, top)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    legend(figure, {base: style for base, style in styles.items() if base in bases})
+    legend(figure, shown)
     return _plot(figure, points)
 
 
@@ -227,3 +208,7 @@ def _plot(figure: "Figure", points: Sequence[_Point]) -> Plot:
 
 def _size_name(slots: float) -> str:
     return slots_label(slots) if slots else "0\n(dense)"
+
+
+_KINDS = {"over_slots": _over_slots, "over_flops": _over_flops, "exchange": _exchange}
+PLOT_NAMES = tuple(f"{metric}_{kind}" for metric in LAWS for kind in _KINDS)

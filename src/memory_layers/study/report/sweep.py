@@ -4,6 +4,7 @@ Nothing here trains, measures or fits. Next: page.py, which turns the texts into
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +15,10 @@ from memory_layers.study.metrics import METRICS, tokens_read
 from memory_layers.study.plots.curves import loss_plot
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.plots.sweep import PLOT_NAMES, draw_scale_plots, slots_label
-from memory_layers.study.report.page import (
-    Cell,
-    Figure,
-    Glossary,
-    Page,
-    Row,
-    Table,
-    short_reason,
-    write_page,
-)
+from memory_layers.study.report import page, text
+from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Row, Table, write_page
 from memory_layers.study.report.tables import DASH, TIMES, number, run_table, spread_cell
 from memory_layers.study.report.terminal import terminal_table
-from memory_layers.study.report.text import provenance
 from memory_layers.study.report.variants import describe_variants, example_tables
 
 if TYPE_CHECKING:
@@ -79,7 +71,8 @@ def render_scale_table(results: Mapping[str, Any]) -> "rich.table.Table":
     """Return the summary for a terminal. The reasons of failed runs stand below it."""
     rows = [Row(Cell(_cell_name(row)), _summary_cells(row)[:-1]) for row in scale_rows(results)]
     reasons = [
-        f"{_run_name(run)} {summary.status(run)}: {short_reason(summary.failure(run))}"
+        f"{_cell_name(run)}, seed {run['seed']} {summary.status(run)}: "
+        + page.short_reason(summary.failure(run))
         for row in scale_rows(results)
         for run in row["failed"]
     ]
@@ -100,16 +93,23 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
     variants = summary.by_variant(results)
     styles = variant_styles(list(variants))
     of_base = variant_styles(results["bases"])
-    base_styles = {name: of_base[runs[0]["base"]] for name, runs in variants.items()}
+    base_styles = {name: of_base[group[0]["base"]] for name, group in variants.items()}
+    rows = [
+        Row(Cell(_cell_name(row)), _summary_cells(row), of_base[row["base"]].colour)
+        for row in scale_rows(results)
+    ]
+    head = (*_HEAD, *(METRICS[key].label for key in _COSTS))
     groups = summary.by_variant({"runs": [run for run in results["runs"] if summary.finished(run)]})
     plots = draw_scale_plots(results)
     losses = loss_plot(groups, styles)
-    page = Page(
+    runs = run_table(results, base_styles, _RUN_COLUMNS, "Run", _cell_name)
+    each = f"{results['threads']} thread{'s' * (results['threads'] != 1)} each"
+    content = Page(
         title=_title(results),
         lead=_lead(results),
         notes=_notes(results),
         sections={
-            "Results": [_summary(results)],
+            "Results": [Table(head, rows, "Results by base and memory size")],
             "What each model is": [describe_variants(results)],
             **{
                 name: [
@@ -123,11 +123,11 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
             "Fitted laws": [_FORMS, _laws(results)],
             "Example answers": example_tables(groups, styles),
             "What the figures mean": [Glossary("sweep")],
-            "Every run": [run_table(results, base_styles, _RUN_COLUMNS, "Run", _cell_name)],
+            "Every run": [replace(runs, head=("Run", "Held-out recall", *runs.head[2:]))],
         },
-        footer=_footer(results),
+        footer={**text.provenance(results), "Runs": f"{results['workers']} at a time, {each}"},
     )
-    return write_page(page, folder, (*PLOT_NAMES, "loss_over_tokens"))
+    return write_page(content, folder, (*PLOT_NAMES, "loss_over_tokens"))
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -136,10 +136,6 @@ def _title(results: Mapping[str, Any]) -> str:
 
 def _cell_name(row: Mapping[str, Any]) -> str:
     return f"{row['base']}, {slots_label(row['slots']) if row['slots'] else 'dense'}"
-
-
-def _run_name(run: Mapping[str, Any]) -> str:
-    return f"{_cell_name(run)}, seed {run['seed']}"
 
 
 def _worth(entry: Mapping[str, Any] | None) -> Cell:
@@ -164,16 +160,6 @@ def _summary_cells(row: Mapping[str, Any]) -> list[Cell]:
         *(_worth(row["exchange"][metric]) for metric in LAWS),
         *(Cell(number(summary.mean_of(row["runs"], k), METRICS[k].form)) for k in _COSTS),
     ]
-
-
-def _summary(results: Mapping[str, Any]) -> Table:
-    styles = variant_styles(results["bases"])
-    rows = [
-        Row(Cell(_cell_name(row)), _summary_cells(row), styles[row["base"]].colour)
-        for row in scale_rows(results)
-    ]
-    head = (*_HEAD, *(METRICS[key].label for key in _COSTS))
-    return Table(head, rows, "Results by base and memory size")
 
 
 def _laws(results: Mapping[str, Any]) -> Table:
@@ -226,17 +212,7 @@ def _size(row: Mapping[str, Any]) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
-    failed = [run for run in results["runs"] if not summary.finished(run)]
-    if failed:
-        notes.append(
-            f"{len(failed)} of {len(results['runs'])} runs did not finish and are in no mean and "
-            f"no fit: {'; '.join(f'{_run_name(run)} ({summary.status(run)})' for run in failed)}."
-        )
-    if len(results["seeds"]) < 3:
-        notes.append(
-            "Fewer than three seeds: how far another seed would have landed is hardly known."
-        )
+    notes = text.notes(results)
     for metric, fit in results["fits"]["flops"].items():
         if "reason" in fit:
             notes.append(
@@ -249,9 +225,3 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
             "continue the fitted line where nothing was measured."
         )
     return notes
-
-
-def _footer(results: Mapping[str, Any]) -> dict[str, str]:
-    threads = results["threads"]
-    each = f"{threads} thread{'s' * (threads != 1)} each"
-    return {**provenance(results), "Runs": f"{results['workers']} at a time, {each}"}

@@ -50,17 +50,20 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before believing the figures."""
     rows = summary_table(results)
     found = []
+    study, nowhere = (
+        ("sweep", "no mean and no fit") if "bases" in results else ("comparison", "no mean")
+    )
     ended = Counter(run["status"] for row in rows for run in row["failed"])
     waiting = ended.pop("unfinished", 0)
     total = sum(row["seeds"] + len(row["failed"]) for row in rows)
     if results.get("complete") is False or waiting:
         runs = f": {waiting} of {total} runs have not ended" if waiting else ""
-        found.append(f"This comparison is not complete{runs}. Its figures may still change.")
+        found.append(f"This {study} is not complete{runs}. Its figures may still change.")
     if ended:
         how = join_words([f"{count} {status}" for status, count in ended.items()])
         found.append(
-            f"{sum(ended.values())} of {total} runs gave no result ({how}) and are in no mean; the "
-            "tables show the reason."
+            f"{sum(ended.values())} of {total} runs gave no result ({how}) and are in {nowhere}; "
+            "the tables show the reason."
         )
     fewest = min((row["seeds"] for row in rows if row["seeds"]), default=None)
     most = max((row["seeds"] for row in rows), default=0)
