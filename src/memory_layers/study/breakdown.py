@@ -55,8 +55,7 @@ def recall_by_exposures(
         if probe.kind == "question_heldout":
             found[probe.exposures].append(bool(right))
     return [
-        {"exposures": exposures, "facts": len(rights), "recall": sum(rights) / len(rights)}
-        for exposures, rights in sorted(found.items())
+        {"exposures": exposures, **_recall(rights)} for exposures, rights in sorted(found.items())
     ]
 
 
@@ -91,17 +90,19 @@ def recall_by_entropy(
         {
             "low": _bits(shares[0]),
             "high": _bits(shares[-1]),
-            "facts": len(rights),
-            "recall": sum(rights) / len(rights),
+            **_recall([right for share in shares for right in found[share]]),
         }
         for shares in bins
-        for rights in [[right for share in shares for right in found[share]]]
     ]
 
 
 def answer_of(probe: Probe) -> str:
     """Return the answer that an item asks for."""
     return probe.text[probe.answer_start : probe.answer_end]
+
+
+def _recall(rights: Sequence[bool]) -> dict[str, Any]:
+    return {"facts": len(rights), "recall": sum(rights) / len(rights)}
 
 
 def _bits(share: float) -> float:

@@ -103,21 +103,17 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 
 def _history(trained: TrainedModel, flops_per_step: float) -> list[dict[str, Any]]:
     losses = {line["step"]: line["loss"] for line in trained.history if "loss" in line}
-    points = []
-    for line in trained.history:
-        if "recall" in line:
-            recall = {k: v for k, v in line["recall"].items() if k != "by_relation"}
-            step, tokens = line["step"], line["tokens"]
-            points.append(
-                {
-                    "step": step,
-                    "tokens": tokens,
-                    "flops": step * flops_per_step,
-                    "loss": losses.get(step),
-                    **recall,
-                }
-            )
-    return points
+    return [
+        {
+            "step": line["step"],
+            "tokens": line["tokens"],
+            "flops": line["step"] * flops_per_step,
+            "loss": losses.get(line["step"]),
+            **{k: v for k, v in line["recall"].items() if k != "by_relation"},
+        }
+        for line in trained.history
+        if "recall" in line
+    ]
 
 
 def _losses(history: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

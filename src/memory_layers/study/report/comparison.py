@@ -32,12 +32,13 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
 
     It has fewer columns than the report. The reasons of runs without a result stand below it.
     """
-    summary = summary_table(results)
     # There is no room for both.
-    hidden = "question_shown" if any(row["text_nll"] for row in summary) else "text_nll"
+    hidden = (
+        "question_shown" if any(row["text_nll"] for row in summary_table(results)) else "text_nll"
+    )
     columns = [key for key, metric in METRICS.items() if metric.short and key != hidden]
     rows = tables.summary_rows(
-        summary,
+        results,
         {},
         lambda row: [Cell(str(row["seeds"])), *(_terminal_cell(row, key) for key in columns)],
     )

@@ -5,7 +5,7 @@ a page.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memory_layers.common import text
@@ -44,7 +44,12 @@ def percent(value: object) -> str:
 
 
 def spread_cell(
-    found: Mapping[str, Any] | None, form: str, seeds: int, *, ranges: bool = True
+    found: Mapping[str, Any] | None,
+    form: str,
+    seeds: int,
+    *,
+    ranges: bool = True,
+    unit: float = 1.0,
 ) -> Cell:
     """Return the cell of a mean over seeds.
 
@@ -53,22 +58,20 @@ def spread_cell(
         form: Of the numbers.
         seeds: Finished runs. The cell says where fewer were measured.
         ranges: Whether the lowest and the highest seed are in the small print.
+        unit: What the numbers are multiplied by.
     """
     if found is None:
         return Cell(DASH)
+    mean, low, high = (found[key] * unit for key in ("mean", "min", "max"))
     if form == ".3g":
         # All of a cell's numbers with the decimals of its mean, as 4.96e-05 is hard to compare.
-        size = math.floor(math.log10(abs(found["mean"]))) if found["mean"] else 0
+        size = math.floor(math.log10(abs(mean))) if mean else 0
         form = f",.{max(0, 2 - size)}f"
-    mean = format(found["mean"], form)
-    if found["half"] is not None:
-        mean += f" ± {found['half']:{form}}"
-    small = ""
-    if ranges and found["n"] > 1:
-        small = f"{found['min']:{form}}{DASH}{found['max']:{form}}"
+    half = "" if found["half"] is None else f" ± {found['half'] * unit:{form}}"
+    small = f"{low:{form}}{DASH}{high:{form}}" if ranges and found["n"] > 1 else ""
     if found["n"] < seeds:
         small = f"{small} {found['n']} of {seeds} seeds".strip()
-    return Cell(mean, small)
+    return Cell(f"{mean:{form}}{half}", small)
 
 
 def results_table(
@@ -89,56 +92,51 @@ def results_table(
     Raises:
         UserError: A column is not known.
     """
-    rows = summary.summary_table(results)
     if columns is None:
+        rows = summary.summary_table(results)
         unmeasured = all(row["text_nll"] is None for row in rows)
         columns = [key for key in _STANDARD if key != "text_nll" or not unmeasured]
     unknown = [key for key in columns if key not in _HEADINGS]
     if unknown:
         raise UserError(f"columns: unknown {unknown}. hint: {', '.join(_HEADINGS)}")
     lines = summary_rows(
-        rows, styles, lambda row: [_result_cell(row, key, ranges) for key in columns]
+        results, styles, lambda row: [_result_cell(row, k, ranges) for k in columns]
     )
-    head = ("Variant", *(_HEADINGS[key] for key in columns))
-    return Table(head, lines, "Results by variant")
+    return Table(["Variant", *(_HEADINGS[k] for k in columns)], lines, "Results by variant")
 
 
 def summary_rows(
-    rows: Iterable[Mapping[str, Any]],
+    results: Mapping[str, Any],
     styles: Styles,
     cells: Callable[[Mapping[str, Any]], Sequence[Cell]],
 ) -> list[Row]:
     """Return a row for each variant, with its `cells`, and one for each run without a result."""
     lines = []
-    for row in rows:
+    groups = summary.by_variant(results)
+    for row in summary.summary_table(results):
         name = row["variant"]
         colour = styles[name].colour if name in styles else None
         if row["seeds"]:
             lines.append(Row(Cell(name), cells(row), colour))
-        lines += [
-            Row(Cell(name, f"seed {run['seed']}"), (), colour, run["error"], run["status"])
-            for run in row["failed"]
-        ]
+        lines += [_failed(name, run, colour) for run in groups[name] if not summary.finished(run)]
     return lines
 
 
+def _failed(name: str, run: Run, colour: str | None) -> Row:
+    title = Cell(name, f"seed {run.get('seed')}")
+    return Row(title, (), colour, summary.failure(run), summary.status(run))
+
+
 def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
-    found = row[key]
     if key == "seeds":
-        return Cell(str(found))
+        return Cell(str(row[key]))
     metric = METRICS[key]
     if metric.better:
-        # All but the count are in the metric's unit.
-        scaled = (
-            {k: v * metric.unit if k != "n" and v is not None else v for k, v in found.items()}
-            if found
-            else None
-        )
-        return spread_cell(scaled, metric.form, row["seeds"], ranges=ranges)
+        return spread_cell(row[key], metric.form, row["seeds"], ranges=ranges, unit=metric.unit)
     small = f"{number(row['params_active'])} active" if key == "params_total" else ""
     if key == "flops_per_token" and row["flops_ratio"] is not None:
         small = f"{row['flops_ratio']:.2f} {TIMES} {row['flops_base']}"
-    return Cell(number(found, metric.form), small)
+    return Cell(number(row[key], metric.form), small)
 
 
 def markdown_table(
@@ -230,10 +228,8 @@ def _difference_cells(entry: Mapping[str, Any] | None, better: int) -> list[Cell
     small = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
     verdict = entry["verdict"]
     judged = {"above": better, "below": -better}.get(verdict, 0)
-    return [
-        Cell(_signed(entry["difference"]), small),
-        Cell(verdict, ("", "better", "worse")[judged]),
-    ]
+    words = Cell(verdict, ("", "better", "worse")[judged])
+    return [Cell(_signed(entry["difference"]), small), words]
 
 
 def _signed(value: float) -> str:
@@ -298,11 +294,10 @@ def run_table(
     for variant, runs in summary.by_variant(results).items():
         colour = styles[variant].colour
         for run in runs:
-            name = Cell(name_of(run), f"seed {run.get('seed')}")
+            row = _failed(name_of(run), run, colour)
             if summary.finished(run):
-                rows.append(Row(name, [Cell(_run_text(run, key)) for key in columns], colour))
-            else:
-                rows.append(Row(name, (), colour, summary.failure(run), summary.status(run)))
+                row = Row(row.title, [Cell(_run_text(run, key)) for key in columns], colour)
+            rows.append(row)
     head = (title, *(METRICS[key].label for key in columns))
     return Table(head, rows, "Every run")
 

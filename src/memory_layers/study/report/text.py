@@ -50,9 +50,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before believing the figures."""
     rows = summary_table(results)
     found = []
-    study, nowhere = (
-        ("sweep", "no mean and no fit") if "bases" in results else ("comparison", "no mean")
-    )
+    study, fate = "comparison", ("gave no result", "no mean")
+    if "bases" in results:
+        study, fate = "sweep", ("did not finish", "no mean and no fit")
     ended = Counter(run["status"] for row in rows for run in row["failed"])
     waiting = ended.pop("unfinished", 0)
     total = sum(row["seeds"] + len(row["failed"]) for row in rows)
@@ -62,7 +62,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if ended:
         how = join_words([f"{count} {status}" for status, count in ended.items()])
         found.append(
-            f"{sum(ended.values())} of {total} runs gave no result ({how}) and are in {nowhere}; "
+            f"{sum(ended.values())} of {total} runs {fate[0]} ({how}) and are in {fate[1]}; "
             "the tables show the reason."
         )
     fewest = min((row["seeds"] for row in rows if row["seeds"]), default=None)
