@@ -18,7 +18,6 @@ from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
 from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from memory_layers.data.facts import Probe
@@ -85,7 +84,12 @@ class Eval(TaskOptions, OfModel):
         check_folder(folder)
         data, note = _facts(self, trained_on)
         _check(self)
-        place = _device(self.device)
+        import torch
+
+        try:
+            place = torch.empty(0, device=self.device).device
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device {self.device}: {error}. hint: cpu, or cuda:0") from error
         from memory_layers.data.prepare import corpus_of
         from memory_layers.evaluate.questions import questions_of
 
@@ -122,16 +126,16 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
     """Return the facts to ask, as the flags or else the run have them, and a line that says so."""
     given = {name: getattr(asked, name) for name in SELECTION}
     given = {name: value for name, value in given.items() if value not in (None, ())}
-    wanted = not asked.tasks or "facts" in asked.tasks
-    if asked.facts is not None and not wanted:
-        raise UserError("--facts has no effect on these tasks. hint: add the task `facts`")
-    facts = (asked.facts or trained_on.get("facts")) if wanted else None
-    if facts is None and wanted:
-        raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
-    if facts is None:
-        if given:
-            raise UserError(f"{_flag(*given)} has no effect without --facts. hint: leave it out")
+    if asked.tasks and "facts" not in asked.tasks:
+        if asked.facts is not None:
+            raise UserError("--facts has no effect on these tasks. hint: add the task `facts`")
+        for name in given:
+            raise UserError(f"{_flag(name)} has no effect without --facts. hint: leave it out")
         return None, ""
+    own = trained_on.get("facts")
+    facts = asked.facts or own
+    if facts is None:
+        raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
     if facts != BUILTIN and {"relations", "max_subjects"} & given.keys():
         raise UserError(
             "--relations and --max-subjects select built-in facts. hint: leave them out, users' "
@@ -139,7 +143,10 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
         )
     values: dict[str, Any] = {"facts": facts}
     note = ""
-    if _same(facts, trained_on.get("facts")):
+    same = facts == own
+    if own is not None and BUILTIN not in (facts, own):
+        same = Path(facts).resolve() == Path(own).resolve()
+    if same:
         for name in trained_on.keys() & set(SELECTION):
             value = trained_on[name]
             values[name] = tuple(value) if isinstance(value, list) else value
@@ -158,14 +165,7 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
         raise UserError(f"{error}{hint}") from error
 
 
-def _same(facts: str, own: str | None) -> bool:
-    """Whether two names of facts are of the same ones."""
-    if own is None or BUILTIN in (facts, own):
-        return facts == own
-    return Path(facts).resolve() == Path(own).resolve()
-
-
-def _flag(name: str, *_: str) -> str:
+def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
@@ -185,15 +185,6 @@ def _check(asked: Eval) -> None:
         raise UserError(f"--out {out} is a folder. hint: {out / 'results.json'}")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {error}. hint: cpu, or cuda:0") from error
 
 
 def _ask_facts(

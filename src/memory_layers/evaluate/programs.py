@@ -40,15 +40,10 @@ def passes(program: str) -> bool:
         except subprocess.TimeoutExpired:
             return False
         finally:
-            _stop(process)
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
         return process.returncode == 0 and (folder / end).is_file()
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """Stop a process and those that it started."""
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()

@@ -7,6 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from memory_layers.evaluate.batches import by_length, score_spans
 from memory_layers.evaluate.scores import score_answer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 CHOICES = 4
 
@@ -67,7 +68,7 @@ class Reply:
 
 @torch.no_grad()
 def ask(
-    model: "PreTrainedModel",
+    model: Any,  # noqa: ANN401  (generate is not one of PreTrainedModel's own)
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
     *,
@@ -86,26 +87,40 @@ def ask(
     was_training = model.training
     model.eval()
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
-    texts = _continue(model, tokenizer, prompts, max_tokens, progress)
-    pairs = [(n, c) for n, question in enumerate(questions) for c in range(len(question.choices))]
+    texts = [""] * len(prompts)
+    for part in by_length(prompts, len(tokenizer), extra=max_tokens):
+        ids = torch.tensor([prompts[n] for n in part], device=model.device)
+        made = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )[:, ids.shape[1] :]
+        for n, text in zip(
+            part, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
+        ):
+            texts[n] = text.split("\n")[0].strip()
+        progress(len(part))
     rows = []
-    for n, c in pairs:
-        asked = questions[n]
-        ids = tokenizer(asked.prompt + asked.delimiter + asked.choices[c])["input_ids"]
-        rows.append((ids, (len(prompts[n]), len(ids))))
-    nll: dict[tuple[int, int], float] = {}
-    for part in by_length([ids for ids, _ in rows], len(tokenizer)):
-        scores = score_spans(model, [rows[i] for i in part])
-        nll.update((pairs[i], score.nll) for i, score in zip(part, scores, strict=True))
+    for asked, prompt in zip(questions, prompts, strict=True):
+        for choice in asked.choices:
+            row = tokenizer(asked.prompt + asked.delimiter + choice)["input_ids"]
+            rows.append((row, (len(prompt), len(row))))
+    nll = [0.0] * len(rows)
+    for part in by_length([row for row, _ in rows], len(tokenizer)):
+        for i, score in zip(part, score_spans(model, [rows[i] for i in part]), strict=True):
+            nll[i] = score.nll
         progress(len(part))
     model.train(was_training)
+    left = iter(nll)
     return [
         Reply(
             text,
-            **score_answer(text, question.answers),
-            choice_nll=tuple(nll[n, c] for c in range(len(question.choices))),
+            **score_answer(text, asked.answers),
+            choice_nll=tuple(islice(left, len(asked.choices))),
         )
-        for n, (question, text) in enumerate(zip(questions, texts, strict=True))
+        for asked, text in zip(questions, texts, strict=True)
     ]
 
 
@@ -143,30 +158,6 @@ def passes_needed(questions: Sequence[Question]) -> int:
     return len(questions) + sum(len(question.choices) for question in questions)
 
 
-def _continue(
-    model: Any,  # noqa: ANN401  (generate is not one of PreTrainedModel's own)
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[list[int]],
-    max_tokens: int,
-    progress: Callable[[int], object],
-) -> list[str]:
-    texts = [""] * len(prompts)
-    for part in by_length(prompts, len(tokenizer), extra=max_tokens):
-        ids = torch.tensor([prompts[n] for n in part], device=model.device)
-        made = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )[:, ids.shape[1] :]
-        decoded = tokenizer.batch_decode(made, skip_special_tokens=True)
-        for n, text in zip(part, decoded, strict=True):
-            texts[n] = text.split("\n")[0].strip()
-        progress(len(part))
-    return texts
-
-
 def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Question]]:
     """Return probes as questions with choices, by kind, at most so many, spread over all."""
     answers = defaultdict(set)
@@ -189,13 +180,9 @@ def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Qu
 def _question(probe: Probe, answers: Sequence[str]) -> Question:
     before, answer = probe.text[: probe.answer_start], probe.text[probe.answer_start :]
     prompt = before.rstrip()
-    others = _others(probe, answer, answers)
-    choices = tuple(sorted([answer, *others])) if others else ()
-    return Question(prompt, (answer,), choices, before[len(prompt) :])
-
-
-def _others(probe: Probe, answer: str, answers: Sequence[str]) -> list[str]:
-    """Return wrong answers of the same relation, the same ones each time."""
+    # Wrong answers of the same relation, the same ones each time.
     number = stable_number(0, "choices", probe.relation, probe.subject)
     drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
-    return [other for other in drawn if other != answer][: CHOICES - 1]
+    others = [other for other in drawn if other != answer][: CHOICES - 1]
+    choices = tuple(sorted([answer, *others])) if others else ()
+    return Question(prompt, (answer,), choices, before[len(prompt) :])
