@@ -1,6 +1,7 @@
 """The command line: a whole run through it, and a helpful answer to each first mistake."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,20 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
         main(["train", "--help"])
     assert end.value.code == 0
     assert "--optim.lr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["show", "plan", "init"])
+def test_examples_of_help_run(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, *examples = capsys.readouterr().out.split("Example: memory-layers ")
+    assert examples
+    for example in examples:
+        assert main(shlex.split(example.splitlines()[0])) == 0
 
 
 def test_wrong_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

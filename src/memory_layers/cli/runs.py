@@ -185,7 +185,7 @@ class Plan(OfConfig):
 class Show(OfConfig):
     """Print the full configuration and the parameter counts.
 
-    Example: memory-layers show demo --model.hidden-size 96
+    Example: memory-layers show demo --model.layers 6
     """
 
     slots: tuple[int, ...] = ()

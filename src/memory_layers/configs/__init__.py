@@ -33,5 +33,5 @@ def find_config(name: str) -> Path:
     same = [file for file in here if Path(file).stem == path.stem]
     same += [str(file) for file in path.glob("config.json")]
     close = same or get_close_matches(name, [*names, *here], n=1)
-    hint = f"did you mean {close[0]!r}? There are" if close else "a YAML file, or one of"
+    hint = f"did you mean {close[0]!r}? The package has" if close else "a YAML file, or one of"
     raise UserError(f"{name}: cannot be read: {problem}. hint: {hint} {', '.join(names)}")
