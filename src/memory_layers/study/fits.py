@@ -50,6 +50,11 @@ class Law:
     link: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def title(self) -> str:
+        """The metric, at the start of a sentence."""
+        return self.name[0].upper() + self.name[1:]
+
 
 LAWS: Mapping[str, Law] = MappingProxyType(
     {
@@ -64,7 +69,7 @@ class Fit:
     """A law with its resamples. Row 0 is the fit to all runs, the other rows are resamples.
 
     Attributes:
-        metric: Of LAWS.
+        metric: A name of LAWS.
         lines: [1 + RESAMPLES, 2] float64, intercepts and slopes over log2(x).
         x: [n] float64, where runs were measured, ascending.
         y: [n] float64, what was measured.
@@ -114,10 +119,8 @@ class Fit:
             "runs": len(self.x),
             "points": len(np.unique(self.x)),
             "curve": {
-                "x": grid.tolist(),
-                "y": curves[0].tolist(),
-                "low": low.tolist(),
-                "high": high.tolist(),
+                name: values.tolist()
+                for name, values in (("x", grid), ("y", curves[0]), ("low", low), ("high", high))
             },
         }
 
@@ -163,26 +166,20 @@ def fit_sweep(runs: Sequence[Run]) -> dict[str, Any]:
         lists the runs it is without in `left_out`. `exchange`: one entry a base, memory size and
         metric, see `_exchange`.
     """
-    bases = list(dict.fromkeys(run["base"] for run in runs))
     dense = [run for run in runs if not run["slots"]]
-    cells: dict[tuple[str, int], list[Run]] = {}
-    for run in runs:
-        if run["slots"]:
-            cells.setdefault((run["base"], run["slots"]), []).append(run)
     with_memory = {
-        base: [run for run in runs if run["base"] == base and run["slots"]] for base in bases
-    }
-    over_slots = {
-        base: {metric: _fit_runs(metric, own, "slots")[1] for metric in LAWS}
-        for base, own in with_memory.items()
+        base: [run for run in runs if run["base"] == base and run["slots"]]
+        for base in dict.fromkeys(run["base"] for run in runs)
     }
     over_flops = {metric: _fit_runs(metric, dense, "flops_per_token") for metric in LAWS}
-    ordered = sorted(cells.items(), key=lambda item: (bases.index(item[0][0]), item[0][1]))
     return {
         "fits": {
             "resamples": RESAMPLES,
             "level": LEVEL,
-            "slots": over_slots,
+            "slots": {
+                base: {metric: _fit_runs(metric, own, "slots")[1] for metric in LAWS}
+                for base, own in with_memory.items()
+            },
             "flops": {metric: record for metric, (_, record) in over_flops.items()},
         },
         "exchange": [
@@ -190,9 +187,12 @@ def fit_sweep(runs: Sequence[Run]) -> dict[str, Any]:
                 "base": base,
                 "slots": slots,
                 "metric": metric,
-                **_exchange(metric, group, over_flops[metric][0]),
+                **_exchange(
+                    metric, [run for run in own if run["slots"] == slots], over_flops[metric][0]
+                ),
             }
-            for (base, slots), group in ordered
+            for base, own in with_memory.items()
+            for slots in sorted({run["slots"] for run in own})
             for metric in LAWS
         ],
     }

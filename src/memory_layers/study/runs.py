@@ -22,15 +22,7 @@ from memory_layers.common.progress import ProgressLine
 from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import PreparedData, prepare_data
-from memory_layers.study.outcome import (
-    FAILURE,
-    LOG,
-    RESULT,
-    read_metrics,
-    read_outcome,
-    record_exit,
-    recorded_failures,
-)
+from memory_layers.study import outcome
 from memory_layers.train.config import RunConfig, claim_folder
 from memory_layers.train.interrupt import StopSignal
 
@@ -98,7 +90,7 @@ def run_jobs(
 
     def write(*, complete: bool) -> dict[str, Any]:
         runs = [
-            read_outcome(variant, seed, out / "runs" / name)
+            outcome.read_outcome(variant, seed, out / "runs" / name)
             for name, (variant, seed, _) in jobs.items()
         ]
         date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -116,15 +108,15 @@ def run_all(
     folder: Path,
     workers: int,
     threads: int,
-    ended: Callable[[str], object] | None = None,
+    ended: Callable[[str], object],
 ) -> None:
-    """Keep `workers` processes busy until every job has ended.
+    """Keep `workers` processes busy until every job has ended: see run_jobs.
 
     Args:
-        jobs: By the name of the run's folder, in the order of their start.
+        jobs: In the order of their start.
         folder: Where the folders of the runs are.
-        workers: Processes at a time.
-        threads: Of each process.
+        workers: As in run_jobs.
+        threads: As in run_jobs.
         ended: Called with the name of a run that has ended, well or not.
 
     Raises:
@@ -132,9 +124,9 @@ def run_all(
     """
     context = multiprocessing.get_context("spawn")
     steps = {name: run.train.steps for name, (_, _, run) in jobs.items()}
-    waiting = [name for name in jobs if not (folder / name / RESULT).is_file()]
+    waiting = [name for name in jobs if not (folder / name / outcome.RESULT).is_file()]
     for name in waiting:
-        (folder / name / FAILURE).unlink(missing_ok=True)
+        (folder / name / outcome.FAILURE).unlink(missing_ok=True)
     running: dict[str, BaseProcess] = {}
     stopping = False
     with StopSignal() as stop, ProgressLine() as progress:
@@ -152,11 +144,11 @@ def run_all(
                     process.terminate()
             time.sleep(SECONDS_BETWEEN_LOOKS)
             for name in [name for name, process in running.items() if not process.is_alive()]:
-                fine = record_exit(folder / name, running.pop(name).exitcode)
-                log = folder / name / LOG
+                fine = outcome.record_exit(folder / name, running.pop(name).exitcode)
+                log = folder / name / outcome.LOG
                 progress.say(f"{name} done" if fine else f"{name} did not finish, see {log}")
                 # A run that was asked to stop has not ended: it goes on when started again.
-                if ended is not None and not stopping:
+                if not stopping:
                     ended(name)
             done = {name: _state(folder / name) for name in steps}
             status = "  |  ".join(f"{name} {done[name][1]}" for name in running if done[name][0])
@@ -191,7 +183,7 @@ def cores() -> int:
 def _state(folder: Path) -> tuple[int, str]:
     """Return the last step of a run and what is known about it."""
     step, loss, recall = 0, "", ""
-    for line in read_metrics(folder):
+    for line in outcome.read_metrics(folder):
         step = line["step"]
         if "loss" in line:
             loss = f"loss {line['loss']:.2f}"
@@ -206,11 +198,11 @@ def _work(job: Job, out: Path, threads: int) -> None:
 
     from memory_layers.study.measure import measure_run
 
-    log = os.open(out / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(out / outcome.LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     variant, seed, config = job
-    with recorded_failures(out):
+    with outcome.recorded_failures(out):
         measure_run(variant, seed, config, out)

@@ -41,14 +41,16 @@ class _Point:
     extrapolated: bool | None = None
 
 
-def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, Plot]:
-    """Draw every plot the sweep has data for, by name, in the order of the report."""
+def draw_scale_plots(results: Mapping[str, Any]) -> dict[str, dict[str, Plot]]:
+    """Draw every plot the sweep has data for, by metric and kind, in the order of the report."""
     styles = drawing.variant_styles(results["bases"])
     return {
-        f"{metric}_{kind}": plot
+        metric: {
+            kind: plot
+            for kind, draw in _KINDS.items()
+            if (plot := draw(results, metric, styles)) is not None
+        }
         for metric in LAWS
-        for kind, draw in _KINDS.items()
-        if (plot := draw(results, metric, styles)) is not None
     }
 
 

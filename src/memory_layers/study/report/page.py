@@ -59,11 +59,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot. The template has its caption, by its name or by that of `caption`."""
+    """A plot. The template has its caption, by its name or as that of `caption` of a `subject`."""
 
     name: str
     plot: Plot
     caption: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True)

@@ -112,12 +112,11 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
             "Results": [Table(head, rows, "Results by base and memory size")],
             "What each model is": [describe_variants(results)],
             **{
-                name: [
-                    Figure(key, plot, f"sweep_{key}")
-                    for key, plot in plots.items()
-                    if key.startswith(metric)
+                law.title: [
+                    Figure(f"{metric}_{kind}", plot, kind, law.title)
+                    for kind, plot in plots[metric].items()
                 ]
-                for metric, name in (("recall", "Recall"), ("answer_nll", "Answer NLL"))
+                for metric, law in LAWS.items()
             },
             "Over training": [Figure("loss_over_tokens", losses)] if losses else [],
             "Fitted laws": [_FORMS, _laws(results)],
