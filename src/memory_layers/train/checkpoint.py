@@ -132,10 +132,8 @@ class Checkpoints:
             for old in list_checkpoints(self.out)[: -self.keep]:
                 shutil.rmtree(old)
 
-        tensors = {
-            **model_tensors(model, self.block_bytes),
-            **optimizer_tensors(model, optimizer, self.block_bytes),
-        }
+        tensors = model_tensors(model, self.block_bytes)
+        tensors |= optimizer_tensors(model, optimizer, self.block_bytes)
         _expect_one_process()
         writer = _Writer(part, complete)
         future: Any = dcp.async_save(
@@ -198,10 +196,8 @@ def load_checkpoint(
     state = read_state(folder)
     metadata = read_metadata(folder)
     make_optimizer_state(model, optimizer, metadata.state_dict_metadata, state["tables"])
-    tensors = {
-        **model_tensors(model, state["block_bytes"]),
-        **optimizer_tensors(model, optimizer, state["block_bytes"]),
-    }
+    tensors = model_tensors(model, state["block_bytes"])
+    tensors |= optimizer_tensors(model, optimizer, state["block_bytes"])
     check_fit(folder, tensors, metadata)
     read_tensors(folder, tensors, metadata, group)
     torch.set_rng_state(state["rng"])

@@ -115,11 +115,9 @@ def _read(folder: Path, saved: SavedTensor, metadata: Metadata) -> Iterator[Tens
 
 
 def _find_checkpoint(path: Path) -> Path:
-    if (path / ".metadata").is_file() or (path / STATE_FILE).is_file():
+    # The last one is of an earlier version: read_state says what to do with it.
+    if any((path / name).is_file() for name in (".metadata", STATE_FILE, "trainer.pt")):
         return path
-    if (path / "trainer.pt").is_file():
-        # Says what to do with it.
-        read_state(path)
     if found := list_checkpoints(path):
         return found[-1]
     raise UserError(

@@ -40,8 +40,7 @@ def model_tensors(model: nn.Module, block_bytes: int = BLOCK_BYTES) -> dict[str,
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         if name in tables:
-            blocks = _row_blocks(f"model.{name}", tables[name], parameter.detach(), block_bytes)
-            tensors |= blocks
+            tensors |= _row_blocks(f"model.{name}", tables[name], parameter.detach(), block_bytes)
         else:
             tensors[f"model.{name}"] = parameter.detach()
     persistent = model.state_dict().keys()
