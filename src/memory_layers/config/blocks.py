@@ -40,10 +40,10 @@ class BlocksConfig:
                 raise ValueError(f"{cls.__name__} has no field {name!r}. hint: {hint}")
 
     def check_layers(self) -> None:
-        """Refuse what are no indices of blocks, and make a tuple of a list.
+        """Check the indices of blocks, and turn a list into a tuple.
 
         Raises:
-            ValueError: `layers` is no list, is empty, or names a block twice.
+            ValueError: `layers` is not a list, is empty, or names a block twice.
         """
         if self.layers is None and "layers" not in self.required:
             return
@@ -59,7 +59,7 @@ class BlocksConfig:
             raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
 
     def check_choices(self) -> None:
-        """Refuse what is none of a field's choices, or neither true nor false.
+        """Check the fields that are one of several words, or true or false.
 
         Raises:
             ValueError: A value is of the wrong kind.

@@ -150,10 +150,10 @@ class TokenChoice(RoutedExperts):
     The factors are the router's probabilities as they are, which do not add up to one over the Q,
     as in OLMoE (arXiv 2409.02060).
 
-    A loss that is least where all experts get alike, X * sum_x f_x p_x (f_x: share of the batch
-    that goes to x, p_x: its mean probability; arXiv 2101.03961), joins in the backward pass: no
-    training loop needs to add it, and a block may be computed again. It is taken over the tokens
-    of one call. A loop that adds up the gradients of several calls sets `scale_balance`.
+    A load-balancing loss, X * sum_x f_x p_x (f_x: share of the batch that goes to x, p_x: its mean
+    probability; arXiv 2101.03961), is added in the backward pass: no training loop needs to, and a
+    block may be computed again. It is taken over the tokens of one call. A loop that adds up the
+    gradients of several calls sets `scale_balance`.
     """
 
     routing = "token_choice"
@@ -190,7 +190,7 @@ def routed_experts(
 def balance_loss(model: nn.Module) -> Tensor | None:
     """Return the balance losses of the last forward pass in training, weighed and added up.
 
-    To look at: they have joined in the backward pass already.
+    For logs: the backward pass adds them by itself.
 
     Args:
         model: With or without experts.

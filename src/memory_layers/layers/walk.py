@@ -17,9 +17,9 @@ def memory_layers_of(model: nn.Module) -> list[MemoryLayer]:
 
 
 def freeze_keys(model: nn.Module) -> None:
-    """Keep all query projections and sub-keys at their values: a control, or keys that are good.
+    """Freeze all query projections and sub-keys: as a control, or because they are good already.
 
-    No slot is then learned to be found. Call it before the optimizer is built.
+    Call it before the optimizer is built.
     """
     for layer in memory_layers_of(model):
         layer.query.requires_grad_(False)

@@ -1,7 +1,7 @@
 """The memory of a model alone: saved without its base, and put onto the same base again.
 
 A folder has memory.safetensors and memory.json: the MemoryConfig, the name of the feed-forward
-child of a block, and a digest of each weight of the base, by which another base is told.
+child of a block, and a digest of each weight of the base, which tells bases apart.
 """
 
 import hashlib
@@ -20,12 +20,11 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import replacing
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
-from memory_layers.layers.read import build_tables
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.models.classes import backbone_of, family_of, memory_config
+from memory_layers.models.classes import backbone_of, family_of, memory_classes, memory_config
 from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
-from memory_layers.models.surgery import ModelT, add_memory
+from memory_layers.models.surgery import ModelT, add_memory, config_like
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
 _KEYS = ("memory_format", "memory", "target_module", "base", "head")
@@ -155,19 +154,11 @@ def _config_of(model: PreTrainedModel) -> MemoryConfig:
 
 def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
     """Return the shapes of what `_split` calls memory, of a model that may not have it yet."""
-    model_dim = backbone_of(model).config.hidden_size
+    classes = memory_classes(family)
+    fields = {**model.config.to_dict(), "memory": config.to_dict()}
     with torch.device("meta"):
-        owner = nn.Module()
-        if config.share_values:
-            for name, table in build_tables(config, model_dim).items():
-                owner.add_module(name, table)
-        layer = MemoryLayer(config, model_dim, owner=owner if config.share_values else None)
-    shapes = {name: tensor.shape for name, tensor in owner.state_dict().items()}
-    place = f"{family.mlp}.memory" if config.placement == "beside" else family.mlp
-    for index in config.layers:
-        prefix = f"{family.blocks}.{index}.{place}"
-        shapes |= {f"{prefix}.{name}": t.shape for name, t in layer.state_dict().items()}
-    return shapes
+        twin = classes.backbone(config_like(model, classes, fields))
+    return {name: tensor.shape for name, tensor in _split(twin)[0].items()}
 
 
 def _check_shapes(

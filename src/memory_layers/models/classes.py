@@ -6,7 +6,7 @@ the Auto classes work as for any other model.
 """
 
 from collections.abc import Callable
-from functools import cache, partialmethod
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -57,7 +57,6 @@ class MemoryModelMixin(PreTrainedModel):
     """
 
     memory_family: ClassVar[Family]
-    _part: ClassVar[str]
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
         super().__init__(config)
@@ -71,7 +70,9 @@ class MemoryModelMixin(PreTrainedModel):
             raise UserError("config.memory and config.moe are both set. hint: remove one")
         backbone, family = backbone_of(self), self.memory_family
         added = memory_config(config) if config.moe is None else MoeConfig.from_dict(config.moe)
-        install(backbone, added, family, value_dtype_of(config))
+        # After memory_config, which brings it up to date.
+        value_dtype = None if config.value_dtype is None else getattr(torch, config.value_dtype)
+        install(backbone, added, family, value_dtype)
         if backbone is not self:
             backbone.__class__ = memory_classes(family).backbone
         self.post_init()
@@ -114,10 +115,6 @@ class MemoryModelMixin(PreTrainedModel):
             family = self.memory_family
             write_remote_code(Path(save_directory), family, memory_classes(family).all())
 
-    def __reduce__(self) -> tuple[Callable, tuple[Family, str], dict[str, Any]]:
-        """Pickle an instance of a class that no module has under its name."""
-        return _blank, (self.memory_family, self._part), self.__dict__
-
 
 @cache
 def memory_classes(family: Family) -> FamilyClasses:
@@ -127,7 +124,9 @@ def memory_classes(family: Family) -> FamilyClasses:
         "__doc__": f"{bases.config.__name__} with `memory` or `moe`, the fields of a MemoryConfig "
         "or MoeConfig, and `value_dtype`, the type of the value tables where it is not `dtype`.",
         "__module__": __name__,
-        "__reduce__": partialmethod(_reduce_config, family),
+        "__reduce__": _reduce,
+        "memory_family": family,
+        "memory_part": "config",
         "__annotations__": {
             "memory": "dict | None",
             "moe": "dict | None",
@@ -150,9 +149,10 @@ def memory_classes(family: Family) -> FamilyClasses:
             "__doc__": f"{base.__name__} with memory layers or experts in the blocks that its "
             "config names.",
             "__module__": __name__,
+            "__reduce__": _reduce,
             "config_class": config,
             "memory_family": family,
-            "_part": part,
+            "memory_part": part,
         }
         return type(f"Memory{base.__name__}", (MemoryModelMixin, base), body)
 
@@ -172,11 +172,6 @@ def memory_config(config: Any) -> MemoryConfig:  # noqa: ANN401
         config.value_dtype = before
     config.memory = memory.to_dict()
     return memory
-
-
-def value_dtype_of(config: Any) -> torch.dtype | None:  # noqa: ANN401
-    """Return the type of the value tables of a model, None for that of its other parameters."""
-    return None if config.value_dtype is None else getattr(torch, config.value_dtype)
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -291,11 +286,11 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _reduce_config(
-    config: PreTrainedConfig, family: Family
+def _reduce(
+    instance: Any,  # noqa: ANN401
 ) -> tuple[Callable, tuple[Family, str], dict[str, Any]]:
     """Pickle an instance of a class that no module has under its name."""
-    return _blank, (family, "config"), config.__dict__
+    return _blank, (instance.memory_family, instance.memory_part), instance.__dict__
 
 
 def _blank(family: Family, part: str) -> PreTrainedModel | PreTrainedConfig:

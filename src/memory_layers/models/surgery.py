@@ -121,7 +121,7 @@ def remove_memory(model: ModelT) -> ModelT:
     own = ("memory", "moe", "value_dtype", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)
-    _become(model, classes, _config_of(model, classes, fields))
+    _become(model, classes, config_like(model, classes, fields))
     return model
 
 
@@ -136,7 +136,7 @@ def _add(
     kind = "memory" if isinstance(config, MemoryConfig) else "moe"
     stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
     fields = {**model.config.to_dict(), kind: config.to_dict(), "value_dtype": stored}
-    changed = _config_of(model, classes, fields)
+    changed = config_like(model, classes, fields)
 
     def place(module: nn.Module) -> None:
         module.train(backbone.training)
@@ -178,10 +178,16 @@ def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -
     return family
 
 
-def _config_of(
+def config_like(
     model: PreTrainedModel, classes: FamilyClasses, fields: dict[str, Any]
 ) -> PreTrainedConfig:
-    """Return a config of these classes with some fields of a model's, or others."""
+    """Return a config of these classes with given fields, that a model like this one takes.
+
+    Args:
+        model: Says which attention implementation.
+        classes: Of a family, with or without memory.
+        fields: Of a config as a dictionary. Its model type is that of the classes.
+    """
     fields = {name: value for name, value in fields.items() if name != "model_type"}
     # to_dict leaves the attention implementation out, and without it no mask is made.
     fields["attn_implementation"] = model.config._attn_implementation  # noqa: SLF001
