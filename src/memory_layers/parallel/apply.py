@@ -21,8 +21,6 @@ from memory_layers.parallel.mesh import Meshes
 from memory_layers.parallel.table import ShardedValueTable
 from memory_layers.parallel.tensor import check_divisible, split_block, split_ends
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def shard_memory(
     model: nn.Module, mesh: DeviceMesh, weights_dtype: torch.dtype | None = None
@@ -78,7 +76,7 @@ def parallelize(
     tensor = meshes.dense["tensor"] if meshes.layout.tensor > 1 else None
     if tensor is not None:
         check_divisible(model.config, meshes.layout.tensor)
-    shard_memory(model, meshes.table, _DTYPES[config.weights_dtype])
+    shard_memory(model, meshes.table, getattr(torch, config.weights_dtype))
     family = family_of(model)
     names = {module: name for name, module in model.named_modules()}
     blocks = list(family.blocks_of(backbone_of(model)))

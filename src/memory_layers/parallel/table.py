@@ -1,7 +1,7 @@
 """ShardedValueTable: the columns of a value table that one rank of a memory group holds.
 
-Sharded by width (arXiv 2412.09764 section 3.1): the ranks of a memory group tell each other their
-slots and weights, each reads all tokens on its own columns, and one exchange gives every rank the
+Sharded by width (arXiv 2412.09764 section 3.1): the ranks of a memory group all-gather their slots
+and weights, each reads its own columns for all tokens, and one all-to-all gives every rank the
 whole rows of its own tokens. Next: replicas.py, for several memory groups.
 """
 
@@ -38,11 +38,10 @@ def shard_widths(value_dim: int, ranks: int) -> list[int]:
 class ShardedValueTable(ValueTable):
     """A value table of which this rank holds some columns, `weight` [N, width].
 
-    Reads, gradients and steps are those of the whole table. Its gradient is a FactoredGradient: a
-    backward pass leaves the factors of all tokens of the memory group, for the own columns.
+    Reads, gradients and steps are those of the whole table. Its gradient is a FactoredGradient of
+    these columns, for all tokens of the memory group.
 
-    In training each rank of the group must bring equally many tokens to a read, and all ranks must
-    read the tables in the same order.
+    In training all ranks of the group must read for equally many tokens, and in the same order.
 
     Args:
         table: The whole table, on the meta device or the same on every rank.
@@ -50,7 +49,7 @@ class ShardedValueTable(ValueTable):
         weights_dtype: Type in which weights travel. None: as they are.
 
     Raises:
-        ValueError: The table is to leave sparse gradients.
+        ValueError: The table leaves sparse gradients.
     """
 
     def __init__(
@@ -159,9 +158,9 @@ class _Product(NamedTuple):
     """A product of tokens with the rows of a sharded table. The two are each other's gradient.
 
     Attributes:
-        multiply: Makes it on the columns of this rank, for the tokens of all.
-        send: Starts to bring the factors of all tokens here.
-        give_back: Starts to bring each rank the results of its own tokens.
+        multiply: On the columns of this rank, for the tokens of the group.
+        send: Starts to send what each rank needs of the tokens.
+        give_back: Starts to send each rank the results of its own tokens.
     """
 
     multiply: Callable[[Tensor, Tensor, Tensor], Tensor]

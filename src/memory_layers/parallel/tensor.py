@@ -1,4 +1,4 @@
-"""Tensor parallel: which matrices of a model are split, and how a memory layer joins in.
+"""Tensor parallel: which matrices of a model are split, and what memory layers do meanwhile.
 
 Attention and feed-forward blocks follow the plan that transformers has for the family. A memory
 layer is not split: each rank of the tensor group takes a share of the tokens.
@@ -64,7 +64,7 @@ def split_block(config: PreTrainedConfig, block: nn.Module, mlp: str, mesh: Devi
     parallelize_module(block, mesh, plan, src_data_rank=None)
     for module in block.modules():
         if isinstance(module, MemoryLayer):
-            share_tokens(module, mesh)
+            _share_tokens(module, mesh)
 
 
 def split_ends(model: PreTrainedModel, mesh: DeviceMesh) -> None:
@@ -79,15 +79,10 @@ def split_ends(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         parallelize_module(module, mesh, style, src_data_rank=None)
 
 
-def share_tokens(layer: MemoryLayer, mesh: DeviceMesh) -> None:
+def _share_tokens(layer: MemoryLayer, mesh: DeviceMesh) -> None:
     """Let each rank of the tensor group take a share of a memory layer's tokens.
 
-    Its dense parameters are whole on each rank, and their gradients the sum of the shares:
-    `reduce_shared_gradients` adds them up.
-
-    Args:
-        layer: Of a block that the group has split.
-        mesh: One axis, the tensor group.
+    Its dense parameters are whole on each rank: `reduce_shared_gradients` adds up their gradients.
     """
     whole = layer.forward
 

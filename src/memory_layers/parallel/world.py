@@ -1,4 +1,7 @@
-"""World: what a run needs to know of the other ranks. In a single process it costs nothing."""
+"""World: the ranks of a run, and what they exchange outside of the training step.
+
+A single process is a World too, of one rank that exchanges nothing.
+"""
 
 import os
 import signal
@@ -26,7 +29,7 @@ SECONDS_TO_START = 60.0
 
 
 class World:
-    """The ranks of a run, and the few numbers that they exchange outside of the training step.
+    """The ranks of a run.
 
     Args:
         device: Of this rank.
@@ -52,14 +55,14 @@ class World:
         return self.meshes.layout if self.meshes else Layout(1, 1, 1, 1)
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is rank 0, which writes and prints for all."""
+    def is_rank_0(self) -> bool:
+        """Whether this rank writes and prints for all."""
         return self.rank == 0
 
     @property
     def reader(self) -> int:
         """Which share of the data this rank reads, of `layout.readers`."""
-        return self.rank // self.layout.tensor
+        return self.meshes.reader if self.meshes else 0
 
     @property
     def leads(self) -> bool:
@@ -73,40 +76,31 @@ class World:
 
     def sum(self, *numbers: float) -> list[float]:
         """Add up numbers over all ranks."""
-        if self.meshes is None:
-            return list(numbers)
-        values = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(values)
-        return values.tolist()
+        return self.all_reduce(torch.tensor(numbers, dtype=torch.float64)).tolist()
 
-    def sum_tensor(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Add up a CPU tensor over all ranks, in place, and return it."""
         if self.meshes is not None:
             dist.all_reduce(values)
         return values
 
-    def each(self, number: float) -> list[float]:
-        """Return the number of each rank, in the order of the ranks."""
-        return self.sum(*(number * (rank == self.rank) for rank in range(self.size)))
-
-    def gather(self, value: Result) -> list[Result]:
+    def all_gather(self, value: Result) -> list[Result]:
         """Return what each rank has, in the order of the ranks."""
-        if self.meshes is None:
-            return [value]
-        values: list[Result] = [value] * self.size
-        dist.all_gather_object(values, value)
+        values = [value] * self.size
+        if self.meshes is not None:
+            dist.all_gather_object(values, value)
         return values
 
-    def first(self, work: Callable[[], object]) -> None:
+    def on_rank_0(self, work: Callable[[], object]) -> None:
         """Call `work` on rank 0 only. All ranks return, or raise, when it is done."""
         failure: list[Exception | None] = [None]
-        if self.is_first:
+        if self.is_rank_0:
             try:
                 work()
             except (OSError, ValueError, RuntimeError) as error:
-                failure = [error]
                 if self.meshes is None:
                     raise
+                failure = [error]
         if self.meshes is not None:
             dist.broadcast_object_list(failure, device=torch.device("cpu"))
         if failure[0] is not None:
@@ -134,8 +128,8 @@ def place_of(config: ParallelConfig, device: str = "auto") -> tuple[str, Layout]
 def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]:
     """Join the other processes that torchrun has started, if there are any.
 
-    After contact is lost, this process ignores SIGTERM: torchrun sends it to all remaining ranks,
-    which are to report first what has happened.
+    After contact is lost, this process ignores SIGTERM, which torchrun sends to all remaining
+    ranks: they should report first what has happened.
 
     Args:
         config: Sizes, and the time that a collective may take.
@@ -146,11 +140,10 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
         LostRankError: Another rank died or hung while the world was in use.
     """
     kind, layout = place_of(config, device)
-    size = layout.world
+    size, place = layout.world, torch.device(kind)
     if size == 1:
-        yield World(torch.device(kind))
+        yield World(place)
         return
-    place = torch.device(kind)
     if kind == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
@@ -164,8 +157,8 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
     )  # fmt: skip
     health = dist.PrefixStore("health", store)
     heartbeat = Heartbeat(health, rank, size)
-    store_of_watchdog = health.clone()  # ty: ignore[missing-attribute]
-    watchdog = Watchdog(Heartbeat(store_of_watchdog, rank, size), heartbeat, config.timeout)
+    apart = Heartbeat(health.clone(), rank, size)  # ty: ignore[missing-attribute]
+    watchdog = Watchdog(apart, heartbeat, config.timeout)
     watchdog.start()
     try:
         yield World(place, make_meshes(layout, kind), heartbeat)
@@ -182,7 +175,7 @@ def join_world(config: ParallelConfig, device: str = "auto") -> Generator[World]
             f"({str(error).splitlines()[0]})"
         ) from error
     finally:
-        # A process that ends without this aborts now and then.
+        # Without this a process sometimes aborts when it ends.
         dist.destroy_process_group()
         watchdog.stop()
 
@@ -191,8 +184,8 @@ def _store_of_attempt(seconds: float) -> dist.Store:
     """Return a store that all ranks share, with nothing in it from before a restart.
 
     torchrun keeps one store over all restarts, with the addresses of dead ranks. The number of
-    restarts does not tell attempts apart: each node counts its own. So rank 0 makes a name, and
-    sends it to each rank in answer to a number that only a living one knows.
+    restarts does not tell attempts apart: each node counts its own. So rank 0 draws a name, and
+    sends it to each rank in answer to a random number that only a living rank knows.
 
     Args:
         seconds: Until a rank that has not come ends the run.

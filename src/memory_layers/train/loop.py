@@ -87,20 +87,20 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     planned = check_folder(out, config, longer=True)
     with (
         join_world(config.parallel, config.train.device) as world,
-        ProgressLine(show=show and world.is_first) as progress,
+        ProgressLine(show=show and world.is_rank_0) as progress,
     ):
         # The first process to come prepares the data, the others of its machine find it done.
-        world.first(lambda: prepare_data(config.data, progress.update))
+        world.on_rank_0(lambda: prepare_data(config.data, progress.update))
         data = prepare_data(config.data)
         model = make_model(config, data, world)
         optimizer = make_optimizer(config, model)
         # Nothing that a mistake in the configuration can stop comes after this.
-        world.first(lambda: claim_folder(out, config, longer=True))
+        world.on_rank_0(lambda: claim_folder(out, config, longer=True))
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
         with (
-            StopSignal(show=world.is_first) as stop,
-            MetricsWriter(out, done, writes=world.is_first) as metrics,
+            StopSignal(show=world.is_rank_0) as stop,
+            MetricsWriter(out, done, writes=world.is_rank_0) as metrics,
         ):
             if done:
                 progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
@@ -121,7 +121,7 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
             checkpoints.wait()
             if done < config.train.steps:
                 raise KeyboardInterrupt(f"stopped after step {done}, saved in {out}")
-            world.first(lambda: export_checkpoint(out, out / "model"))
+            world.on_rank_0(lambda: export_checkpoint(out, out / "model"))
             return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
 
@@ -206,7 +206,7 @@ class _Run:
         self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
-        if reads is not None and self.world.is_first:
+        if reads is not None and self.world.is_rank_0:
             self.usage.take_up(reads)
 
     def steps(self, done: int, stop: StopSignal) -> int:
@@ -301,7 +301,7 @@ class _Run:
 
     def _waited_for(self) -> str:
         """Return which rank the others waited for, if that cost a quarter of the time."""
-        waits = self.world.each(self.waited)
+        waits = self.world.all_gather(self.waited)
         lost = (max(waits) - min(waits)) / self.spent
         self.spent = self.waited = 0.0
         return f"  {lost:.0%} waited for rank {waits.index(min(waits))}" if lost > 0.25 else ""
@@ -312,7 +312,7 @@ class _Run:
 
     def _reads(self) -> torch.Tensor:
         """[N] reads of every slot so far, by all ranks."""
-        return self.world.sum_tensor(self.usage.counts)
+        return self.world.all_reduce(self.usage.counts)
 
     def _evaluate(self, step: int) -> None:
         values: dict[str, Any] = {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
@@ -338,7 +338,9 @@ class _Run:
         probes = [all_probes[index] for index in picked]
         self.usage.reset()
         own = recall_share(self.model, self.data.tokenizer, probes, self._share)
-        asked = {index: result for part in self.world.gather(own) for index, result in part.items()}
+        asked = {
+            index: result for part in self.world.all_gather(own) for index, result in part.items()
+        }
         results = [asked[index] for index in range(len(probes))]
         values = summarize_recall(probes, results)
         if last:
