@@ -39,25 +39,15 @@ def cost_plot(groups: Groups, styles: Styles, cost: str, gain: str) -> Plot | No
     order = sorted(points, key=lambda name: points[name][1], reverse=True)
     legend(figure, {name: styles[name] for name in order}, lines=False)
     drawn = [(x, value, styles[name]) for name, (x, value) in found.items()]
-    places = dict(
-        zip(
-            found,
-            drawing.draw_intervals(figure, axes, drawn, size=7, high=metric.most),
-            strict=True,
-        )
-    )
-    steps = [(places[name], points[name][1]) for name in front]
+    places = drawing.draw_intervals(figure, axes, drawn, size=7, high=metric.most)
+    place_of = dict(zip(found, places, strict=True))
+    steps = [(place_of[name], points[name][1]) for name in front]
     # The front goes on at the level of its last point, whatever else is paid.
     steps.append((axes.get_xlim()[1], steps[-1][1]))
     axes.step(*zip(*steps, strict=True), where="post", color="#888888", linewidth=1.2, zorder=1)
-    return finish(
-        figure,
-        ("variant", cost, *drawing.SPREAD_COLUMNS, "on_front"),
-        [
-            (name, x, *drawing.spread_columns(v), int(name in front))
-            for name, (x, v) in found.items()
-        ],
-    )
+    columns = ("variant", cost, *drawing.SPREAD_COLUMNS, "on_front")
+    rows = [(n, x, *drawing.spread_columns(v), int(n in front)) for n, (x, v) in found.items()]
+    return finish(figure, columns, rows)
 
 
 def pareto_front(

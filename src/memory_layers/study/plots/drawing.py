@@ -159,13 +159,14 @@ def legend(figure: "Figure", styles: Styles, *, bars: bool = False, lines: bool 
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Line2D | Patch] = []
-    for style in styles.values():
-        if bars:
-            handles.append(Patch(**style.bar))
-        else:
-            dash = style.dash if lines else "none"
-            handles.append(Line2D([], [], color=style.colour, marker=style.marker, linestyle=dash))
+    handles = [
+        Patch(**style.bar)
+        if bars
+        else Line2D(
+            [], [], color=style.colour, marker=style.marker, ls=style.dash if lines else "none"
+        )
+        for style in styles.values()
+    ]
     figure.legend(
         handles,
         [plain_text(name) for name in styles],
