@@ -498,7 +498,7 @@ def test_entries_that_point_outside_are_named(entry: int, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": (torch.zeros(1, 1),)}, r"entries must have shape \[E=1\]"),
+        ({"weights": (torch.zeros(1, 1),)}, r"entries must have shape \[1\]"),
         ({"vectors": (torch.zeros(2, V),)}, r"vectors must have shape \[T=60, V\]"),
         ({"entries": (torch.zeros(300),)}, "entries must be int64 and contiguous"),
         ({"entries": ()}, "one or more reads"),

@@ -12,13 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 from memory_layers.ops._numba.compile import helper, keep_on_disk
 from memory_layers.ops._numba.plain import LANES, MASK_BITS
+from memory_layers.ops._numba.rows import as_array
 
 _CACHE_LINE = 64
 # Rows read side by side.
@@ -345,25 +348,27 @@ def lowest_bit(_context, mask):
 
 
 @intrinsic
-def _pointer_to(_context, address, like):
-    """Turn an address into a pointer to numbers of the type of an array."""
+def _pointer_to(_context, address, start, like):
+    """Turn the address of numbers of a type into a pointer to one of them."""
 
     def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+        offset = builder.mul(args[1], _INT64(like.bitwidth // 8))
+        return builder.inttoptr(
+            builder.add(args[0], offset), context.get_value_type(sig.return_type)
+        )
 
-    return types.CPointer(like.dtype)(types.int64, like), codegen
+    return types.CPointer(like)(types.int64, types.int64, like), codegen
 
 
-def parts(arrays: Sequence[np.ndarray]):
-    """Return an array of the type and the addresses, without a copy: see plain.py."""
-    return arrays[0][:0], np.array([array.ctypes.data for array in arrays])
+def parts(tensors: Sequence[Tensor]) -> tuple[np.generic, list[int]]:
+    """Return a number of the type, and the addresses: see plain.py. Nothing is copied."""
+    return as_array(tensors[0]).dtype.type(0), [tensor.data_ptr() for tensor in tensors]
 
 
 @helper
-def part(array, places, r, start, length):
-    """Return numbers of array r."""
-    address = places[r] + start * array.itemsize
-    return carray(_pointer_to(address, array), (length,))
+def part(like, place, start, length):
+    """Return numbers of a tensor: see plain.py."""
+    return carray(_pointer_to(place, start, like), (length,))
 
 
 def compile_all() -> None:
@@ -376,11 +381,13 @@ def compile_all() -> None:
     probe = njit(_probe)
     keep_on_disk(probe, "intrinsics")
     wide, narrow = np.ones((2, 32), np.float32), np.ones((2, 32), np.uint16)
-    probe(wide, narrow, np.zeros(9, np.int64), np.zeros((2, LANES)), *parts([wide[0]]))
+    row = torch.ones(32)
+    like, (place,) = parts([row])
+    probe(wide, narrow, np.zeros(9, np.int64), np.zeros((2, LANES)), like, place)
 
 
-def _probe(wide, narrow, slots, lists, array, places):
-    row, dots = part(array, places, 0, 0, 32), np.zeros(slots.shape[0], np.float32)
+def _probe(wide, narrow, slots, lists, like, place):
+    row, dots = part(like, place, 0, 32), np.zeros(slots.shape[0], np.float32)
     add_rows(wide, slots, dots, row, 0, slots.shape[0])
     add_rows(narrow, slots, dots, row, 0, slots.shape[0])
     dot_rows(wide, slots, row, dots, 0, slots.shape[0])

@@ -4,11 +4,14 @@ intrinsics.py has the same functions as vector code, which is faster. See compil
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from memory_layers.ops._numba.compile import helper
-from memory_layers.ops._numba.rows import as_float32
+from memory_layers.ops._numba.rows import as_array, as_float32
 
 # Lists that are sorted together, and fp32 numbers of one vector.
 LANES = 8
@@ -16,19 +19,19 @@ LANES = 8
 MASK_BITS = 64
 
 
-def parts(arrays: Sequence[np.ndarray]):
-    """Return arrays of one type, one for each read, as the two arrays that `part` opens.
+def parts(tensors: Sequence[Tensor]) -> tuple[np.ndarray, list[int]]:
+    """Return tensors of one type as what `part` reads them from, and the place of each in it.
 
-    Theirs must live until the kernel has run.
+    The tensors must live until the kernel has run.
     """
-    places = np.cumsum([0, *(len(array) for array in arrays)])
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays), places
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    return as_array(joined), list(accumulate((x.numel() for x in tensors[:-1]), initial=0))
 
 
 @helper
-def part(array, places, r, start, length):
-    """Return `length` numbers of array r."""
-    return array[places[r] + start : places[r] + start + length]
+def part(array, place, start, length):
+    """Return `length` numbers of the tensor at a place, from its number `start` on."""
+    return array[place + start : place + start + length]
 
 
 @helper

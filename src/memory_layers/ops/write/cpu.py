@@ -88,7 +88,7 @@ def _mean_square(gradient):
 
 @helper
 def _step_row(value, gradient, first, second, numbers):
-    """Step a row without moments (SGD), without a first one, or with one number as the second."""
+    """Step a row that has no first moment, or one number as the second."""
     step_size, beta1, rest1, beta2, rest2, second_correction, eps = numbers
     if second.shape[0] == 1:
         second[0] = beta2 * second[0] + rest2 * _mean_square(gradient)
@@ -99,10 +99,7 @@ def _step_row(value, gradient, first, second, numbers):
         for v in range(first.shape[0]):
             first[v] = beta1 * first[v] + rest1 * gradient[v]
             gradient[v] = first[v]
-    if second.shape[0] == 0:
-        for v in range(value.shape[0]):
-            value[v] -= step_size * gradient[v]
-    elif second.shape[0] == 1:
+    if second.shape[0] == 1:
         factor = step_size / (np.sqrt(second[0] * second_correction) + eps)
         for v in range(value.shape[0]):
             value[v] -= factor * gradient[v]
@@ -129,10 +126,12 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
             near = row if following == NO_ROW else following
             upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
             loops.adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
-        else:
+        elif has_second:
             first = exp_avg[row] if has_first else exp_avg.reshape(-1)
-            second = exp_avg_sq[row] if has_second else exp_avg_sq.reshape(-1)
-            _step_row(value, gradient, first, second, numbers)
+            _step_row(value, gradient, first, exp_avg_sq[row], numbers)
+        else:
+            for v in range(width):
+                value[v] -= numbers[0] * gradient[v]
         close_row(table, row, value, seed)
         row = following
 

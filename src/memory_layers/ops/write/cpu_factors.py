@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from memory_layers.ops._numba.compile import helper, inner_loops
-from memory_layers.ops._numba.rows import as_array, as_float32
+from memory_layers.ops._numba.rows import as_float32
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK
 
 # Entries of a chunk: enough to pay for a thread's buffers, few enough to balance the threads.
 CHUNK_ENTRIES = 512
+ENTRIES, WEIGHTS, VECTORS, WIDTH = range(4)
 NO_ROW = np.int64(2**62)
 
 loops = inner_loops()
@@ -26,22 +27,17 @@ class Factors(NamedTuple):
     """What a kernel needs to walk the rows of a gradient.
 
     Attributes:
-        entries, entry_places: What loops.part opens: the entries of each read.
-        weights, weight_places: [T * J] of each read.
-        vectors, vector_places: [T * V] of each read.
-        widths: [reads] int64, J of each.
+        entries, weights, vectors: Those of all reads, for loops.part.
+        reads: [reads, 4] int64, the places of entries, weights and vectors there, and J.
         bounds: [reads, chunks + 1] int64, the entries of each chunk. No row is in two chunks.
         lows: [chunks] int64, no row of a chunk is lower.
         scale: Factor on the gradient.
     """
 
-    entries: np.ndarray
-    entry_places: np.ndarray
-    weights: np.ndarray
-    weight_places: np.ndarray
-    vectors: np.ndarray
-    vector_places: np.ndarray
-    widths: np.ndarray
+    entries: np.ndarray | np.generic
+    weights: np.ndarray | np.generic
+    vectors: np.ndarray | np.generic
+    reads: np.ndarray
     bounds: np.ndarray
     lows: np.ndarray
     scale: np.float32
@@ -56,13 +52,10 @@ def prepare(
     if any(read.dtype != dtype for read in vectors):
         dtype = torch.float32
     vectors = [read.to(dtype).contiguous() for read in vectors]
-    parts = (
-        array
-        for reads in (entries, weights, vectors)
-        for array in loops.parts([as_array(read.flatten()) for read in reads])
-    )
-    widths = np.array([max(1, read.shape[1]) for read in weights])
-    factors = Factors(*parts, widths, *_chunks(entries), np.float32(float(scale)))
+    arrays, places = zip(*map(loops.parts, (entries, weights, vectors)), strict=True)
+    widths = [max(1, read.shape[1]) for read in weights]
+    reads = np.array([*places, widths]).T.copy()
+    factors = Factors(*arrays, reads, *_chunks(entries), np.float32(float(scale)))
     return factors, [*entries, *weights, *vectors]
 
 
@@ -88,10 +81,11 @@ def start_of(factors, chunk):
 @helper
 def next_row(factors, heads, chunk):
     """Return the lowest row that a read of this chunk has left, NO_ROW at its end."""
+    entries, _, _, reads, bounds, _, _ = factors
     row = NO_ROW
-    for r in range(heads.shape[0]):
-        if heads[r] < factors.bounds[r, chunk + 1]:
-            entry = loops.part(factors.entries, factors.entry_places, r, heads[r], 1)[0]
+    for r in range(reads.shape[0]):
+        if heads[r] < bounds[r, chunk + 1]:
+            entry = loops.part(entries, reads[r, ENTRIES], heads[r], 1)[0]
             row = min(row, entry >> PLACE_BITS)
     return row
 
@@ -99,18 +93,17 @@ def next_row(factors, heads, chunk):
 @helper
 def sum_row(row, factors, heads, chunk, total):
     """Set total to scale * the sum of weights[t, j] * vectors[t] of a row, and move past it."""
+    entries, weights, vectors, reads, bounds, _, scale = factors
     is_first = True
-    for r in range(heads.shape[0]):
-        end = factors.bounds[r, chunk + 1]
-        entries = loops.part(factors.entries, factors.entry_places, r, 0, end)
+    for r in range(reads.shape[0]):
+        end = bounds[r, chunk + 1]
+        entry = loops.part(entries, reads[r, ENTRIES], 0, end)
         head = heads[r]
-        while head < end and entries[head] >> PLACE_BITS == row:
-            place = entries[head] & PLACE_MASK
-            weight = (
-                factors.scale * loops.part(factors.weights, factors.weight_places, r, place, 1)[0]
-            )
-            start = place // factors.widths[r] * total.shape[0]
-            vector = loops.part(factors.vectors, factors.vector_places, r, start, total.shape[0])
+        while head < end and entry[head] >> PLACE_BITS == row:
+            place = entry[head] & PLACE_MASK
+            weight = scale * loops.part(weights, reads[r, WEIGHTS], place, 1)[0]
+            start = place // reads[r, WIDTH] * total.shape[0]
+            vector = loops.part(vectors, reads[r, VECTORS], start, total.shape[0])
             if is_first:
                 for v in range(total.shape[0]):
                     total[v] = weight * as_float32(vector[v])

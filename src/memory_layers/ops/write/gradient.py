@@ -41,7 +41,7 @@ class RowGradient:
         reads = zip(self.entries, self.weights, self.vectors, strict=True)
         for entries, weights, vectors in reads:
             sizes = check_shape("weights", weights, "T J")
-            check_shape("entries", entries, "E", E=weights.numel())
+            check_shape("entries", entries, str(weights.numel()))
             check_shape("vectors", vectors, "T V", T=sizes["T"])
             check_same_device(entries=entries, weights=weights, vectors=vectors, scale=self.scale)
             if entries.dtype != torch.int64 or not entries.is_contiguous():
