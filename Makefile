@@ -8,7 +8,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 TORCH_INDEX ?= $(shell test "$$(uname -s)" != Linux || nvidia-smi -L 2>/dev/null | grep -q GPU \
   || echo https://download.pytorch.org/whl/cpu)
 .DEFAULT_GOAL := help
-.PHONY: help setup resolve demo test bench gpu docs check format lint types imports fix clean
+.PHONY: help setup resolve demo test bench gpu docs wheel check format lint types imports fix clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,7 +47,10 @@ gpu:  ## on a machine with an NVIDIA GPU: test the kernels, then time them, in 1
 docs: setup  ## build the documentation site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-check: resolve setup format lint types imports docs test  ## everything that CI runs
+wheel: setup  ## build the wheel from the source distribution, and use it in an empty folder
+	tools/check_wheel.sh $(BIN)/python
+
+check: resolve setup format lint types imports docs wheel test  ## everything that CI runs
 
 format: setup
 	$(BIN)/ruff format --check
