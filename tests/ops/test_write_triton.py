@@ -200,7 +200,7 @@ def test_rows_outside_the_table_are_not_written() -> None:
     assert padded[3].any()
     padded[3] = 0
     assert not padded.any()
-    assert kernels.row_norm(*factors).isfinite()
+    assert kernels.row_norm(factors).isfinite()
 
 
 def test_no_entry_changes_nothing() -> None:

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, reduce
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -18,6 +18,11 @@ CPU_DTYPES = (torch.float32, torch.bfloat16)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Slots a head that FIND in Triton can sort in registers.
 TRITON_MAX_K = 128
+
+
+def sum_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the type that sums of products of these are made in: fp32, or fp64 if one has it."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def no_autocast(device_type: str) -> AbstractContextManager:

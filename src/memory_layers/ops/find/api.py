@@ -10,6 +10,7 @@ from memory_layers.ops.dispatch import (
     check_same_device,
     kernels,
     no_autocast,
+    sum_dtype,
 )
 from memory_layers.shapes import check_shape
 
@@ -91,8 +92,8 @@ def _backward(
 @torch.library.register_fake("memory_layers::product_key_topk")
 def _(query: Tensor, sub_keys: Tensor, k: int, impl: str) -> tuple[Tensor, Tensor]:
     shape = (query.shape[0], query.shape[1], k)
-    dtype = torch.promote_types(torch.promote_types(query.dtype, sub_keys.dtype), torch.float32)
-    return query.new_empty(shape, dtype=dtype), query.new_empty(shape, dtype=torch.int64)
+    scores = query.new_empty(shape, dtype=sum_dtype(query, sub_keys))
+    return scores, query.new_empty(shape, dtype=torch.int64)
 
 
 @torch.library.register_fake("memory_layers::product_key_topk_backward")

@@ -3,14 +3,12 @@
 import torch
 from torch import Tensor
 
-
-def _score_dtype(query: Tensor, sub_keys: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(query.dtype, sub_keys.dtype), torch.float32)
+from memory_layers.ops.dispatch import sum_dtype
 
 
 def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Best k of each half, then the best k of the k * k pairs."""
-    dtype = _score_dtype(query, sub_keys)
+    dtype = sum_dtype(query, sub_keys)
     half_scores = torch.einsum("thpc,hpmc->thpm", query.to(dtype), sub_keys.to(dtype))
     best, index = half_scores.topk(k, dim=-1)  # [T, H, 2, K]
     pairs = best[:, :, 0, :, None] + best[:, :, 1, None, :]  # [T, H, K, K]
@@ -24,7 +22,7 @@ def product_key_topk_backward(
     d_scores: Tensor, slots: Tensor, query: Tensor, sub_keys: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each selected score passes its gradient to one sub-key of each half, and to the query."""
-    dtype = _score_dtype(query, sub_keys)
+    dtype = sum_dtype(query, sub_keys)
     num_sub_keys = sub_keys.shape[2]
     index = torch.stack((slots // num_sub_keys, slots % num_sub_keys), dim=2)  # [T, H, 2, K]
     d_half = torch.zeros(*query.shape[:3], num_sub_keys, dtype=dtype, device=query.device)

@@ -232,7 +232,11 @@ def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
     has_bounds = num_sub_keys > lists.shape[1]
     with on_device_of(query):
         if has_bounds:
-            _lower_bounds(query, sub_keys, bounds, k, dtype)
+            blocks = lower_bounds_constants(tokens, heads, width, k, dtype)
+            margin = MARGIN if dtype == torch.float32 else EXACT_MARGIN
+            lower_bounds_kernel[(triton.cdiv(tokens, blocks["BLOCK_T"]) * heads * 2,)](
+                query, sub_keys, bounds, tokens, num_sub_keys, margin, **blocks
+            )
         best_sub_keys_kernel[(programs,)](
             query, sub_keys, bounds, lists, counts, best, redo, *sizes,
             HAS_BOUNDS=has_bounds, **constants,
@@ -247,17 +251,6 @@ def product_key_topk(query: Tensor, sub_keys: Tensor, k: int) -> tuple[Tensor, T
             best, scores, slots, tokens, num_sub_keys, **merge
         )
     return scores, slots
-
-
-def _lower_bounds(
-    query: Tensor, sub_keys: Tensor, bounds: Tensor, k: int, dtype: torch.dtype
-) -> None:
-    tokens, heads, _, width = query.shape
-    constants = lower_bounds_constants(tokens, heads, width, k, dtype)
-    lower_bounds_kernel[(triton.cdiv(tokens, constants["BLOCK_T"]) * heads * 2,)](
-        query, sub_keys, bounds, tokens, sub_keys.shape[2],
-        MARGIN if dtype == torch.float32 else EXACT_MARGIN, **constants,
-    )  # fmt: skip
 
 
 def product_key_topk_backward(

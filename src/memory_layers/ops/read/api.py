@@ -19,6 +19,7 @@ from memory_layers.ops.dispatch import (
     check_same_device,
     kernels,
     no_autocast,
+    sum_dtype,
 )
 from memory_layers.shapes import check_shape
 
@@ -167,16 +168,12 @@ def _(table: Tensor, slots: Tensor, weights: Tensor, impl: str) -> Tensor:
 
 @torch.library.register_fake("memory_layers::gather_dot")
 def _(table: Tensor, slots: Tensor, x: Tensor, impl: str) -> Tensor:
-    return x.new_empty(slots.shape, dtype=_sum_dtype(table, x))
+    return x.new_empty(slots.shape, dtype=sum_dtype(table, x))
 
 
 @torch.library.register_fake("memory_layers::scatter_sum")
 def _(slots: Tensor, weights: Tensor, x: Tensor, num_rows: int, impl: str) -> Tensor:
-    return x.new_empty(num_rows, x.shape[1], dtype=_sum_dtype(weights, x))
-
-
-def _sum_dtype(a: Tensor, b: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return x.new_empty(num_rows, x.shape[1], dtype=sum_dtype(weights, x))
 
 
 def _save(ctx, inputs: tuple, output: Tensor) -> None:  # noqa: ANN001

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
 from memory_layers.ops._numba.rows import as_array, close_row, open_row
-from memory_layers.ops.write.cpu_factors import (
-    NO_ROW,
-    next_row,
-    prepare,
-    start_of,
-    sum_row,
-)
-from memory_layers.ops.write.entries import PLACE_BITS
+from memory_layers.ops.write.cpu_factors import NO_ROW, next_row, prepare, start_of, sum_row
+from memory_layers.ops.write.entries import PLACE_BITS, Factors
 from memory_layers.ops.write.state import RowState
 
 loops = inner_loops()
-FactorLists = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
 
 # Numba makes two versions of a parallel loop, with a signed and an unsigned index. Each kernel
@@ -161,39 +154,29 @@ def _copy_rows_kernel(table, master, factors):
         _copy_chunk(chunk, table, master, factors)
 
 
-def row_sums(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> tuple[Tensor, Tensor]:
+def row_sums(factors: Factors) -> tuple[Tensor, Tensor]:
     """Return the distinct rows, rising, and scale * sum of weights[t, j] * vectors[t] of each."""
     follow_torch_threads()
-    rows = torch.unique(torch.cat(list(entries)) >> PLACE_BITS)
-    out = torch.empty(rows.shape[0], vectors[0].shape[1])
-    factors, _alive = prepare(entries, weights, vectors, scale)
-    _row_sums_kernel(factors, as_array(rows), as_array(out))
+    rows = torch.unique(torch.cat(list(factors[0])) >> PLACE_BITS)
+    out = torch.empty(rows.shape[0], factors[2][0].shape[1])
+    prepared, _alive = prepare(*factors)
+    _row_sums_kernel(prepared, as_array(rows), as_array(out))
     return rows, out
 
 
-def row_norm(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> Tensor:
+def row_norm(factors: Factors) -> Tensor:
     """Euclidean norm of all row sums together."""
     follow_torch_threads()
-    factors, _alive = prepare(entries, weights, vectors, scale)
-    squares = torch.empty(len(factors.lows), dtype=torch.float64)
-    _row_squares_kernel(factors, vectors[0].shape[1], as_array(squares))
+    prepared, _alive = prepare(*factors)
+    squares = torch.empty(len(prepared.lows), dtype=torch.float64)
+    _row_squares_kernel(prepared, factors[2][0].shape[1], as_array(squares))
     return squares.sum().sqrt().float()
 
 
 def row_step_(
     table: Tensor,
     state: RowState,
-    factors: FactorLists,
+    factors: Factors,
     *,
     lr: float,
     betas: Sequence[float],
@@ -203,10 +186,6 @@ def row_step_(
     """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
     follow_torch_threads()
     prepared, _alive = prepare(*factors)
-    beta1, beta2 = betas
-    step_size = lr if state.exp_avg is None else lr / (1 - beta1**state.step)
-    correction = 1 / (1 - beta2**state.step)
-    numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps)
     none = np.empty((0, 0), np.float32)
     _row_step_kernel(
         as_array(table if state.master is None else state.master),
@@ -214,7 +193,7 @@ def row_step_(
         none if state.exp_avg_sq is None else as_array(state.exp_avg_sq),
         prepared,
         (np.empty(0) if state.decayed is None else as_array(state.decayed), state.decay_total),
-        tuple(np.float32(number) for number in numbers),
+        tuple(np.float32(number) for number in state.numbers(lr, betas, eps)),
         -1 if seed is None else seed,
     )
     if state.master is not None:

@@ -16,6 +16,9 @@ LARGEST_TABLE = 2**31
 PLACE_BITS = 32
 PLACE_MASK = 2**PLACE_BITS - 1
 
+# Entries, weights and vectors of each read, and the scale: see RowGradient.
+Factors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
+
 
 def row_entries(slots: Tensor) -> Tensor:
     """[T, J] slots → [T * J] int64 entries, sorted.

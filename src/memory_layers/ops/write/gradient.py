@@ -102,7 +102,7 @@ def row_sums(gradient: RowGradient, *, impl: Impl = "auto") -> tuple[Tensor, Ten
         sums: [R, V] in fp32 (fp64 if an input is), the scale included.
     """
     ops = kernels("write", impl, "row_sums", *gradient.weights, *gradient.vectors)
-    return ops.row_sums(gradient.entries, gradient.weights, gradient.vectors, gradient.scale)
+    return ops.row_sums((gradient.entries, gradient.weights, gradient.vectors, gradient.scale))
 
 
 def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
@@ -116,4 +116,4 @@ def row_norm(gradient: RowGradient, *, impl: Impl = "auto") -> Tensor:
         # A rank of a memory group may hold no columns.
         return torch.zeros_like(gradient.scale)
     ops = kernels("write", impl, "row_norm", *gradient.weights, *gradient.vectors)
-    return ops.row_norm(gradient.entries, gradient.weights, gradient.vectors, gradient.scale)
+    return ops.row_norm((gradient.entries, gradient.weights, gradient.vectors, gradient.scale))

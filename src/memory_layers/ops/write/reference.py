@@ -5,37 +5,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
+from memory_layers.ops.dispatch import sum_dtype
+from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
 from memory_layers.ops.write.state import RowState
 
 MASK32 = 0xFFFFFFFF
 
 
-def row_sums(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> tuple[Tensor, Tensor]:
+def row_sums(factors: Factors) -> tuple[Tensor, Tensor]:
     """Return the distinct rows, rising, and scale * sum of weights[t, j] * vectors[t] of each."""
-    entry, weight, vector = merge(entries, weights, vectors)
-    dtype = torch.promote_types(torch.promote_types(vector.dtype, weight.dtype), torch.float32)
+    entry, weight, vector = merge(*factors[:3])
+    dtype = sum_dtype(vector, weight)
     rows, group = torch.unique_consecutive(entry >> PLACE_BITS, return_inverse=True)
     place = entry & PLACE_MASK
     source = place // max(1, weight.shape[1])
     scaled = weight.flatten()[place].to(dtype)[:, None] * vector[source].to(dtype)  # [E, V]
     sums = torch.zeros(rows.shape[0], vector.shape[1], dtype=dtype, device=vector.device)
-    return rows, sums.index_add_(0, group, scaled).mul_(scale)
+    return rows, sums.index_add_(0, group, scaled).mul_(factors[3])
 
 
-def row_norm(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> Tensor:
+def row_norm(factors: Factors) -> Tensor:
     """Euclidean norm of all row sums together."""
-    return row_sums(entries, weights, vectors, scale)[1].norm()
+    return row_sums(factors)[1].norm()
 
 
 def hash32(number: Tensor) -> Tensor:
@@ -63,7 +54,7 @@ def stochastic_bf16(values: Tensor, rows: Tensor, seed: int) -> Tensor:
 def row_step_(
     table: Tensor,
     state: RowState,
-    factors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor],
+    factors: Factors,
     *,
     lr: float,
     betas: Sequence[float],
@@ -71,7 +62,7 @@ def row_step_(
     seed: int | None,
 ) -> None:
     """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
-    rows, gradient = row_sums(*factors)
+    rows, gradient = row_sums(factors)
     source = table if state.master is None else state.master
     values = source[rows].to(torch.promote_types(table.dtype, torch.float32))
     if state.decayed is not None:

@@ -1,5 +1,6 @@
 """RowState: what a step keeps of each row of a table. Next: api.py, the step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,3 +34,10 @@ class RowState:
     decayed: Tensor | None = None
     decay_total: float = 0.0
     master: Tensor | None = None
+
+    def numbers(self, lr: float, betas: Sequence[float], eps: float) -> tuple[float, ...]:
+        """Return what a kernel multiplies with in this step: see adamw_row in _numba/plain.py."""
+        beta1, beta2 = betas
+        step_size = lr if self.exp_avg is None else lr / (1 - beta1**self.step)
+        correction = 1 / (1 - beta2**self.step)
+        return step_size, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps

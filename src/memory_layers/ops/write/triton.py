@@ -23,13 +23,11 @@ from memory_layers.ops._triton.rows import (
     row_blocks,
     sum_row,
 )
-from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, merge
+from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
 from memory_layers.ops.write.state import RowState
 
 # Columns of the norm that a program has in registers.
 NORM_COLUMNS = 1024
-
-Factors = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], Tensor]
 
 
 @triton.jit
@@ -203,20 +201,15 @@ def row_step_kernel(
         before = row
 
 
-def row_sums(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> tuple[Tensor, Tensor]:
+def row_sums(factors: Factors) -> tuple[Tensor, Tensor]:
     """Return the distinct rows, rising, and scale * sum of weights[t, j] * vectors[t] of each.
 
     Waits for the GPU, to know how many rows there are.
     """
-    entry, weight, vector = merge(entries, weights, vectors)
+    entry, weight, vector = merge(*factors[:3])
     rows, rank = torch.unique_consecutive(entry >> PLACE_BITS, return_inverse=True)
     ranked = (rank << PLACE_BITS) | (entry & PLACE_MASK)
-    return rows, dense_sums(ranked, weight, vector, rows.shape[0]).mul_(scale)
+    return rows, dense_sums(ranked, weight, vector, rows.shape[0]).mul_(factors[3])
 
 
 def norm_blocks(width: int) -> dict[str, Any]:
@@ -224,22 +217,17 @@ def norm_blocks(width: int) -> dict[str, Any]:
     return row_blocks(min(width, NORM_COLUMNS))
 
 
-def row_norm(
-    entries: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    scale: Tensor,
-) -> Tensor:
+def row_norm(factors: Factors) -> Tensor:
     """Euclidean norm of all row sums together, 0-dim."""
-    entry, weight, vector = merge(entries, weights, vectors)
+    entry, weight, vector = merge(*factors[:3])
     if not (entry.numel() and vector.numel()):
-        return torch.zeros_like(scale)
+        return torch.zeros_like(factors[3])
     walk = Walk.over(entry, weight, vector)
-    squares = scale.new_empty(walk.grid)
+    squares = factors[3].new_empty(walk.grid)
     constants = {**walk.constants, **norm_blocks(vector.shape[1])}
     with on_device_of(entry):
         row_squares_kernel[walk.grid](*walk.arguments, squares, **constants)
-    return squares.double().sum().sqrt().float() * scale.abs()
+    return squares.double().sum().sqrt().float() * factors[3].abs()
 
 
 def row_step_(
@@ -256,10 +244,6 @@ def row_step_(
     entries, weights, vectors = merge(*factors[:3])
     if not (entries.numel() and table.numel()):
         return
-    beta1, beta2 = betas
-    step_size = lr if state.exp_avg is None else lr / (1 - beta1**state.step)
-    correction = 1 / (1 - beta2**state.step)
-    numbers = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, correction, eps)
     absent, second, decayed = factors[-1].new_empty(0), state.exp_avg_sq, state.decayed
     # A float would reach the kernel in fp32, in which the decay of one step is lost.
     total = absent if decayed is None else decayed.new_full((), state.decay_total)
@@ -269,7 +253,7 @@ def row_step_(
         row_step_kernel[walk.grid](
             *walk.arguments,
             table, *(absent if tensor is None else tensor for tensor in rest), total, factors[-1],
-            table.shape[0], *(float(number) for number in numbers),
+            table.shape[0], *state.numbers(lr, betas, eps),
             as_int32(-1 if seed is None else seed),
             **walk.constants,
             FIRST=state.exp_avg is not None,
