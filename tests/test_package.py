@@ -50,6 +50,12 @@ def test_names_can_be_imported_and_are_listed() -> None:
     assert typed == {name: getattr(memory_layers, name) for name in memory_layers.__all__}
 
 
+def test_a_name_of_before_says_what_replaced_it() -> None:
+    assert not hasattr(memory_layers, "PeerLayer")
+    with pytest.raises(AttributeError, match='readout="experts"'):
+        _ = memory_layers.PeerLayer
+
+
 def test_public_names() -> None:
     """A change here is a change for users: it belongs into CHANGELOG.md."""
     assert memory_layers.__all__ == [

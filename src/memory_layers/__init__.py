@@ -49,8 +49,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         if name in names:
             return getattr(import_module(f"memory_layers.{home}"), name)
     if name == "PeerLayer":
-        # An AttributeError would not reach the user of `from memory_layers import PeerLayer`.
-        raise ImportError('PeerLayer is MemoryLayer with MemoryConfig(readout="experts")')
+        raise AttributeError('PeerLayer is MemoryLayer with MemoryConfig(readout="experts")')
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,10 +7,13 @@ import pickle
 
 import pytest
 import torch
+from tiny_models import tiny_llama
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict
 from memory_layers.config import MemoryConfig
+from memory_layers.layers import MemoryLayer
+from memory_layers.models import add_memory
 from memory_layers.shapes import check_shape
 from memory_layers.train.config import RunConfig
 
@@ -48,7 +51,6 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": ()}, "layers must name at least one block"),
         ({"layers": None}, "layers must be a list of block indices, got None"),
         ({"layers": 4}, "layers must be a list of block indices, got 4"),
         ({"layers": "4"}, "layers must be a list of block indices, got '4'"),
@@ -84,8 +86,26 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
     ],
 )
 def test_bad_values_are_named(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         MemoryConfig(**{"layers": (0,), **changes})
+
+
+@pytest.mark.parametrize("layers", [{}, {"layers": ()}])
+def test_blocks_are_for_models_alone(layers: dict) -> None:
+    config = MemoryConfig(**layers, sub_keys=8, top_k=4)
+    assert MemoryLayer(config, 16)(torch.randn(3, 16)).shape == (3, 16)
+    with pytest.raises(UserError, match="layers must name at least one block"):
+        config.chosen_layers(4)
+    with pytest.raises(UserError, match="layers must name at least one block"):
+        add_memory(tiny_llama(), config)
+    for block in ({**layers, "heads": 2}, {"layers": []}):
+        with pytest.raises(UserError, match=r"run\.yaml: memory\.layers must name at least one"):
+            from_dict(RunConfig, {"name": "x", "memory": block}, "run.yaml")
+
+
+def test_where_a_mistake_stands_is_named_once() -> None:
+    with pytest.raises(UserError, match=r"^run\.yaml: memory: heads must be a whole number"):
+        from_dict(RunConfig, {"name": "x", "memory": {"layers": [0], "heads": 0}}, "run.yaml")
 
 
 def test_layer_norm_of_a_single_feature_is_refused() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from memory_layers.common.errors import UserError
 from memory_layers.config import MoeConfig
 from memory_layers.layers.experts import (
     ExpertChoice,
@@ -267,7 +268,7 @@ def test_hidden_size(changes: dict[str, Any], hidden: int) -> None:
     ],
 )
 def test_mistakes_in_the_config_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         MoeConfig(**{"routing": "token_choice", "experts": 16, **changes})
 
 
@@ -278,5 +279,5 @@ def test_mistakes_in_plain_values_are_named() -> None:
         MoeConfig.from_dict({"routing": "token_choice"})
     config = MoeConfig(routing="token_choice", experts=8)
     assert config.chosen_layers(3) == (0, 1, 2)
-    with pytest.raises(ValueError, match=r"below the number of blocks, 3, got \[3\]"):
+    with pytest.raises(UserError, match=r"below the number of blocks, 3, got \[3\]"):
         MoeConfig(routing="token_choice", experts=8, layers=(1, 3)).chosen_layers(3)

@@ -178,6 +178,11 @@ def _read(table: ValueTable, rows: Tensor, slots: Tensor, weights: Tensor) -> Te
     return torch.func.functional_call(table, {"weight": rows}, (slots, weights))
 
 
+def test_initial_values_that_nobody_chose_are_as_small_as_in_a_model() -> None:
+    table = ValueTable(1024, 64)
+    assert float(table.weight.detach().std()) == pytest.approx(0.02 * 64**-0.5, rel=0.05)
+
+
 # --- the factored gradient as a tensor ----------------------------------------------------------
 
 

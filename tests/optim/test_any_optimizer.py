@@ -6,12 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_models import tiny_llama, tiny_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Adafactor
 
 from memory_layers import MemoryAdamW, MemoryConfig, ValueTable
 from memory_layers.layers import MemoryLayer
+from memory_layers.models import add_memory
 
 N, V, T, J, DIM = 12, 8, 10, 3, 8
 BETAS = (0.9, 0.95)
@@ -133,6 +135,24 @@ def test_sparse_adam_moves_the_touched_rows_as_on_a_sparse_embedding() -> None:
     reference.table.sparse = True
     actual = train(Reader(sparse=True), make, all_rows=False)
     assert_moves_alike(actual, train(reference, make, all_rows=False))
+
+
+def test_sparse_adam_trains_the_tables_of_a_model_and_adamw_the_rest() -> None:
+    model = add_memory(tiny_llama(), tiny_memory(), sparse=True)
+    table = model.model.memory_table.weight
+    rest = [parameter for parameter in model.parameters() if parameter is not table]
+    optimizers = torch.optim.SparseAdam([table], lr=0.02), torch.optim.AdamW(rest, lr=0.02)
+    before, losses, ids = table.detach().clone(), [], torch.arange(12).view(2, 6)
+    for _ in range(5):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    assert (table != before).any(1).sum() > 5
+    assert add_memory(tiny_llama(), tiny_memory()).model.memory_table.sparse is False
 
 
 def test_ours_moves_the_touched_rows_alone() -> None:

@@ -118,10 +118,10 @@ def _with_sections(run: RunConfig, flags: Sequence[str]) -> RunConfig:
         is_asked = any(name.startswith(f"{section}.") for name in given)
         if not is_asked or getattr(run, section) is not None:
             continue
-        for field in fields(values):
-            if field.default is MISSING and f"{section}.{field.name}" not in given:
+        for name in values.required:
+            if f"{section}.{name}" not in given:
                 raise UserError(
-                    f"the file has no `{section}:`, so --{section}.{field.name} is needed too. "
+                    f"the file has no `{section}:`, so --{section}.{name} is needed too. "
                     "hint: memory-layers train --help lists what it takes"
                 )
         try:

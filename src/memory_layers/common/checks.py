@@ -2,6 +2,8 @@
 
 import math
 
+from memory_layers.common.errors import UserError
+
 
 def check_whole(name: str, value: object, least: int) -> None:
     """Refuse anything but a whole number of at least `least`.
@@ -12,10 +14,10 @@ def check_whole(name: str, value: object, least: int) -> None:
         least: The smallest number allowed.
 
     Raises:
-        ValueError: It is something else.
+        UserError: It is something else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+        raise UserError(f"{name} must be a whole number >= {least}, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
@@ -26,8 +28,8 @@ def check_number(name: str, value: object) -> None:
         value: What was given.
 
     Raises:
-        ValueError: It is something else.
+        UserError: It is something else.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        raise UserError(f"{name} must be a finite number >= 0, got {value!r}")

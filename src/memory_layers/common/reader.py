@@ -56,10 +56,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     for name, is_needed in needed.items():
         if is_needed and name not in values:
             raise UserError(f"{where}: needs `{name}:`")
+    converted = {k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()}
     try:
-        return cls(**{k: _convert(hints[k], v, f"{where}: {k}") for k, v in values.items()})
-    except UserError:
-        raise
+        return cls(**converted)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from error
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
+from memory_layers.common.errors import UserError
 from memory_layers.common.text import did_you_mean
 
 
@@ -32,44 +33,51 @@ class BlocksConfig:
         known = [field.name for field in fields(cls)]
         for name in names:
             if name in cls.removed:
-                raise ValueError(
+                raise UserError(
                     f"{name} was removed from {cls.__name__}. hint: {cls.removed[name]}"
                 )
             if name not in known:
                 hint = did_you_mean(name, known)
-                raise ValueError(f"{cls.__name__} has no field {name!r}. hint: {hint}")
+                raise UserError(f"{cls.__name__} has no field {name!r}. hint: {hint}")
 
     def check_layers(self) -> None:
         """Check the indices of blocks, and turn a list into a tuple.
 
         Raises:
-            ValueError: `layers` is not a list, is empty, or names a block twice.
+            UserError: `layers` is not a list, or names a block twice.
         """
         if self.layers is None and "layers" not in self.required:
             return
         if self.layers is None or isinstance(self.layers, int | str):
-            raise ValueError(f"layers must be a list of block indices, got {self.layers!r}")
+            raise UserError(f"layers must be a list of block indices, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
-        if not self.layers:
-            raise ValueError("layers must name at least one block, got none. hint: layers: [4]")
         for layer in self.layers:
             if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-                raise ValueError(f"layers must be block indices counted from 0, got {layer!r}")
+                raise UserError(f"layers must be block indices counted from 0, got {layer!r}")
         if len(set(self.layers)) < len(self.layers):
-            raise ValueError(f"layers must not name a block twice, got {list(self.layers)}")
+            raise UserError(f"layers must not name a block twice, got {list(self.layers)}")
+
+    def check_named(self) -> None:
+        """Check that there is a block that gets another layer.
+
+        Raises:
+            UserError: `layers` is empty.
+        """
+        if self.layers is not None and not self.layers:
+            raise UserError("layers must name at least one block, got none. hint: layers: [4]")
 
     def check_choices(self) -> None:
         """Check the fields that are one of several words, or true or false.
 
         Raises:
-            ValueError: A value is of the wrong kind.
+            UserError: A value is of the wrong kind.
         """
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
-                raise ValueError(f"{field.name} must be one of {choices}, got {value!r}")
+                raise UserError(f"{field.name} must be one of {choices}, got {value!r}")
             if field.type is bool and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be true or false, got {value!r}")
+                raise UserError(f"{field.name} must be true or false, got {value!r}")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:
         """Return the indices of the blocks that get another layer.
@@ -78,12 +86,13 @@ class BlocksConfig:
             blocks: Number of blocks of the model.
 
         Raises:
-            ValueError: A layer index is not below the number of blocks.
+            UserError: `layers` is empty, or an index in it is not below the number of blocks.
         """
+        self.check_named()
         layers = tuple(range(blocks)) if self.layers is None else self.layers
         beyond = [layer for layer in layers if layer >= blocks]
         if beyond:
-            raise ValueError(
+            raise UserError(
                 f"layers must be below the number of blocks, {blocks}, got {beyond}. "
                 f"hint: the last block is {blocks - 1}"
             )
@@ -98,12 +107,12 @@ class BlocksConfig:
         """Build a config from what `to_dict` of this or an earlier version returned.
 
         Raises:
-            ValueError: A field is unknown (the closest name is given), missing or wrong.
+            UserError: A field is unknown (the closest name is given), missing or wrong.
         """
         known = {name: value for name, value in values.items() if name not in cls.removed}
         # First: a field that is misspelled is missing too.
         cls._refuse_unknown(known)
         for name, example in cls.required.items():
             if name not in known:
-                raise ValueError(f"{cls.__name__} needs `{name}`. hint: {name}: {example}")
+                raise UserError(f"{cls.__name__} needs `{name}`. hint: {name}: {example}")
         return cls(**known)

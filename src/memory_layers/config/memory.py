@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.errors import UserError
 from memory_layers.config.blocks import BlocksConfig
 
 Gate = Literal["silu", "sigmoid", "none"]
@@ -38,7 +39,8 @@ class MemoryConfig(BlocksConfig):
     """Memory+ of "Memory Layers at Scale" (arXiv 2412.09764) by default.
 
     Attributes:
-        layers: Indices of the blocks that get a memory layer, counted from 0.
+        layers: Indices of the blocks that get a memory layer, counted from 0. A model needs one, a
+            MemoryLayer on its own none.
         sub_keys: M, sub-keys per half. The table has N = M * M slots.
         heads: H, independent look-ups per token.
         top_k: K, slots read per head.
@@ -70,14 +72,14 @@ class MemoryConfig(BlocksConfig):
     removed: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "grad_mode": "leave it out. Any optimizer trains a table, and MemoryAdamW claims its "
-            "tables itself. For SparseAdam set `sparse` of the ValueTable",
+            "tables itself. For SparseAdam: add_memory(model, config, sparse=True)",
             "train_keys": "freeze_keys(model), or `optim: {train_keys: false}` of a run",
             "value_dtype": "add_memory(model, config, value_dtype=torch.bfloat16), or "
             "`optim: {value_dtype: bfloat16}` of a run",
         }
     )
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] = ()
     sub_keys: int = 1024
     heads: int = 4
     top_k: int = 32
@@ -105,17 +107,17 @@ class MemoryConfig(BlocksConfig):
                 check_whole(name, getattr(self, name), 1)
         check_whole("random_slots", self.random_slots, 0)
         if self.top_k > self.sub_keys:
-            raise ValueError(
+            raise UserError(
                 f"top_k must be at most sub_keys = {self.sub_keys}, got {self.top_k}. "
                 "hint: lower top_k or raise sub_keys"
             )
         if self.key_dim is not None and self.key_dim % 2:
-            raise ValueError(
+            raise UserError(
                 f"key_dim must be even, it is split into two halves, got {self.key_dim}. "
                 f"hint: use {self.key_dim + 1}"
             )
         if self.sink_slot and self.readout != "values":
-            raise ValueError(
+            raise UserError(
                 f'sink_slot needs readout "values", got {self.readout!r}: the sink has a value and '
                 "no expert. hint: leave sink_slot out"
             )
@@ -139,20 +141,26 @@ class MemoryConfig(BlocksConfig):
             model_dim: D.
 
         Raises:
-            ValueError: The default key width, V / 2, would be odd or no whole number, or half a
+            UserError: The default key width, V / 2, would be odd or no whole number, or half a
                 query has a width of 1 and is to be normalised over it.
         """
         value_dim = self.value_dim or model_dim
         if self.key_dim is None and value_dim % 4:
-            raise ValueError(
+            raise UserError(
                 "key_dim defaults to value_dim / 2, which must be an even whole number, but "
                 f"value_dim is {value_dim}. hint: set key_dim, such as {value_dim // 4 * 2 or 2}"
             )
-        std = 0.02 * value_dim**-0.5 if self.value_init_std is None else self.value_init_std
         key_dim = self.key_dim or value_dim // 2
         if self.query_norm == "layer" and key_dim == 2:
-            raise ValueError(
+            raise UserError(
                 'query_norm "layer" needs key_dim >= 4, got 2: a single feature less its mean is 0.'
                 " hint: raise key_dim"
             )
-        return MemorySizes(value_dim, key_dim, float(std))
+        std = self.value_init_std
+        std = value_init_std(value_dim) if std is None else float(std)
+        return MemorySizes(value_dim, key_dim, std)
+
+
+def value_init_std(value_dim: int) -> float:
+    """Return the standard deviation of initial values of width V where none is given."""
+    return 0.02 * value_dim**-0.5

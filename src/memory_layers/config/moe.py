@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.errors import UserError
 from memory_layers.config.blocks import BlocksConfig
 
 Routing = Literal["expert_choice", "token_choice"]
@@ -55,6 +56,7 @@ class MoeConfig(BlocksConfig):
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
         self.check_choices()
         self.check_layers()
+        self.check_named()
         check_whole("experts", self.experts, 2)
         check_whole("top_k", self.top_k, 1)
         if self.expert_size is not None:
@@ -64,17 +66,17 @@ class MoeConfig(BlocksConfig):
         for name, routing in _READ_BY.items():
             value = getattr(self, name)
             if self.routing != routing and value != getattr(MoeConfig, name):
-                raise ValueError(
+                raise UserError(
                     f"{name} has no effect with routing {self.routing!r}, got {value}. "
                     f"hint: leave it out, or use routing {routing!r}"
                 )
         if self.routing == "token_choice" and self.top_k > self.experts:
-            raise ValueError(
+            raise UserError(
                 f"top_k must be at most experts = {self.experts}, got {self.top_k}. "
                 "hint: lower top_k or raise experts"
             )
         if not 0 < self.capacity_factor <= self.experts:
-            raise ValueError(
+            raise UserError(
                 f"capacity_factor must be above 0 and at most experts = {self.experts}, "
                 f"got {self.capacity_factor}"
             )

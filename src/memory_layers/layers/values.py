@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from memory_layers.config.memory import value_init_std
 from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.factored import FactoredGradient
 from memory_layers.layers.pending import FOLD_BYTES, PendingReads, by_row
@@ -27,12 +28,13 @@ class ValueTable(nn.Module):
     - a FactoredGradient while an optimizer like MemoryAdamW has claimed the table: the product of
       two small factors, which is not multiplied out.
 
-    All three are the same gradient.
+    All three are the same gradient. The transforms of torch.func (grad, vmap, jvp) do not see
+    through a read.
 
     Args:
         num_slots: N.
         value_dim: V.
-        init_std: Standard deviation of the initial values.
+        init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5.
         sparse: Leave sparse gradients.
         dtype: Storage type of the rows.
 
@@ -52,12 +54,12 @@ class ValueTable(nn.Module):
         num_slots: int,
         value_dim: int,
         *,
-        init_std: float,
+        init_std: float | None = None,
         sparse: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.init_std = init_std
+        self.init_std = value_init_std(value_dim) if init_std is None else init_std
         self.sparse = sparse
         rows = torch.empty(num_slots, value_dim, dtype=dtype)
         advise_huge_pages(rows)

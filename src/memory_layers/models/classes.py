@@ -235,8 +235,8 @@ def install(
             is no room for one, the backbone is as it was.
 
     Raises:
-        UserError: The config of the model does not say how wide its blocks are, as experts need.
-        ValueError: A layer index is not below the number of blocks.
+        UserError: The config of the model does not say how wide its blocks are, as experts need,
+            or `layers` is empty or has an index that is not below the number of blocks.
     """
     blocks, base = family.blocks_of(backbone), backbone.config
     chosen = config.chosen_layers(len(blocks))

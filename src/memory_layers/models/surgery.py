@@ -13,7 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
-from memory_layers.layers.walk import memory_layers_of
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.models.classes import (
     backbone_of,
     family_of,
@@ -39,6 +39,7 @@ def add_memory(
     *,
     target_module: str | None = None,
     value_dtype: torch.dtype | None = None,
+    sparse: bool = False,
     mlp: None = None,
 ) -> ModelT:
     """Add memory layers to a model, in place, and return it.
@@ -54,6 +55,8 @@ def add_memory(
             their feed-forward part, called with hidden states [..., D] alone and returning the
             same.
         value_dtype: Storage type of the tables, float32 or bfloat16. None: that of the model.
+        sparse: Let the tables leave sparse gradients, for torch.optim.SparseAdam. It is not saved
+            with the model.
         mlp: Former name of `target_module`.
 
     Raises:
@@ -69,7 +72,10 @@ def add_memory(
         )
     family = _family_of_plain(model, target_module)
     config.resolved(backbone_of(model).config.hidden_size)
-    return _add(model, config, family, value_dtype)
+    _add(model, config, family, value_dtype)
+    for table in find_tables(model).values():
+        table.sparse = sparse
+    return model
 
 
 def add_experts(model: ModelT, config: MoeConfig) -> ModelT:

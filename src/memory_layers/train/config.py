@@ -233,6 +233,11 @@ class RunConfig:
             )
         if self.memory is not None and self.moe is not None:
             raise ValueError("memory and moe cannot be set together. hint: remove one of them")
+        if self.memory is not None and not self.memory.layers:
+            raise ValueError(
+                "memory.layers must name at least one block. "
+                f"hint: layers: [{shape.layers // 2}] in the block of memory"
+            )
         for name, section in (("memory", self.memory), ("moe", self.moe)):
             layers = [] if section is None else list(section.layers or ())
             if any(layer >= shape.layers for layer in layers):
