@@ -18,9 +18,10 @@ import json, sys
 from memory_layers.cli import main
 for arguments in json.loads(sys.argv[1]):
     try:
-        assert main(arguments) == 0
+        code = main(arguments)
     except SystemExit as end:
-        assert end.code == 0
+        code = end.code
+    assert code == int(sys.argv[2])
 print("\\n" + json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """
 
@@ -76,13 +77,28 @@ def run_without(missing: list[str], *commands: list[str]) -> list[tuple[int, str
     return json.loads(printed.splitlines()[-1])
 
 
+def loaded_by(commands: list[list[str]], code: int) -> set[str]:
+    """Run commands that all end with a code, and return the packages that they load."""
+    printed = fresh_interpreter(HELP, json.dumps(commands), str(code))
+    return set(json.loads(printed.splitlines()[-1]))
+
+
 def test_help_loads_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = [["--help"], *([command, "--help"] for command in COMMANDS)]
     asked += [["train", "tiny", "--help"], ["init", "mine"]]
-    loaded = json.loads(fresh_interpreter(HELP, json.dumps(asked)).splitlines()[-1])
+    loaded = loaded_by(asked, code=0)
     assert "tyro" in loaded
-    assert set(HEAVY) & set(loaded) == set()
+    assert loaded & set(HEAVY) == set()
+
+
+def test_wrong_names_are_refused_before_anything_heavy_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [["generate", "nowhere", "hi"], ["export", "nowhere", "out"],
+             ["plan", "tiny", "--device", "abacus"]]  # fmt: skip
+    assert loaded_by(asked, code=2) & set(HEAVY) == set()
 
 
 def test_without_extras_there_is_help_and_a_start(

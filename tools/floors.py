@@ -1,7 +1,7 @@
 """What each operation must move and multiply, and the time that this takes at least."""
 
 from benchmarks.inputs import DTYPES, Sizes
-from memory_layers.plan import DEVICES
+from memory_layers.plan.devices import DEVICES
 from memory_layers.plan.job import distinct_rows
 
 H100 = DEVICES["h100"]

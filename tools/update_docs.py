@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.inputs import USED
 from memory_layers.configs import find_config
-from memory_layers.plan import DEVICES
+from memory_layers.plan.devices import DEVICES
 from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
 from tools import results_sections as studies

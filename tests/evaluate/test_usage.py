@@ -65,6 +65,16 @@ def test_taken_up_counts_go_on() -> None:
     assert torch.equal(one.counts, other.counts)
 
 
+def test_a_slot_is_counted_beyond_what_fp32_can_count() -> None:
+    model = add_memory(tiny_llama(), tiny_memory())
+    usage = SlotUsage(model)
+    usage.take_up(torch.full((36,), 2.0**24))
+    with usage.watch():
+        model(input_ids=torch.randint(40, (2, 7)))
+    # Layers, tokens, heads, slots a head.
+    assert usage.counts.sum() == 36 * 2**24 + 2 * 14 * 2 * 3
+
+
 def test_dense_model_has_no_slots() -> None:
     usage = SlotUsage(tiny_llama())
     with usage.watch():

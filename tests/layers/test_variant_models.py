@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from tiny_models import tiny_llama, tiny_memory
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -171,6 +172,13 @@ def test_tables_of_experts_are_shared_and_named_once() -> None:
         for block in (0, 1)
         for table in ("memory_table", "expert_table")
     ]
+
+
+def test_tables_that_accelerate_has_offloaded_are_read() -> None:
+    model = build("experts").eval()
+    with torch.no_grad():
+        expected = logits(model)
+        assert torch.equal(logits(cpu_offload(model, torch.device("cpu"))), expected)
 
 
 def test_vectors_of_heads_are_not_decayed() -> None:

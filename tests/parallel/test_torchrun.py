@@ -17,8 +17,8 @@ from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
 from memory_layers.evaluate.trained import load_trained
-from memory_layers.train.checkpoint import list_checkpoints
 from memory_layers.train.export import export_checkpoint
+from memory_layers.train.folders import list_checkpoints
 
 SCRIPT = Path(__file__).with_name("faulty_train.py")
 

@@ -4,7 +4,8 @@ import pytest
 from jobs import job, memory
 from live_bytes import measure
 
-from memory_layers.plan import DEVICES, predict
+from memory_layers.plan.devices import DEVICES
+from memory_layers.plan.predict import predict
 
 # What decides the peak differs: the loss, a block's backward pass, gradients and optimizer.
 CASES = {

@@ -5,7 +5,8 @@ import pytest
 from ranks import run_ranks
 
 from memory_layers.parallel.table import shard_widths
-from memory_layers.plan import DEVICES, predict
+from memory_layers.plan.devices import DEVICES
+from memory_layers.plan.predict import predict
 
 NAMES = ("1.3b_memory_64m", "8b_memory_16m")
 GATHERS, EXCHANGES, SUMS = ["all-gather"] * 4, ["all-to-all"] * 2, ["reduce-scatter"] * 2

@@ -8,9 +8,17 @@ from jobs import ALONE, job, memory
 
 from memory_layers.common.errors import UserError
 from memory_layers.parallel.config import Layout
-from memory_layers.plan import DEVICES, Job, measure_cpu, predict, smallest
 from memory_layers.plan.communication import Collective
-from memory_layers.plan.predict import Efficiency, default_layout, seconds_of, with_ranks
+from memory_layers.plan.devices import DEVICES, measure_cpu
+from memory_layers.plan.job import Job
+from memory_layers.plan.predict import (
+    Efficiency,
+    default_layout,
+    predict,
+    seconds_of,
+    smallest,
+    with_ranks,
+)
 from memory_layers.train.config import load_run
 from tools.reference_layout import reference_table
 from tools.scale import scale_predictions, scale_section

@@ -5,7 +5,8 @@ from jobs import job, memory
 from live_bytes import measure
 
 from memory_layers.common.errors import UserError
-from memory_layers.plan import DEVICES, predict
+from memory_layers.plan.devices import DEVICES
+from memory_layers.plan.predict import predict
 
 REFUSED = {
     "query_norm": "layer",

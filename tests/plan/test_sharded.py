@@ -6,8 +6,9 @@ from jobs import job, memory
 from ranks import run_ranks
 
 from memory_layers.parallel.config import Layout
-from memory_layers.plan import DEVICES, predict
+from memory_layers.plan.devices import DEVICES
 from memory_layers.plan.job import Job
+from memory_layers.plan.predict import predict
 
 TWO = [
     job(Layout(1, 2, 1, 2), memory=memory(), precision="bf16", gradient_checkpointing=True),

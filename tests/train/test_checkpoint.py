@@ -26,8 +26,9 @@ from memory_layers.common import files
 from memory_layers.common.errors import UserError
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train import checkpoint
-from memory_layers.train.checkpoint import Checkpoints, list_checkpoints, load_checkpoint
+from memory_layers.train.checkpoint import Checkpoints, load_checkpoint
 from memory_layers.train.config import claim_folder
+from memory_layers.train.folders import list_checkpoints
 
 Trained = tuple[PreTrainedModel, MemoryAdamW]
 

@@ -20,8 +20,9 @@ from memory_layers.common.errors import UserError
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.models import add_memory
 from memory_layers.optim import MemoryAdamW
-from memory_layers.train.checkpoint import Checkpoints, list_checkpoints
+from memory_layers.train.checkpoint import Checkpoints
 from memory_layers.train.export import export_checkpoint
+from memory_layers.train.folders import list_checkpoints
 
 IDS = torch.arange(12).reshape(1, 12)
 

@@ -18,9 +18,9 @@ from memory_layers.common.errors import UserError
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import memory_layers_of
 from memory_layers.train import loop
-from memory_layers.train.checkpoint import list_checkpoints
 from memory_layers.train.config import RunConfig
 from memory_layers.train.export import export_checkpoint
+from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loop import TrainedModel, train
 

@@ -17,7 +17,8 @@ from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
-from memory_layers.evaluate.trained import OfModel, load_trained
+from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
+from memory_layers.train.folders import check_replaceable, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Export:
     """The folder to write. An older model folder there is replaced."""
 
     def __call__(self) -> str:
+        # Before torch is loaded, which takes seconds.
+        find_checkpoint(self.checkpoint)
+        check_replaceable(self.out)
         from memory_layers.train.export import export_checkpoint
 
         quiet_transformers()
@@ -91,15 +95,16 @@ class Generate(OfModel):
     """Seed of the sampling."""
 
     def __call__(self) -> str:
-        import torch
-
-        from memory_layers.models import fuse_for_inference
-
         if self.max_tokens < 1 or self.temperature < 0:
             raise UserError(
                 f"--max-tokens must be >= 1 and --temperature >= 0, got {self.max_tokens} and "
                 f"{self.temperature}"
             )
+        check_folder(self.model)
+        import torch
+
+        from memory_layers.models import fuse_for_inference
+
         quiet_transformers()
         model, tokenizer = load_trained(self.model, trust_remote_code=self.trust_remote_code)
         fuse_for_inference(model)

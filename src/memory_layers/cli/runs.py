@@ -176,6 +176,10 @@ class Plan(OfConfig):
     """Print nested values instead of tables."""
 
     def __call__(self) -> str:
+        from memory_layers.plan.devices import check_device
+
+        check_device(self.device)
+        # After that: it loads torch, which takes seconds.
         from memory_layers.plan.report import plan_text
 
         return plan_text(self.run, self.ranks, self.device, as_json=self.json)

@@ -72,6 +72,7 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
         OSError: The disk is full or cannot be written. A folder that was there is intact.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    settle(folder)
     for left in folder.parent.glob(f".{folder.name}.part-*"):
         shutil.rmtree(left)
     require_space(folder.parent, size)
@@ -102,15 +103,30 @@ def publish(part: Path, folder: Path) -> None:
     for file in part.rglob("*"):
         sync(file)
     part.chmod(0o755)
-    if not folder.exists():
+    settle(folder)
+    if folder.exists():
+        os.replace(folder, _older(folder))
+    try:
         os.replace(part, folder)
-    else:
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-        os.replace(part, folder)
-        shutil.rmtree(old)
+    finally:
+        settle(folder)
     sync(folder.parent)
+
+
+def settle(folder: Path) -> None:
+    """End a replacement that was cut off: without a new folder the older one comes back."""
+    older = _older(folder)
+    if not older.exists():
+        return
+    if folder.exists():
+        shutil.rmtree(older)
+    else:
+        os.replace(older, folder)
+
+
+def _older(folder: Path) -> Path:
+    """Return where the older folder is between the two renames that replace it."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def sync(path: Path) -> None:

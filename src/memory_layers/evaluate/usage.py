@@ -25,7 +25,9 @@ class SlotUsage:
     def __init__(self, model: nn.Module) -> None:
         self._layers = memory_layers_of(model)
         tables = {id(layer.values): layer.values for layer in self._layers}
-        self._counts = {key: torch.zeros(len(table.weight)) for key, table in tables.items()}
+        self._counts = {
+            key: torch.zeros(len(table.weight), dtype=torch.int64) for key, table in tables.items()
+        }
 
     @contextmanager
     def watch(self) -> Generator["SlotUsage"]:
@@ -42,14 +44,14 @@ class SlotUsage:
     def _hook(self, key: int) -> Any:  # noqa: ANN401
         def count(keys: Any, _inputs: tuple, output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
             slots = output[1][..., : keys.top_k].detach().flatten().cpu()
-            self._counts[key].index_add_(0, slots, torch.ones(len(slots)))
+            self._counts[key].index_add_(0, slots, torch.ones_like(slots, dtype=torch.int64))
 
         return count
 
     @property
     def counts(self) -> Tensor:
         """[N] reads of every slot so far, all tables one after the other."""
-        return torch.cat([torch.zeros(0), *self._counts.values()])
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._counts.values()])
 
     def take_up(self, counts: Tensor) -> None:
         """Continue from `counts` of another SlotUsage of this model."""
@@ -69,7 +71,7 @@ def used_share(counts: Tensor) -> float:
     Args:
         counts: [N] reads of every slot.
     """
-    return float((counts > 0).float().mean())
+    return float((counts > 0).double().mean())
 
 
 def summarize_usage(counts: Tensor) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from tyro.conf import FlagConversionOff
 
 from memory_layers.common.packages import needs
-from memory_layers.evaluate.trained import OfModel, load_trained
+from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Serve(OfModel):
             ImportError: The packages of the extra `serve` are missing.
         """
         needs("fastapi", "openai", "pydantic", "uvicorn")
+        check_folder(self.model)
         import transformers
         from transformers import PreTrainedModel
         from transformers.cli.serve import Serve as Server

@@ -96,13 +96,17 @@ class ValueTable(nn.Module):
         del per_row
         return tensor
 
-    def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
-        """[T, J] slots and weights → [T, V], in the wider type of the table and the weights."""
-        return self._read(gather_sum, slots, weights)
+    def forward(self, slots: Tensor, weights: Tensor, *, dot: bool = False) -> Tensor:
+        """[T, J] slots and weights → [T, V], in the wider type of the table and the weights.
+
+        With `dot`, `weights` are the x of `self.dot`.
+        """
+        return self._read(gather_dot if dot else gather_sum, slots, weights)
 
     def dot(self, slots: Tensor, x: Tensor) -> Tensor:
         """[T, J] slots and [T, V] → [T, J], the product of each token with its rows, in fp32."""
-        return self._read(gather_dot, slots, x)
+        # A call, not a method alone: hooks such as accelerate's fetch a weight that is offloaded.
+        return self(slots, x, dot=True)
 
     @property
     def leaves_factors(self) -> bool:

@@ -91,13 +91,9 @@ class ShardedValueTable(ValueTable):
         """Always: other ranks have the rest of the gradient."""
         return True
 
-    def forward(self, slots: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, slots: Tensor, weights: Tensor, *, dot: bool = False) -> Tensor:
         """[T, J] slots and weights of this rank's tokens → [T, V], as the whole table gives."""
-        return self._multiply(_SUM, slots, weights)
-
-    def dot(self, slots: Tensor, x: Tensor) -> Tensor:
-        """[T, J] slots and [T, V] of this rank's tokens → [T, J], as the whole table gives."""
-        return self._multiply(_DOT, slots, x)
+        return self._multiply(_DOT if dot else _SUM, slots, weights)
 
     def _multiply(self, product: "_Product", slots: Tensor, factor: Tensor) -> Tensor:
         if torch.is_grad_enabled():

@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-import torch
-from torch.utils.benchmark import Timer
+from memory_layers.common.errors import UserError
+from memory_layers.common.text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,17 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
 )  # fmt: skip
 
 
+def check_device(name: str) -> None:
+    """Refuse the name of a device that is neither in DEVICES nor "cpu".
+
+    Raises:
+        UserError: It is not.
+    """
+    if name not in (names := (*DEVICES, "cpu")):
+        hint = did_you_mean(name, names)
+        raise UserError(f"--device: there is no device {name!r}. hint: {hint}")
+
+
 def measure_cpu(seconds: float = 1.0) -> Device:
     """Measure this CPU: products in both types and a streaming copy, the best of several each.
 
@@ -80,6 +92,8 @@ def measure_cpu(seconds: float = 1.0) -> Device:
     Args:
         seconds: To spend, in all.
     """
+    import torch
+
     share = seconds / 3
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -102,6 +116,9 @@ def measure_cpu(seconds: float = 1.0) -> Device:
     )
 
 
-def _fastest(statement: str, seconds: float, **tensors: torch.Tensor) -> float:
-    timer = Timer(statement, globals=tensors, num_threads=torch.get_num_threads())
+def _fastest(statement: str, seconds: float, **tensors: Any) -> float:  # noqa: ANN401
+    from torch import get_num_threads
+    from torch.utils.benchmark import Timer
+
+    timer = Timer(statement, globals=tensors, num_threads=get_num_threads())
     return min(timer.blocked_autorange(min_run_time=seconds).times)

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.text import did_you_mean, short_bytes, short_number
+from memory_layers.common.text import short_bytes, short_number
 from memory_layers.parallel.config import Layout
-from memory_layers.plan.devices import DEVICES, Device, measure_cpu
+from memory_layers.plan.devices import DEVICES, measure_cpu
 from memory_layers.plan.job import Job
 from memory_layers.plan.predict import Prediction, predict, smallest
 from memory_layers.plan.rehearsal import PARTS
@@ -36,7 +36,7 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
     Args:
         run: The run.
         ranks: Processes, one a device.
-        device: Name of a device, or "cpu" for this one.
+        device: A name that check_device accepts.
         as_json: Return nested values in place of tables.
 
     Raises:
@@ -44,7 +44,7 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
     """
     if ranks < 1:
         raise UserError(f"--ranks must be at least 1, got {ranks}. hint: --ranks 8")
-    found = _find_device(device)
+    found = measure_cpu() if device == "cpu" else DEVICES[device]
     try:
         layout = run.parallel.resolve(ranks)
     except ValueError as error:
@@ -64,15 +64,6 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
             f"{layout.readers} ranks can share, in place of {run.train.batch_size}."
         )
     return text.getvalue().rstrip()
-
-
-def _find_device(name: str) -> Device:
-    if name == "cpu":
-        return measure_cpu()
-    if name in DEVICES:
-        return DEVICES[name]
-    hint = did_you_mean(name, (*DEVICES, "cpu"))
-    raise UserError(f"--device: there is no device {name!r}. hint: {hint}")
 
 
 def _shared(run: RunConfig, layout: Layout) -> RunConfig:

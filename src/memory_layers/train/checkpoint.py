@@ -12,7 +12,6 @@ It is the same for one process and for many, and loads on any number of them.
 import copy
 import io
 import pickle
-import re
 import shutil
 import tempfile
 import warnings
@@ -31,8 +30,9 @@ from torch.distributed.checkpoint.planner import SavePlan
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import publish, require_space
+from memory_layers.common.files import publish, require_space, settle
 from memory_layers.optim import MemoryAdamW
+from memory_layers.train.folders import STATE_FILE, list_checkpoints
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -43,15 +43,12 @@ from memory_layers.train.state import (
 )
 
 FORMAT = 2
-STATE_FILE = "state.pt"
 
 # What reading a damaged file of torch or pickle raises.
 _DAMAGED = (
     OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
     ImportError, AssertionError, pickle.UnpicklingError, dcp.api.CheckpointException,
 )  # fmt: skip
-
-_NAME = re.compile(r"step-(\d{8})")
 
 
 class Checkpoints:
@@ -78,6 +75,8 @@ class Checkpoints:
         distributed = dist.is_available() and dist.is_initialized()
         self._leads = not distributed or dist.get_rank() == 0
         if self._leads:
+            for older in (out / "checkpoints").glob(".step-*.old"):
+                settle(older.with_name(older.name[1:].removesuffix(".old")))
             for left in (out / "checkpoints").glob(".step-*"):
                 shutil.rmtree(left)
         if distributed:
@@ -165,13 +164,6 @@ class Checkpoints:
         """Load the newest checkpoint as `load_checkpoint` does. Return None if there is none."""
         found = list_checkpoints(self.out)
         return load_checkpoint(found[-1], model, optimizer, self._group) if found else None
-
-
-def list_checkpoints(out: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    folder = out / "checkpoints"
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found)
 
 
 def load_checkpoint(

@@ -20,14 +20,13 @@ import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.train.checkpoint import (
-    STATE_FILE,
     damaged,
-    list_checkpoints,
     not_written,
     read_metadata,
     read_state,
     read_tensors,
 )
+from memory_layers.train.folders import STATE_FILE, check_replaceable, find_checkpoint
 from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
 
 _MODEL = "model."
@@ -58,8 +57,8 @@ def export_checkpoint(
             `out` exists and is not a model folder.
         OSError: The checkpoint is damaged, or `out` cannot be written.
     """
-    folder = _find_checkpoint(checkpoint)
-    _check_replaceable(out)
+    folder = find_checkpoint(checkpoint)
+    check_replaceable(out)
     read_state(folder)
     metadata = read_metadata(folder)
     saved = {
@@ -112,32 +111,6 @@ def _read(folder: Path, saved: SavedTensor, metadata: Metadata) -> Iterator[Tens
         tensor = torch.empty(shape, dtype=saved.dtype)
         read_tensors(folder, {block: tensor}, metadata)
         yield tensor
-
-
-def _find_checkpoint(path: Path) -> Path:
-    # The last one is of an earlier version: read_state says what to do with it.
-    if any((path / name).is_file() for name in (".metadata", STATE_FILE, "trainer.pt")):
-        return path
-    if found := list_checkpoints(path):
-        return found[-1]
-    raise UserError(
-        f"{path} is neither a checkpoint nor the folder of a run that has one. "
-        "hint: give runs/NAME or runs/NAME/checkpoints/step-NNNNNNNN"
-    )
-
-
-def _check_replaceable(out: Path) -> None:
-    """Refuse to replace anything but a model folder."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    config = out / "config.json"
-    if config.is_file() and not (out / STATE_FILE).exists():
-        try:
-            if "model_type" in json.loads(config.read_text("utf-8")):
-                return
-        except ValueError:
-            pass
-    raise UserError(f"{out} exists and is not a model folder. hint: choose another folder")
 
 
 def _skeleton(folder: Path) -> PreTrainedModel:

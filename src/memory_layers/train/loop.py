@@ -32,9 +32,10 @@ from memory_layers.parallel.apply import parallelize, reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
-from memory_layers.train.checkpoint import Checkpoints, list_checkpoints
+from memory_layers.train.checkpoint import Checkpoints
 from memory_layers.train.config import RunConfig, check_folder, check_shares, claim_folder
 from memory_layers.train.export import export_checkpoint
+from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
