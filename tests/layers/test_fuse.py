@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_memory
 from torch import Tensor
@@ -109,7 +110,7 @@ def test_fused_scores_are_the_same_and_fixed() -> None:
     assert torch.equal(scores(layer), true_scores(layer))
 
 
-@pytest.mark.parametrize("change", [loaded, assigned, retrained, retyped])
+@pytest.mark.parametrize("change", [copied, loaded, assigned, stepped, retrained, retyped])
 def test_what_undoes_it(change: Callable[[ProductKeys], None]) -> None:
     layer = fuse_for_inference(build())
     before = scores(layer)
@@ -132,6 +133,22 @@ def test_copies_are_not_fused(duplicate: Callable[[ProductKeys], ProductKeys]) -
     through_data(other)
     assert torch.equal(scores(other), true_scores(other))
     assert torch.equal(scores(layer), before)
+
+
+def test_a_fused_layer_may_be_offloaded() -> None:
+    """Its weights are then on the meta device between two passes."""
+    layer = build()
+    expected = scores(layer)
+    cpu_offload(fuse_for_inference(layer), execution_device="cpu")
+    assert torch.equal(scores(layer), expected)
+    assert torch.equal(scores(fuse_for_inference(layer)), expected)
+
+
+def test_weights_of_inference_mode_are_fused_too() -> None:
+    with torch.inference_mode():
+        layer = build()
+        expected = scores(layer)
+        assert torch.equal(scores(fuse_for_inference(layer)), expected)
 
 
 def test_training_mode_is_refused() -> None:

@@ -6,11 +6,14 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import assert_within_budget, one_hot_sum
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce
 
 from memory_layers import MemoryAdamW
 from memory_layers.config import MemoryConfig
@@ -275,6 +278,34 @@ def test_what_would_change_a_copy_in_its_place_is_refused() -> None:
         grad.clamp_(max=0.1)
     with pytest.raises(RuntimeError, match="DistributedDataParallel would send"):
         torch.mul(grad, 2.0, out=torch.empty(N, V))
+
+
+def test_a_copy_into_it_may_come_from_itself() -> None:
+    table, twin = twins()
+    grad, exact = backward(table), backward(twin)
+    grad.copy_(grad.detach())
+    torch.testing.assert_close(grad.to_dense(), exact)
+    with pytest.raises(RuntimeError, match="copy_ cannot change"):
+        grad.copy_(torch.ones(V))
+    torch.testing.assert_close(grad.to_dense(), exact)
+    grad.copy_(torch.eye(N, V))
+    assert torch.equal(grad.to_dense(), torch.eye(N, V))
+
+
+def test_collectives_are_refused_that_would_exchange_a_copy(tmp_path: Path) -> None:
+    grad = backward(new_table("factored"))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for collective in (
+            dist.all_reduce,
+            lambda g: dist.broadcast(g, 0),
+            lambda g: dist.all_gather([torch.empty(N, V)], g),
+            lambda g: all_reduce(g, "sum", dist.group.WORLD),
+        ):
+            with pytest.raises(RuntimeError, match=r"hint: leave the tables out.*sync_tables"):
+                collective(grad)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_table_is_as_before_when_what_claimed_it_has_gone() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from memory_layers.layers.pending import PendingReads, by_row
-from memory_layers.ops.write import row_norm, row_sums
+from memory_layers.ops.write import RowGradient, row_norm, row_sums
 
 aten = torch.ops.aten
 
@@ -107,6 +107,11 @@ def _refuse_changes(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:  # 
             "loss scaling does not reach the gradient of a value table. hint: train in bf16, "
             "without a GradScaler"
         )
+    if func.namespace in ("c10d", "_c10d_functional", "_c10d_functional_autograd"):
+        raise RuntimeError(
+            f"{name} would exchange a gradient of the table's size, and not change it. hint: leave "
+            "the tables out, memory_layers.integrations.trainer.sync_tables(model) adds up theirs"
+        )
     if "out" in kwargs:
         # The one use that is known: the buckets of DistributedDataParallel.
         raise RuntimeError(
@@ -148,17 +153,25 @@ def _empty_like(gradient: FactoredGradient, size: Any, *_: object, **__: object)
     return FactoredGradient(empty, gradient)
 
 
-def _copy_(gradient: FactoredGradient, source: Tensor, *_: object) -> FactoredGradient:
+def _copy_(gradient: FactoredGradient, source: Tensor, *_: object) -> Any:  # noqa: ANN401
+    if source.shape != gradient.shape:
+        return NotImplemented
+    read = _by_row(source)  # Before clear(): it may be a view of the same gradient.
     gradient.reads.clear()
-    return _add_(gradient, source)
+    gradient.reads.join(read)
+    return gradient
 
 
 def _add_(gradient: FactoredGradient, other: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401
     if alpha != 1 or not isinstance(other, Tensor) or other.shape != gradient.shape:
         return NotImplemented
-    factored = isinstance(other, FactoredGradient)
-    gradient.reads.join(other.reads.local_gradient() if factored else by_row(other))
+    gradient.reads.join(_by_row(other))
     return gradient
+
+
+def _by_row(gradient: Tensor) -> RowGradient | None:
+    factored = isinstance(gradient, FactoredGradient)
+    return gradient.reads.local_gradient() if factored else by_row(gradient)
 
 
 def _add(gradient: FactoredGradient, other: Any, *, alpha: float = 1) -> Any:  # noqa: ANN401

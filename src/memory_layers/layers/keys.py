@@ -37,7 +37,8 @@ class ProductKeys(nn.Module):
         self.bound = (2 * half_dim) ** -0.5
         self.sub_keys = nn.Parameter(torch.empty(heads, 2, sub_keys, half_dim))
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
-        self._normalized: Tensor | None = None
+        # Normalised sub-keys, and the sub-keys that they are of at that time.
+        self._normalized: tuple[Tensor, Tensor, int | None] | None = None
         # Not that of a subclass, which has more to draw than there is yet.
         ProductKeys.reset_parameters(self)
 
@@ -59,7 +60,7 @@ class ProductKeys(nn.Module):
         sub_keys = self.sub_keys
         if self.gain is not None:
             query = normalize(query) * self.gain
-            fused = None if torch.is_grad_enabled() else self._normalized
+            fused = self._fused()
             sub_keys = normalize(sub_keys) if fused is None else fused
         return self.select(query, sub_keys)
 
@@ -69,8 +70,18 @@ class ProductKeys(nn.Module):
 
     def fuse(self) -> None:
         """Normalise the sub-keys once, for passes without gradients, until something undoes it."""
-        if self.gain is not None:
-            self._normalized = normalize(self.sub_keys.detach())
+        sub_keys = self.sub_keys
+        # Offloaded weights are on the meta device until each pass brings others.
+        if self.gain is not None and not sub_keys.is_meta:
+            self._normalized = normalize(sub_keys.detach()), sub_keys, _version(sub_keys)
+
+    def _fused(self) -> Tensor | None:
+        # A compiled pass would see the version as it was when it was compiled.
+        if self._normalized is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        normalized, sub_keys, version = self._normalized
+        unchanged = sub_keys is self.sub_keys and version == _version(sub_keys)
+        return normalized if unchanged else None
 
     def train(self, mode: bool = True) -> Self:
         """As for any module. Training undoes `fuse`."""
@@ -160,10 +171,12 @@ def fuse_for_inference(model: ModelT) -> ModelT:
     """Normalise the sub-keys of all memory layers once instead of in every pass, in place.
 
     For text, one token at a time: there, normalising takes about as long as finding the slots. The
-    outputs are the same to the bit. Passes that record gradients normalise as before.
+    outputs are the same to the bit. Passes that record gradients, and compiled ones, normalise as
+    before, and so do layers whose weights are offloaded.
 
-    `model.train()`, `load_state_dict` and `to` undo it, and copies and saved files are not fused.
-    Nothing else notices that sub-keys have changed: call this again after editing them.
+    `model.train()`, `load_state_dict` and `to` undo it, and so does a change of the sub-keys that
+    torch counts, such as a step of an optimizer. Copies and saved files are not fused. A change
+    through `.data` is not noticed: call this again after it.
 
     Args:
         model: In eval mode. Without memory layers, or with `qk_norm=False`, nothing changes.
@@ -180,6 +193,11 @@ def fuse_for_inference(model: ModelT) -> ModelT:
         if isinstance(module, ProductKeys):
             module.fuse()
     return model
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often torch has changed a tensor in place. It does not count in inference mode."""
+    return None if tensor.is_inference() else tensor._version  # noqa: SLF001
 
 
 def normalize(vectors: Tensor) -> Tensor:
