@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import Adafactor
 
 from memory_layers import MemoryAdamW, MemoryConfig, ValueTable
+from memory_layers.common.errors import UserError
 from memory_layers.layers import MemoryLayer
 from memory_layers.models import add_memory
 
@@ -236,7 +237,9 @@ def test_what_the_options_of_a_group_mean_for_its_tables() -> None:
     own = {"value_lr": 0.5, "value_weight_decay": 0.6}
     assert groups({**both, **own}, value_lr=0.2) == [(0.1, 0.3, 1e-5), (0.5, 0.6, 1e-5)]
     alone = {"params": [table], "lr": 0.1, "weight_decay": 0.3, "eps": 1e-5}
-    assert groups(alone, value_lr=0.2) == [(0.1, 0.3, 1e-5)]
+    assert groups(alone, value_lr=0.2) == [(0.1, 0.0, 1e-5)]
+    assert groups({**alone, **own}) == [(0.5, 0.6, 1e-5)]
+    assert groups(alone, value_weight_decay=0.4) == [(0.1, 0.4, 1e-5)]
     assert groups({"params": [table]}, value_lr=0.2, eps=1e-6) == [(0.2, 0.0, 1e-6)]
     assert groups({"params": [table]}, lr=0.7) == [(0.7, 0.0, 1e-8)]
     row = MemoryAdamW([{"params": [table], "value_state": "row", "seed": 3}]).param_groups[0]
@@ -271,6 +274,25 @@ def test_a_table_that_is_added_later_is_stepped_by_rows() -> None:
     )
     with pytest.raises(ValueError, match="more than one parameter group"):
         optimizer.add_param_group({"params": model.table.parameters()})
+    groups, other = len(optimizer.param_groups), nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": [other, model.table.weight]})
+    assert len(optimizer.param_groups) == groups
+    optimizer.add_param_group({"params": [other]})
+
+
+def test_a_table_that_was_frozen_at_first_is_stepped_by_rows_once_it_is_not() -> None:
+    model = Reader()
+    model.table.requires_grad_(False)
+    optimizer = MemoryAdamW(model.parameters(), lr=0.02, weight_decay=0.5)
+    before = model.table.weight.detach().clone()
+    train(model, lambda _: [optimizer], all_rows=False)
+    assert torch.equal(model.table.weight, before)
+    assert not optimizer.state[model.table.weight], "no memory for what is not trained"
+    model.table.requires_grad_()
+    model.table(torch.tensor([[1, 5]]), torch.ones(1, 2)).square().sum().backward()
+    optimizer.step()
+    assert (model.table.weight != before).any(1).nonzero()[:, 0].tolist() == [1, 5]
 
 
 def test_the_newest_of_two_optimizers_may_step_and_the_other_finds_nothing() -> None:
@@ -386,3 +408,34 @@ def test_a_table_exchanged_behind_the_optimizer_is_refused() -> None:
     optimizer.memory_group["params"][:] = [nn.Parameter(torch.zeros(N, V))]
     with pytest.raises(RuntimeError, match="a table was exchanged for another parameter"):
         optimizer.step()
+
+
+def test_assigned_weights_are_refused_before_any_step() -> None:
+    model = Reader()
+    optimizer = MemoryAdamW(model.table, lr=0.1)
+    model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    model(*batch(0, all_rows=True)).square().mean().backward()
+    with pytest.raises(RuntimeError, match=r"exchanged for another parameter.*assign=True"):
+        optimizer.step()
+
+
+def test_a_decay_that_would_turn_rows_around_is_refused_before_any_step() -> None:
+    model = Reader()
+    optimizer = MemoryAdamW(model, lr=0.5, value_weight_decay=2.0)
+    before = copy.deepcopy(model.state_dict())
+    model(*batch(0, all_rows=True)).square().mean().backward()
+    with pytest.raises(UserError, match=r"value_weight_decay must be below 1, got 0\.5 \* 2\.0"):
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_weight_decay_of_a_trainer_is_not_for_tables() -> None:
+    """It puts all that is no norm or bias in one group: where all else is frozen, tables alone."""
+    table = ValueTable(N, V, init_std=0.5)
+    groups = [{"params": [table.weight], "weight_decay": 0.5}, {"params": [], "weight_decay": 0.0}]
+    optimizer = MemoryAdamW(groups, lr=0.1)
+    before = table.weight.detach().clone()
+    (table(torch.arange(N)[None], torch.ones(1, N)) * 0).sum().backward()
+    optimizer.step()
+    assert torch.equal(table.weight, before)

@@ -593,9 +593,10 @@ def test_stochastic_rounding_draws_again_in_every_step() -> None:
     assert float(moved.std()) == pytest.approx(3**0.5, rel=0.1)
 
 
-def test_master_holds_what_bf16_cannot() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_master_holds_what_16_bits_cannot(dtype: torch.dtype) -> None:
     torch.manual_seed(3)
-    table = ValueTable(N, V, init_std=1.0, dtype=torch.bfloat16)
+    table = ValueTable(N, V, init_std=1.0, dtype=dtype)
     wide = ValueTable(N, V, init_std=1.0)
     wide.weight.data.copy_(table.weight)
     optimizers = MemoryAdamW(table, lr=1e-3, bf16_rows="master"), MemoryAdamW(wide, lr=1e-3)
@@ -605,7 +606,19 @@ def test_master_holds_what_bf16_cannot() -> None:
             optimizer.step()
     master = optimizers[0].state[table.weight]["master"]
     torch.testing.assert_close(master, wide.weight.detach())
-    assert torch.equal(table.weight.detach(), master.bfloat16())
+    assert torch.equal(table.weight.detach(), master.to(dtype))
+
+
+def test_float16_rows_need_a_master() -> None:
+    table = new_table(torch.float16)
+    with pytest.raises(ValueError, match=r'float16 table .* hint: bf16_rows="master"'):
+        MemoryAdamW(table)
+    assert not isinstance(table.weight.grad, FactoredGradient)
+    table = new_table()
+    optimizer = MemoryAdamW(table)
+    table.half()
+    with pytest.raises(ValueError, match="float16 table"):
+        optimizer.step()
 
 
 # --- a torch optimizer in every other way ---------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from memory_layers.common.errors import UserError
 from memory_layers.layers import ValueTable
 from memory_layers.layers.factored import FactoredGradient
 from memory_layers.layers.values import table_of
@@ -30,9 +31,9 @@ class MemoryAdamW(torch.optim.Optimizer):
     the global step. When every step touches every row, this is torch.optim.AdamW.
 
     The tables among the parameters get groups of their own, with `memory=True`, which any
-    learning-rate scheduler works on. A group of tables alone means what it says. From a group that
-    mixes both, tables take `value_lr` and `value_weight_decay`, of the group or of the optimizer,
-    and the rest of its options.
+    learning-rate scheduler works on. They take `value_lr` and `value_weight_decay`, of their group
+    or of the optimizer, and the rest of the options of their group. A group of tables alone may say
+    `lr` for `value_lr`. Its `weight_decay` is not theirs: a Trainer gives that to every group.
 
     As long as the optimizer lives, the gradients of its trainable tables are FactoredGradients.
     `step` takes them: it leaves None in their place.
@@ -50,7 +51,7 @@ class MemoryAdamW(torch.optim.Optimizer):
         value_state: "full" keeps two moments of the table's size, "row" keeps one number a row
             (the mean square of its gradient) and no first moment.
         bf16_rows: How a bfloat16 table takes small updates: "stochastic" rounding, or an fp32
-            "master" copy.
+            "master" copy. A float16 table needs the copy.
         seed: Seed of the stochastic rounding.
 
     Raises:
@@ -93,6 +94,9 @@ class MemoryAdamW(torch.optim.Optimizer):
 
         Args:
             param_group: `params`, and options that differ from those of the optimizer.
+
+        Raises:
+            ValueError: As for the optimizer, or a parameter is in another group. Nothing is added.
         """
         group = dict(param_group)
         params, names = group.pop("params"), group.pop("param_names", None)
@@ -111,32 +115,40 @@ class MemoryAdamW(torch.optim.Optimizer):
                     "MemoryAdamW steps rows. hint: name it in ignored_params, or use "
                     "memory_layers.parallel, or torch.optim.AdamW"
                 )
-            if table is not None and parameter.requires_grad:
+            if table is not None:
                 tables[id(entry)] = table
         dense = [entry for entry in entries if id(entry) not in tables]
         options = {name: group.pop(name) for name in self._of_tables if name in group}
         _check_options({**group, **options})
+        groups = []
         if dense or not tables:
-            self._add({**group, "params": dense, "memory": False})
+            groups.append({**group, "params": dense, "memory": False})
         if tables:
             rows = [entry for entry in entries if id(entry) in tables]
             group |= self._options_of_tables(group, options, mixed=bool(dense))
-            self._add({**group, "params": rows, "memory": True})
-            for table in tables.values():
-                self._tables[table.weight] = table
-                table.claim(self)
+            groups.append({**group, "params": rows, "memory": True})
+        for table in tables.values():
+            _check_dtype(table.weight, group)
+        before = len(self.param_groups)
+        try:
+            for part in groups:
+                self._add(part)
+        except (TypeError, ValueError):
+            del self.param_groups[before:]
+            raise
+        for table in tables.values():
+            self._tables[table.weight] = table
+            table.claim(self)
 
     def _options_of_tables(
         self, group: dict[str, Any], options: dict[str, Any], *, mixed: bool
     ) -> dict[str, Any]:
         own = {**self._of_tables, **options}
-        for name in ("lr", "weight_decay"):
-            value = own.pop(f"value_{name}")
-            means_tables = name in group and not mixed and f"value_{name}" not in options
-            if value is None or means_tables:
-                value = group.get(name, self.defaults[name])
-            own[name] = value
-        return own
+        value_lr, own["weight_decay"] = own.pop("value_lr"), own.pop("value_weight_decay")
+        means_tables = "lr" in group and not mixed and "value_lr" not in options
+        if value_lr is None or means_tables:
+            value_lr = group.get("lr", self.defaults["lr"])
+        return {**own, "lr": value_lr}
 
     def _add(self, group: dict[str, Any]) -> None:
         super().add_param_group(group)
@@ -160,17 +172,15 @@ class MemoryAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        memory = [group for group in self.param_groups if group.get("memory")]
+        for group in memory:
+            self._check_tables(group)
         gradients = {weight: table.row_gradient() for weight, table in self._tables.items()}
         for group in self.param_groups:
             if not group.get("memory"):
                 self._step_dense(group)
-        for group in self.param_groups:
-            for weight in group["params"] if group.get("memory") else ():
-                if weight not in gradients:
-                    raise RuntimeError(
-                        "a table was exchanged for another parameter after the optimizer was "
-                        "made, as FSDP does. hint: shard the model first, then MemoryAdamW(model)"
-                    )
+        for group in memory:
+            for weight in group["params"]:
                 self._step_table(weight, gradients[weight], group)
                 if isinstance(weight.grad, FactoredGradient):
                     weight.grad = None
@@ -239,6 +249,23 @@ class MemoryAdamW(torch.optim.Optimizer):
         for table in state.get("_tables", {}).values():
             table.claim(self)
 
+    def _check_tables(self, group: dict[str, Any]) -> None:
+        """Refuse what a step of a group of tables would end in, before any parameter has moved."""
+        if group["lr"] * group["weight_decay"] >= 1:
+            raise UserError(
+                "the learning rate of a table times value_weight_decay must be below 1, got "
+                f"{group['lr']} * {group['weight_decay']}. hint: lower value_weight_decay"
+            )
+        for weight in group["params"]:
+            table = self._tables.get(weight)
+            if table is None or table.weight is not weight:
+                raise RuntimeError(
+                    "a table was exchanged for another parameter after the optimizer was made, as "
+                    "FSDP and load_state_dict(assign=True) do. hint: do that to the model first, "
+                    "then MemoryAdamW(model)"
+                )
+            _check_dtype(weight, group)
+
     def _step_dense(self, group: dict[str, Any]) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         grads = [parameter.grad for parameter in params]
@@ -271,6 +298,8 @@ class MemoryAdamW(torch.optim.Optimizer):
     def _step_table(
         self, weight: Tensor, gradient: RowGradient | None, group: dict[str, Any]
     ) -> None:
+        if gradient is None and not weight.requires_grad:
+            return
         table = self._tables[weight]
         state = self.state[weight]
         if not state:
@@ -311,7 +340,7 @@ class MemoryAdamW(torch.optim.Optimizer):
         if wide:
             state["exp_avg"] = _zeros(weight, weight.shape[1])
         state["exp_avg_sq"] = _zeros(weight, weight.shape[1] if wide else 1)
-        if weight.dtype == torch.bfloat16 and group["bf16_rows"] == "master":
+        if weight.dtype in (torch.bfloat16, torch.float16) and group["bf16_rows"] == "master":
             state["master"] = weight.detach().float()
         if group["weight_decay"]:
             state["decay_total"] = 0.0
@@ -346,6 +375,15 @@ def _check_options(options: dict[str, Any]) -> None:
     for name in ("amsgrad", "maximize", "capturable", "differentiable"):
         if options.get(name):
             raise ValueError(f"MemoryAdamW has no {name}. hint: leave it out")
+
+
+def _check_dtype(weight: Tensor, group: dict[str, Any]) -> None:
+    narrow = weight.requires_grad and weight.dtype == torch.float16
+    if narrow and group["bf16_rows"] == "stochastic":
+        raise UserError(
+            "a float16 table would lose small updates: stochastic rounding is for bfloat16. "
+            'hint: bf16_rows="master", or a bfloat16 table'
+        )
 
 
 _CHOICES = {"value_state": ("full", "row"), "bf16_rows": ("stochastic", "master")}
