@@ -242,6 +242,8 @@ def test_what_the_options_of_a_group_mean_for_its_tables() -> None:
     assert groups(alone, value_weight_decay=0.4) == [(0.1, 0.4, 1e-5)]
     assert groups({"params": [table]}, value_lr=0.2, eps=1e-6) == [(0.2, 0.0, 1e-6)]
     assert groups({"params": [table]}, lr=0.7) == [(0.7, 0.0, 1e-8)]
+    first = MemoryAdamW([{**both, **own}])
+    assert groups(*first.param_groups) == options_of(first, "lr", "weight_decay", "eps")
     row = MemoryAdamW([{"params": [table], "value_state": "row", "seed": 3}]).param_groups[0]
     assert (row["value_state"], row["seed"], row["bf16_rows"]) == ("row", 3, "stochastic")
 

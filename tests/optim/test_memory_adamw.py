@@ -613,7 +613,6 @@ def test_float16_rows_need_a_master() -> None:
     table = new_table(torch.float16)
     with pytest.raises(ValueError, match=r'float16 table .* hint: bf16_rows="master"'):
         MemoryAdamW(table)
-    assert not isinstance(table.weight.grad, FactoredGradient)
     table = new_table()
     optimizer = MemoryAdamW(table)
     table.half()

@@ -119,10 +119,10 @@ class MemoryAdamW(torch.optim.Optimizer):
                 tables[id(entry)] = table
         dense = [entry for entry in entries if id(entry) not in tables]
         options = {name: group.pop(name) for name in self._of_tables if name in group}
+        if group.get("memory"):  # It is that of another MemoryAdamW.
+            options.setdefault("value_weight_decay", group["weight_decay"])
         _check_options({**group, **options})
-        groups = []
-        if dense or not tables:
-            groups.append({**group, "params": dense, "memory": False})
+        groups = [{**group, "params": dense, "memory": False}] if dense or not tables else []
         if tables:
             rows = [entry for entry in entries if id(entry) in tables]
             group |= self._options_of_tables(group, options, mixed=bool(dense))
@@ -132,7 +132,9 @@ class MemoryAdamW(torch.optim.Optimizer):
         before = len(self.param_groups)
         try:
             for part in groups:
-                self._add(part)
+                super().add_param_group(part)
+                devices = {parameter.device.type for parameter in part["params"]}
+                part.setdefault("fused", devices <= {"cpu", "cuda"})
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
@@ -149,12 +151,6 @@ class MemoryAdamW(torch.optim.Optimizer):
         if value_lr is None or means_tables:
             value_lr = group.get("lr", self.defaults["lr"])
         return {**own, "lr": value_lr}
-
-    def _add(self, group: dict[str, Any]) -> None:
-        super().add_param_group(group)
-        group = self.param_groups[-1]
-        devices = {parameter.device.type for parameter in group["params"]}
-        group.setdefault("fused", devices <= {"cpu", "cuda"})
 
     @property
     def memory_group(self) -> dict[str, Any] | None:
@@ -348,14 +344,13 @@ class MemoryAdamW(torch.optim.Optimizer):
 
 
 def _dense_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-    preserve = torch.preserve_format
     return {
         # As torch's AdamW has it: beside the parameter for the kernels that read it there.
         "step": torch.zeros(
             (), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu"
         ),
-        "exp_avg": torch.zeros_like(parameter, memory_format=preserve),
-        "exp_avg_sq": torch.zeros_like(parameter, memory_format=preserve),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
     }
 
 
@@ -370,8 +365,8 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ValueError(f"betas must be >= 0 and < 1, got {options['betas']}")
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
-            first, second = choices
-            raise ValueError(f'{name} must be "{first}" or "{second}", got {options[name]!r}')
+            both = " or ".join(f'"{choice}"' for choice in choices)
+            raise ValueError(f"{name} must be {both}, got {options[name]!r}")
     for name in ("amsgrad", "maximize", "capturable", "differentiable"):
         if options.get(name):
             raise ValueError(f"MemoryAdamW has no {name}. hint: leave it out")
