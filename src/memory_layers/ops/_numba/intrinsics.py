@@ -2,8 +2,8 @@
 
 Numba's own loops over rows carry checks (do arrays overlap, is an index negative) that cost more
 than the arithmetic here, and give no hold on when a cache line is asked for. A group of rows is
-read side by side, line by line, while the same lines of a later group are fetched: read one after
-the other, rows leave most of the memory's channels idle (docs/performance.md).
+read side by side while a later group is fetched: read one after the other, rows leave most of the
+memory's channels idle (docs/performance.md).
 
 No other file builds LLVM instructions. Where this Numba does not compile them, plain.py runs.
 """
@@ -24,9 +24,8 @@ from memory_layers.ops._numba.plain import LANES, MASK_BITS
 from memory_layers.ops._numba.rows import as_array
 
 _CACHE_LINE = 64
-# Rows read side by side.
+# Rows read side by side, and how many rows ahead those are that are fetched meanwhile.
 _GROUP = 8
-# How many rows ahead the rows are that are fetched meanwhile.
 _AHEAD = 2 * _GROUP
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)
