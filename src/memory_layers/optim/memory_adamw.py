@@ -133,8 +133,9 @@ class MemoryAdamW(torch.optim.Optimizer):
         try:
             for part in groups:
                 super().add_param_group(part)
-                devices = {parameter.device.type for parameter in part["params"]}
-                part.setdefault("fused", devices <= {"cpu", "cuda"})
+                added = self.param_groups[-1]
+                devices = {parameter.device.type for parameter in added["params"]}
+                added.setdefault("fused", devices <= {"cpu", "cuda"})
         except (TypeError, ValueError):
             del self.param_groups[before:]
             raise
