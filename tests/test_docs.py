@@ -9,11 +9,16 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from example_models import write_example
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
 from tests_support import write_facts
 
 from benchmarks import results
@@ -21,7 +26,7 @@ from memory_layers import cli
 from memory_layers.cli.parse import parse as parse_plain
 from memory_layers.cli.parse import parse_with_config
 from memory_layers.cli.runs import OfConfig
-from tools import speed
+from tools import site, speed
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -30,6 +35,9 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "experiments").rglob("README.md")),
 ]
+
+
+FOLDERS = "src|docs|experiments|tests|benchmarks|tools|examples"
 
 
 def blocks(document: Path) -> list[tuple[str, str]]:
@@ -127,9 +135,23 @@ def test_paths_in_documents_exist(document: Path) -> None:
     text = document.read_text("utf-8")
     links = re.findall(r"\]\((?!http|#)([^)#]+)", text)
     missing = [link for link in links if not (document.parent / link).exists()]
-    named = re.findall(r"`((?:src|docs|configs|experiments|tests)/[\w./-]+\w)`", text)
+    named = re.findall(rf"`((?:{FOLDERS})/[\w./-]+\w)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_links_of_the_site_lead_somewhere() -> None:
+    def led(text: str) -> str:
+        page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="guides/train.md"))
+        there = File("scale.md", None, "site", use_directory_urls=True)
+        return site.on_page_markdown(text, page, MkDocsConfig(), Files([there]))
+
+    assert led("[a](../scale.md#b) [c](../../examples)") == "[a](../scale.md#b) c"
+    code = "```text\n[a](nowhere.md)\n```\n"
+    assert led(code) == code
+    for broken in ("[a](nowhere.md)", f"{code}[a](nowhere.md)", "![a](../../examples)"):
+        with pytest.raises(PluginError, match=r"guides/train\.md: .*(nowhere\.md|examples)"):
+            led(broken)
 
 
 def test_the_tree_in_the_readme_is_that_of_the_package() -> None:

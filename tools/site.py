@@ -9,13 +9,18 @@ import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 # Files of the root that are pages, under the names that these have on the site.
 RENAMED = {"README.md": "index.md"}
-LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?)\)")
+# A link, as text, target and anchor, or a block of code, where nothing is a link.
+LINK = re.compile(
+    r"^ *```.*?^ *```|(!?\[[^\]]*\])\((?!https?:|mailto:|#)([^)#\s]+)((?:#[^)\s]*)?)\)",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -25,7 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     seen = set()
     while found or pages:
         for page in pages:
-            found += [_source(page.src_uri, link) for _, link, _ in LINK.findall(_text(page))]
+            found += [
+                _source(page.src_uri, link) for _, link, _ in LINK.findall(_text(page)) if link
+            ]
         pages = []
         for path in found:
             if path in seen or path.startswith("docs/") or not (ROOT / path).is_file():
@@ -40,14 +47,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links of a page to the places that the files have on the site."""
+    """Lead the links of a page to the places that the files have on the site.
+
+    A link to a folder without README becomes plain text.
+
+    Raises:
+        PluginError: A link or an image leads to nothing.
+    """
     del config
     origin = page.file.src_uri
 
     def lead(match: re.Match) -> str:
         text, link, anchor = match.groups()
-        place = _place(_source(origin, link))
+        if link is None:
+            return match[0]
+        path = _source(origin, link)
+        place = _place(path)
         if files.get_file_from_path(place) is None:
+            if text.startswith("!") or not (ROOT / path).is_dir():
+                raise PluginError(f"{origin}: {text}({link}) leads to nothing")
             return text.strip("[]")
         return f"{text}({posixpath.relpath(place, posixpath.dirname(origin))}{anchor})"
 

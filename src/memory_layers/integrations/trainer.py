@@ -1,8 +1,8 @@
 """Several processes under transformers' Trainer, or another user of DistributedDataParallel.
 
-The optimizer needs none of this: `optimizer_cls_and_kwargs=(MemoryAdamW, {...})` is all in one
-process. In several, DistributedDataParallel would send a gradient of a table's size. It is told to
-leave the tables alone, and their replicas exchange factors instead.
+One process needs none of this: `optimizer_cls_and_kwargs=(MemoryAdamW, {...})` is enough. In
+several, DistributedDataParallel would send a gradient of a table's size. It is told to leave the
+tables alone, and their replicas exchange factors instead.
 """
 
 from functools import partial

@@ -39,7 +39,7 @@ class ProductKeys(nn.Module):
         self.gain = nn.Parameter(torch.empty(heads, 2, half_dim)) if qk_norm else None
         # Normalised sub-keys, and the sub-keys that they are of at that time.
         self._normalized: tuple[Tensor, Tensor, int | None] | None = None
-        # Not that of a subclass, which has more to draw than there is yet.
+        # A subclass overrides it and draws parameters too that it has not made yet.
         ProductKeys.reset_parameters(self)
 
     def reset_parameters(self) -> None:

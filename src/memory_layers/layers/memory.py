@@ -60,7 +60,7 @@ class MemoryLayer(nn.Module):
     @property
     def tables(self) -> list[ValueTable]:
         """All tables that this layer reads."""
-        return [self._table(name) for name in self.read.tables]
+        return [self._table(name) for name in self.read.table_names]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] → [..., D]. Each token independently."""

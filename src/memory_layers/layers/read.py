@@ -20,7 +20,7 @@ class ValueRead(nn.Module):
         layer: The layer whose step this is. What is read, it or its owner has.
     """
 
-    tables: ClassVar[tuple[str, ...]] = ("memory_table",)
+    table_names: ClassVar[tuple[str, ...]] = ("memory_table",)
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ExpertRead(ValueRead):
     table, [N, D]. The layer of the paper has gate "none".
     """
 
-    tables = ("memory_table", "expert_table")
+    table_names = ("memory_table", "expert_table")
 
     def forward(self, slots: Tensor, weights: Tensor, x: Tensor) -> Tensor:
         """[T, H, K] slots and weights, [T, D] → [T, V]. Activations are fp32, as weights are."""
