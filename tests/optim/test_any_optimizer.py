@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from tiny_models import tiny_llama, tiny_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -341,6 +342,8 @@ def test_clip_grad_norm_of_torch_clips_all_gradients_together(foreach: bool | No
 
 
 def test_accelerate_prepares_clips_accumulates_and_schedules() -> None:
+    # Its state is that of the process: another test may have trained in bf16.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = Reader()
     optimizer = MemoryAdamW(model.parameters(), lr=0.02, weight_decay=0.0)
