@@ -168,7 +168,8 @@ def test_fields_of_before_are_read_from_files_and_say_what_replaced_them(
     field: str, value: object, now: str
 ) -> None:
     config = MemoryConfig(layers=(0,))
-    assert MemoryConfig.from_dict({**config.to_dict(), field: value}) == config
+    with pytest.warns(UserWarning, match=f"{field}={value!r} .* no effect.* hint: {now}"):
+        assert MemoryConfig.from_dict({**config.to_dict(), field: value}) == config
     with pytest.raises(ValueError, match=f"{field} was removed from MemoryConfig. hint: {now}"):
         MemoryConfig(layers=(0,), **{field: value})
     with pytest.raises(ValueError, match=f"memory: unknown field '{field}'. hint: {now}"):

@@ -185,7 +185,9 @@ def test_folders_of_before(value_dtype: str, tmp_path: Path) -> None:
     del values["value_dtype"]
     before = {"value_dtype": value_dtype, "train_keys": False}
     edit_config(tmp_path / "old", memory={**values["memory"], **before})
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    with pytest.warns(UserWarning, match=r"train_keys=False .*freeze_keys\(model\)") as warned:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    assert len(warned) == 1
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.model.memory_table.weight.dtype == (dtype or torch.float32)
     loaded.save_pretrained(tmp_path / "again")

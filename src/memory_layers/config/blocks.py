@@ -1,5 +1,6 @@
 """What MemoryConfig and MoeConfig have in common: the blocks they are for, and plain values."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
@@ -17,11 +18,13 @@ class BlocksConfig:
         layers: Indices of blocks, counted from 0. None: all.
         required: Fields without a default, each with an example for the hint.
         removed: Fields of earlier versions, and what stands for them now.
+        removed_defaults: The value of each that is what a config without it means.
     """
 
     layers: tuple[int, ...] | None
     required: ClassVar[Mapping[str, str]] = MappingProxyType({})
     removed: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    removed_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     def __new__(cls, **values: Any) -> Self:  # noqa: ANN401
         """Refuse unknown fields. Nothing is given when pickle makes a copy."""
@@ -110,6 +113,13 @@ class BlocksConfig:
             UserError: A field is unknown (the closest name is given), missing or wrong.
         """
         known = {name: value for name, value in values.items() if name not in cls.removed}
+        for name in values.keys() & cls.removed.keys():
+            if values[name] != cls.removed_defaults[name]:
+                warnings.warn(
+                    f"{name}={values[name]!r} of an earlier version has no effect: {name} was "
+                    f"removed from {cls.__name__}. hint: {cls.removed[name]}",
+                    stacklevel=2,
+                )
         # First: a field that is misspelled is missing too.
         cls._refuse_unknown(known)
         for name, example in cls.required.items():

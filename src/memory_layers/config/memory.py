@@ -6,7 +6,7 @@ Next: layers/memory.py, the layer that these fields describe.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from memory_layers.common.checks import check_number, check_whole
 from memory_layers.common.errors import UserError
@@ -77,6 +77,9 @@ class MemoryConfig(BlocksConfig):
             "value_dtype": "add_memory(model, config, value_dtype=torch.bfloat16), or "
             "`optim: {value_dtype: bfloat16}` of a run",
         }
+    )
+    removed_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"grad_mode": "factored", "train_keys": True, "value_dtype": "model"}
     )
 
     layers: tuple[int, ...] = ()

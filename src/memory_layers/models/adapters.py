@@ -77,7 +77,9 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
     """
     folder = Path(folder)
     description = _description(folder / DESCRIPTION)
-    config = MemoryConfig.from_dict(description["memory"])
+    # Of an earlier version: it is used below.
+    values = {name: v for name, v in description["memory"].items() if name != "value_dtype"}
+    config = MemoryConfig.from_dict(values)
     has_memory = bool(memory_layers_of(model))
     if has_memory and _config_of(model) != config:
         raise UserError(

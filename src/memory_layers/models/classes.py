@@ -165,9 +165,10 @@ def memory_config(config: Any) -> MemoryConfig:  # noqa: ANN401
     Args:
         config: Of a model with memory.
     """
-    memory = MemoryConfig.from_dict(config.memory)
     # Before, the memory had the type of its tables.
-    before = config.memory.get("value_dtype", "model")
+    values = dict(config.memory)
+    before = values.pop("value_dtype", "model")
+    memory = MemoryConfig.from_dict(values)
     if config.value_dtype is None and before != "model":
         config.value_dtype = before
     config.memory = memory.to_dict()
