@@ -20,6 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from tests_support import write_facts
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks import results
 from memory_layers import cli
@@ -42,7 +43,9 @@ FOLDERS = "src|docs|experiments|tests|benchmarks|tools|examples"
 
 def blocks(document: Path) -> list[tuple[str, str]]:
     """Return language and code of each block."""
-    return re.findall(r"^```(.*)\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```([^\n]*)\n(.*?)^```", document.read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
 
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -68,6 +71,9 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base, _ = write_example(tmp_path, num_hidden_layers=21)
     for name in ("my_qwen", "HuggingFaceTB/SmolLM2-135M-Instruct"):
         shutil.copytree(base, tmp_path / name)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    other = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, num_hidden_layers=5, vocab_size=64))
+    other.save_pretrained(tmp_path / "my_pythia")
     write_facts(tmp_path / "my_facts")
     (tmp_path / "notes.txt").write_text("Water boils at 100 degrees.\n" * 50, "utf-8")
     (tmp_path / "more.jsonl").write_text('{"text": "Ice melts at 0 degrees."}\n' * 50, "utf-8")
