@@ -4,7 +4,7 @@ python examples/peft_lora.py MODEL TEXTS OUT
 
 MODEL has memory: a folder that a run of ours or `add_memory` and save_pretrained wrote. TEXTS is a
 text file, each line a document, or a folder of facts. OUT/adapter is PEFT's folder, with the whole
-table, OUT/merged the model with both taken in.
+table and its gates, OUT/merged the model with both taken in.
 """
 
 import sys
@@ -30,7 +30,9 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
     model, tokenizer = load_base(name)
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"],
-        modules_to_save=["memory_table"],
+        # Beside a feed-forward block a memory begins with an output of zero: while its gate is
+        # frozen, nothing reaches the table.
+        modules_to_save=["memory_table", "gate"],
     )  # fmt: skip
     adapted = get_peft_model(model, lora)
     settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "logging_steps": 10,

@@ -281,10 +281,12 @@ def test_any_optimizer_of_the_trainer_teaches_the_memory(tmp_path: Path) -> None
         before = table.detach().clone()
 
 
-def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("placement", ["replace", "beside"])
+def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path, placement: str) -> None:
     base, lines = write_example(tmp_path)
     name = str(tmp_path / "with_memory")
-    model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory())
+    config = tiny_memory(placement=placement)
+    model = add_memory(AutoModelForCausalLM.from_pretrained(base), config)
     model.save_pretrained(name)
     AutoTokenizer.from_pretrained(base).save_pretrained(name)
     out = tmp_path / "out"
@@ -301,8 +303,9 @@ def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path) -> N
         torch.testing.assert_close(merged(ids).logits, after)
     table = merged.model.memory_table.weight
     assert not torch.equal(table, model.model.memory_table.weight)
-    assert torch.equal(merged.model.layers[0].mlp.gate.hidden.weight,
-                       model.model.layers[0].mlp.gate.hidden.weight)  # fmt: skip
+    whole, kept = memory_layers_of(merged)[0], memory_layers_of(model)[0]
+    assert torch.equal(whole.query.proj.weight, kept.query.proj.weight)
+    assert not torch.equal(whole.gate.out.weight, kept.gate.out.weight)
 
 
 def test_sft_trainer_teaches_the_memory(tmp_path: Path) -> None:

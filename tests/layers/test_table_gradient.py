@@ -86,6 +86,16 @@ def test_table_is_one_parameter_with_one_name() -> None:
     assert model.first.values is model.second.values is model.memory_table
 
 
+def test_a_layer_copied_without_its_owner_reads_the_same_table() -> None:
+    model = TwoReaders("dense")
+    twin = copy.deepcopy(model.first)
+    assert twin.values is model.first.values
+    assert twin.query.proj.weight is not model.first.query.proj.weight
+    whole = copy.deepcopy(model)
+    assert whole.first.values is whole.memory_table
+    assert whole.memory_table is not model.memory_table
+
+
 def test_layers_follow_when_the_owner_exchanges_its_table() -> None:
     """What LoRA and tied loading do."""
     model = TwoReaders("factored")

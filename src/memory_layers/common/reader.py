@@ -45,8 +45,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
         UserError: A field is unknown (the closest name is given), missing, or of a wrong type.
     """
     hints = get_type_hints(cls)
+    required = getattr(cls, "required", ())
     needed = {
-        f.name: f.default is MISSING and f.default_factory is MISSING
+        f.name: f.name in required or (f.default is MISSING and f.default_factory is MISSING)
         for f in fields(cls)  # ty: ignore[invalid-argument-type]
     }
     for name in values:

@@ -1,6 +1,7 @@
 """MemoryLayer: the whole data flow in five lines. Next: query.py, keys.py, read.py, gate.py."""
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,14 @@ class MemoryLayer(nn.Module):
         # The owner is looked up at every call and not registered: the shared table is then one
         # parameter with one name, also after LoRA or a copy has exchanged the module.
         object.__setattr__(self, "_owner", owner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the layer. Copied without its owner, as PEFT does, it reads the same tables."""
+        if self._owner is not None:
+            memo.setdefault(id(self._owner), self._owner)
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     @property
     def values(self) -> ValueTable:
