@@ -36,6 +36,8 @@ CASES = {
     "beside-sigmoid": {"placement": "beside", "gate": "sigmoid"},
     "beside-no-gate": {"placement": "beside", "gate": "none"},
     "values-start-at-zero": {"value_init_std": 0.0},
+    "beside-values-at-zero": {"placement": "beside", "value_init_std": 0},
+    "beside-no-gate-values-at-zero": {"placement": "beside", "gate": "none", "value_init_std": 0},
     "fp32-values": {"value_dtype": torch.float32},
     "bf16-values": {"value_dtype": torch.bfloat16},
     "batch-norm": {"query_norm": "batch"},
@@ -358,6 +360,36 @@ def test_beside_starts_as_an_exact_no_op(gate: str, dtype: torch.dtype) -> None:
     assert block.memory.gate.get_parameter(
         {"silu": "out.weight", "sigmoid": "out.out.weight", "none": "out.weight"}[gate]
     ).grad.any(), "the output can leave zero"
+
+
+@pytest.mark.parametrize("gate", ["silu", "sigmoid", "none"])
+@pytest.mark.parametrize("readout", ["values", "experts"])
+@pytest.mark.parametrize("value_dim", [DIM, 2 * DIM])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_with_values_at_zero_changes_what_reads_a_written_row(
+    gate: str, readout: str, value_dim: int, dtype: torch.dtype
+) -> None:
+    mlp = nn.Linear(DIM, DIM).to(dtype)
+    memory = build("beside", gate=gate, readout=readout, value_dim=value_dim, value_init_std=0)
+    block = MemoryBeside(mlp, memory.to(dtype))
+    x = torch.randn(60, DIM).to(dtype)
+    before = mlp(x)
+    assert torch.equal(block(x), before)
+    block(x[:1]).square().sum().backward()
+    written = memory.values.weight.grad.any(1)
+    assert written.any(), "the values can leave zero"
+    with torch.no_grad():
+        memory.values.weight[written] = 1.0
+    reads = written[memory.keys(memory.query(x))[1].flatten(1)].any(1)
+    assert reads.any()
+    assert not reads.all()
+    changed = (block(x) != before).any(1)
+    assert torch.equal(changed, reads)
+
+
+def test_beside_with_values_at_zero_needs_no_map_of_its_own() -> None:
+    layer = build("beside", gate="none", value_init_std=0)
+    assert not list(layer.gate.parameters())
 
 
 def test_initial_values_have_the_asked_spread() -> None:

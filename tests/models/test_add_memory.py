@@ -112,6 +112,23 @@ def test_beside_changes_no_logit(attention: str, mask: torch.Tensor, dtype: torc
     assert not torch.equal(logits(open_memory(model), mask), before)
 
 
+@pytest.mark.parametrize("gate", ["silu", "sigmoid", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beside_with_values_at_zero_changes_no_logit(gate: str, dtype: torch.dtype) -> None:
+    model = tiny_llama(dtype)
+    before = logits(model)
+    add_memory(model, tiny_memory(placement="beside", gate=gate, value_init_std=0))
+    assert torch.equal(logits(model), before)
+    with torch.no_grad():
+        model.model.memory_table.weight.fill_(1.0)
+    assert not torch.equal(logits(model), before)
+    built = AutoModelForCausalLM.from_config(model.config)
+    for layer in memory_layers_of(built):
+        assert not layer.values.weight.any()
+        maps = [m for m in layer.gate.modules() if isinstance(m, nn.Linear)]
+        assert all(m.weight.any() for m in maps)
+
+
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_padding_and_the_future_stay_invisible(attention: str) -> None:
     """The attention implementation is not a part of to_dict: a new config had none, so no mask."""

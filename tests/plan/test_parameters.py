@@ -27,6 +27,7 @@ MEMORIES = {
     "plain": memory(gate="none", qk_norm=False),
     "sigmoid": memory(gate="sigmoid", value_dim=64),
     "beside": memory(placement="beside"),
+    "beside, values at zero": memory(placement="beside", gate="none", value_init_std=0),
     "apart": memory(share_values=False),
 }
 

@@ -62,10 +62,12 @@ class MemoryConfig(BlocksConfig):
             the K selected ones with their true scores. One that is selected too counts twice.
         sink_slot: Let one more key and value, learned for the layer, join the selected slots of
             every token and head.
-        placement: "replace" the feed-forward block, or stand "beside" it with a zero-initialised
-            output, so that the model's function is unchanged at first.
+        placement: "replace" the feed-forward block, or stand "beside" it so that the model's
+            function is unchanged at first: the output map starts at zero, or the values do.
         value_init_std: Standard deviation of the initial values. None: 0.02 * V ** -0.5. The u of
-            experts start with D ** -0.5: u . x is then about as large as the entries of x.
+            experts start with D ** -0.5: u . x is then about as large as the entries of x. With 0
+            beside a block, the output map is drawn as in the place of one: a token that reads no
+            row that was written since gets exactly zero.
     """
 
     required: ClassVar[Mapping[str, str]] = MappingProxyType({"layers": "[4, 12, 20]"})
@@ -136,6 +138,11 @@ class MemoryConfig(BlocksConfig):
     def reads(self) -> int:
         """J, rows read per token and layer."""
         return self.heads * self.top_k
+
+    @property
+    def starts_with_zero_map(self) -> bool:
+        """Whether the output map starts at zero: beside a block, unless the values do."""
+        return self.placement == "beside" and self.value_init_std != 0
 
     def resolved(self, model_dim: int) -> MemorySizes:
         """Return the sizes for a model of width D, every None replaced by its default.

@@ -12,7 +12,7 @@ class SiluGate(nn.Module):
     Args:
         model_dim: D.
         value_dim: V.
-        zero_init: Start with an output of exactly zero.
+        zero_init: Start with a map, and so an output, of exactly zero.
     """
 
     def __init__(self, model_dim: int, value_dim: int, *, zero_init: bool) -> None:
@@ -36,12 +36,12 @@ class SiluGate(nn.Module):
 class SigmoidGate(nn.Module):
     """output = sigmoid(w . x) * read: one number a token (arXiv 2412.09764 section 2.1).
 
-    The read passes through a linear map first where V is not D or the output must start at zero.
+    The read passes through a linear map first where V is not D or the map must start at zero.
 
     Args:
         model_dim: D.
         value_dim: V.
-        zero_init: Start with an output of exactly zero.
+        zero_init: Start with a map, and so an output, of exactly zero.
     """
 
     def __init__(self, model_dim: int, value_dim: int, *, zero_init: bool) -> None:
@@ -62,12 +62,12 @@ class SigmoidGate(nn.Module):
 
 
 class PlainOutput(nn.Module):
-    """output = read (PKM), or a linear map of it where V is not D or it must start at zero.
+    """output = read (PKM), or a linear map of it where V is not D or the map must start at zero.
 
     Args:
         model_dim: D.
         value_dim: V.
-        zero_init: Start with an output of exactly zero.
+        zero_init: Start with a map, and so an output, of exactly zero.
     """
 
     def __init__(self, model_dim: int, value_dim: int, *, zero_init: bool) -> None:
@@ -92,7 +92,7 @@ def build_gate(config: MemoryConfig, model_dim: int) -> nn.Module:
     """Build the fourth step of a layer of width D."""
     classes = {"silu": SiluGate, "sigmoid": SigmoidGate, "none": PlainOutput}
     value_dim = config.resolved(model_dim).value_dim
-    return classes[config.gate](model_dim, value_dim, zero_init=config.placement == "beside")
+    return classes[config.gate](model_dim, value_dim, zero_init=config.starts_with_zero_map)
 
 
 def _reset_output(out: nn.Linear, *, zero_init: bool) -> None:

@@ -180,7 +180,7 @@ class Job:
         """Whether the output of a memory layer passes through a linear map [V, D]."""
         assert self.memory is not None
         narrow = self.sizes.value_dim != self.shape.hidden_size
-        return self.memory.gate == "silu" or self.memory.placement == "beside" or narrow
+        return self.memory.gate == "silu" or self.memory.starts_with_zero_map or narrow
 
     @property
     def needs_row_sums(self) -> bool:
