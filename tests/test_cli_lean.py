@@ -9,7 +9,7 @@ from tests_support import write_facts, write_untrained
 
 COMMANDS = (
     "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve", "show",
-    "init",
+    "fetch", "init",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "numba", "matplotlib", "tokenizers", "lm_eval")
 

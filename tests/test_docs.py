@@ -54,7 +54,7 @@ SHORT = {
     "train": ("--train.steps", "2", "--train.eval-every", "2", "--train.log-every", "1"),
     "eval": ("--answered", "4"),
 }
-ONLY_PARSED = ("compare", "scale", "serve")
+ONLY_PARSED = ("compare", "fetch", "scale", "serve")
 BUILTIN = ("--data.max-subjects", "20")
 TEACHING = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True}
 

