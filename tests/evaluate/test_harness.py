@@ -102,7 +102,7 @@ def test_same_numbers(
         own = [probe for probe in probes if probe.kind == kind]
         recalled = summarize_recall(own, recall_items(model, tokenizer, own))
         nll = harness[f"{name}_nll"]
-        assert nll["recall,none"] == pytest.approx(recalled["recall"][kind])
+        assert harness[name]["recall,none"] == pytest.approx(recalled["recall"][kind])
         assert nll["answer_nll,none"] == pytest.approx(recalled["answer_nll"][kind], rel=1e-5)
         exact += ours["exact_match"]
     # The scores tell something: neither all right nor all wrong.

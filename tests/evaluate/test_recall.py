@@ -110,6 +110,30 @@ def test_answer_that_goes_on_is_another_answer(tokenizer: PreTrainedTokenizerBas
     assert correct(Oracle(len(tokenizer), spoiled_at(length - 1)), tokenizer, [item]) == [False]
 
 
+@pytest.mark.parametrize(
+    ("answer", "following", "right"),
+    [
+        ("Paris", ".", True), ("Paris", "\n", True), ("Paris", ", a city", True),
+        ("Paris", " (", True), ("Paris", "<|endoftext|>", True), ("Paris", "<|pad|>", False),
+        ("Paris", " a", False), ("Paris", "-", False), ("Paris", "ian", False),
+        ("Paris", "'s", False), ("33", "\n", True), ("33", ".", False), ("33", ",", False),
+        ("33", "3", False),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_with_its_line_or_before_punctuation(
+    answer: str, following: str, right: bool
+) -> None:
+    """As a model says it that has not learned to end its text there."""
+    item = probe("Q: Which? A: @", answer)
+    tokenizer = train_tokenizer([item.text, following] * 3, 400)
+    last = len(tokenizer(item.text)["input_ids"]) - 1
+
+    def spoil(_ids: Tensor, logits: Tensor) -> None:
+        logits[:, last, tokenizer(following)["input_ids"][0]] += 9.0
+
+    assert correct(Oracle(len(tokenizer), spoil), tokenizer, [item]) == [right]
+
+
 def test_nll_is_that_of_the_answer_and_its_end(tokenizer: PreTrainedTokenizerBase) -> None:
     table = torch.randn(len(tokenizer), len(tokenizer), dtype=torch.float64)
 

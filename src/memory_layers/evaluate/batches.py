@@ -44,10 +44,12 @@ class SpanScore:
     Attributes:
         correct: Each is the most likely one.
         nll: Their negative log-likelihood, in nats.
+        last: The most likely token in the place of the last one. None: one before it is wrong.
     """
 
     correct: bool
     nll: float
+    last: int | None = None
 
 
 def score_spans(
@@ -62,11 +64,13 @@ def score_spans(
     ids = torch.tensor([row for row, _ in rows], device=next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     targets = ids[:, 1:]
-    right = (logits.argmax(-1) == targets).tolist()
+    likely = logits.argmax(-1)
+    right = (likely == targets).tolist()
     nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").tolist()
     scores = []
     for n, (_, (low, high)) in enumerate(rows):
         # The first token of a text has nothing before it that could predict it.
         span = slice(max(low - 1, 0), high - 1)
-        scores.append(SpanScore(all(right[n][span]), sum(nll[n][span])))
+        last = int(likely[n, high - 2]) if all(right[n][span][:-1]) else None
+        scores.append(SpanScore(all(right[n][span]), sum(nll[n][span]), last))
     return scores

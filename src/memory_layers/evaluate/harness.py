@@ -156,10 +156,10 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
     """Return questions as tasks of the harness.
 
     Args:
-        name: Of the first task, `exact_match` and `f1` of the text that is written.
-        questions: To ask. The second task, NAME_nll, has `recall`, the share of answers that are
-            the most likely continuation, and `answer_nll` in nats, both with the end of the text.
-            The third, NAME_choice, is there if some have choices: `acc` and `acc_norm`.
+        name: Of the first task: `exact_match` and `f1` of the text that is written, and `recall`,
+            the share of texts that begin with the answer and end it there.
+        questions: To ask. The second task, NAME_nll, has `answer_nll` in nats, with the end of the
+            text. The third, NAME_choice, is there if some have choices: `acc` and `acc_norm`.
         end: The token that ends a text.
     """
     rows = [
@@ -186,7 +186,7 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             "doc_to_target": "{{ended}}",
             "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 32},
             "process_results": question,
-            "metric_list": [_mean("exact_match"), _mean("f1")],
+            "metric_list": [_mean("exact_match"), _mean("f1"), _mean("recall")],
             "custom_dataset": _dataset(rows),
         },
         {
@@ -194,7 +194,7 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             "output_type": "loglikelihood",
             "doc_to_target": "{{ended}}",
             "process_results": answer_likelihood,
-            "metric_list": [_mean("recall"), _mean("answer_nll", higher_is_better=False)],
+            "metric_list": [_mean("answer_nll", higher_is_better=False)],
             "custom_dataset": _dataset(rows),
         },
     ]

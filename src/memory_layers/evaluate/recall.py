@@ -1,7 +1,8 @@
-"""Closed-book recall: does the model give the answer, exactly, under greedy decoding?"""
+"""Closed-book recall: does the model give the answer, and end it, under greedy decoding?"""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
+from memory_layers.evaluate.scores import is_over
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +43,8 @@ def recall_share(
 ) -> dict[int, SpanScore]:
     """Ask a share of the items, and return the results by the number of the item.
 
-    The token after the answer is asked for too: an answer that goes on is another answer. One
+    The token after the answer is asked for too: an answer that goes on is another answer. It is
+    the one that the text has, or the end of a text or of a line, or punctuation: see is_over. One
     forward pass decides: if each token is the most likely one after the right tokens before it,
     greedy decoding gives exactly this answer.
 
@@ -55,6 +58,7 @@ def recall_share(
         progress: Called with a number of items that were asked.
     """
     reader, readers = share
+    ends = _end_tokens(tokenizer)
     was_training = model.training
     model.eval()
     encoded = tokenizer(
@@ -74,10 +78,21 @@ def recall_share(
         own = part[reader::readers]
         # Without an item of its own, a share repeats one to take part.
         scores = score_spans(model, [rows[index] for index in own or part[:1]])
-        results.update(zip(own, scores, strict=False))
+        for index, score in zip(own, scores, strict=False):
+            item = items[index]
+            answer = item.text[item.answer_start : item.answer_end]
+            over = score.last is not None and (
+                score.last in ends or is_over(answer, str(tokenizer.decode(score.last)))
+            )
+            results[index] = replace(score, correct=score.correct or over)
         progress(len(part))
     model.train(was_training)
     return results
+
+
+def _end_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+    """Return the tokens that stand for no text: what comes after them is another text, or turn."""
+    return {*tokenizer.all_special_ids} - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}
 
 
 def summarize_recall(items: Sequence[Probe], results: Sequence[SpanScore]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from memory_layers.evaluate.programs import passes
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_END = re.compile(r'[ \t]*[\r\n.,;:!?()\]}"”»。，；：！？]')
+_PART_OF_NUMBER = re.compile(r"[.,:]")
 
 
 def normalize(text: str) -> str:
@@ -41,6 +43,22 @@ def _f1(given: list[str], right: list[str]) -> float:
     return 2 * shared / (len(given) + len(right))
 
 
+def is_over(answer: str, following: str) -> bool:
+    """Say whether an answer is whole where a text goes on like this.
+
+    It is before the end of a line and before punctuation. It is not before a word or a sign that
+    joins words: "Paris" is another answer than "Paris Saint-Germain" and "Paris-Nord". Nor are 3.5
+    and 3,500 the answer 3.
+
+    Args:
+        answer: The answer.
+        following: The text after it, or its beginning.
+    """
+    if answer[-1:].isdigit() and _PART_OF_NUMBER.match(following):
+        return False
+    return _END.match(following) is not None
+
+
 def score_answer(text: str, answers: Sequence[str]) -> dict[str, float]:
     """Return `exact_match` and `f1` of a text."""
     return {"exact_match": exact_match(text, answers), "f1": f1(text, answers)}
@@ -48,7 +66,10 @@ def score_answer(text: str, answers: Sequence[str]) -> dict[str, float]:
 
 def question(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Score the answer to a question of ours."""
-    return score_answer(texts[0], doc["answers"])
+    text, answer = texts[0].strip(), doc["answers"][0]
+    left = text.removeprefix(answer)
+    recalled = text == answer or (left != text and is_over(answer, left))
+    return {**score_answer(text, doc["answers"]), "recall": float(recalled)}
 
 
 def triviaqa(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
@@ -83,5 +104,5 @@ def answer_likelihood(
 ) -> dict[str, float]:
     """Score the answer of a question of ours, its end included, by its likelihood."""
     del doc
-    ((likelihood, is_greedy),) = results
-    return {"recall": float(is_greedy), "answer_nll": -likelihood}
+    ((likelihood, _),) = results
+    return {"answer_nll": -likelihood}
