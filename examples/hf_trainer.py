@@ -3,10 +3,10 @@
 python examples/hf_trainer.py MODEL TEXTS OUT [KEEP]
 torchrun --nproc-per-node 2 examples/hf_trainer.py MODEL TEXTS OUT [KEEP]
 
-MODEL is a folder or a name on the hub. TEXTS is a text file, each line a document, or a folder of
-facts. KEEP likewise, texts that the model should not forget: as many are mixed in. The base is
-frozen, OUT/memory is the adapter. Given again after it was stopped, the same command goes on from
-the last checkpoint.
+MODEL is a folder, a name on the hub, or smollm2. TEXTS is a text file, each line a document, or a
+folder of facts. KEEP likewise, texts that the model should not forget: as many are mixed in. The
+base is frozen, OUT/memory is the adapter. Given again after it was stopped, the same command goes
+on from the last checkpoint.
 """
 
 import sys

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -14,14 +14,15 @@ from transformers import (
 from memory_layers import MemoryConfig
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import corpus_of
-from memory_layers.models import add_memory, freeze_all_but_memory
+from memory_layers.models import add_memory, freeze_all_but_memory, resolve_model
 
 
 def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, which gets a padding token if it has none."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    found = resolve_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(found)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(name), tokenizer
+    return AutoModelForCausalLM.from_pretrained(found), tokenizer
 
 
 def load_with_memory(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -53,10 +54,15 @@ def mixed(texts: list[str], keep: str | None) -> list[str]:
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
-    """Return texts as tokens, each with the token that ends it."""
-    return [tokenizer(text + str(tokenizer.eos_token)) for text in texts]
+    """Return texts as tokens, each with the token that ends it, all of which are predicted."""
+    rows = [tokenizer(text + str(tokenizer.eos_token)) for text in texts]
+    return [{**row, "labels": row["input_ids"]} for row in rows]
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForLanguageModeling:
-    """Return what pads a batch, and leaves padding out of the loss."""
-    return DataCollatorForLanguageModeling(tokenizer, mlm=False)
+def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Return what pads a batch, and leaves padding out of the loss.
+
+    Padding is what lies behind a text, not what looks like it: where the token that pads is the
+    one that ends a text, the end is still learned.
+    """
+    return DataCollatorForSeq2Seq(tokenizer)

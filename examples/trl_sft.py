@@ -2,8 +2,8 @@
 
 python examples/trl_sft.py MODEL TEXTS OUT
 
-MODEL is a folder or a name on the hub. TEXTS is a text file, each line a document, or a folder of
-facts. The base is frozen, OUT/memory is the adapter.
+MODEL is a folder, a name on the hub, or smollm2. TEXTS is a text file, each line a document, or a
+folder of facts. The base is frozen, OUT/memory is the adapter.
 """
 
 import sys
@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 from lines import load_with_memory, read_texts
 from transformers import set_seed
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
 from memory_layers import MemoryAdamW
@@ -30,7 +31,8 @@ def main(name: str, path: str, out: str, **arguments: object) -> None:
     set_seed(0)
     model, tokenizer = load_with_memory(name)
     settings = {"per_device_train_batch_size": 8, "num_train_epochs": 20, "max_length": 64,
-                "weight_decay": 0.1}  # fmt: skip
+                # TRL's own choice is bf16, which the Trainer refuses without such a GPU.
+                "weight_decay": 0.1, "bf16": is_torch_bf16_gpu_available()}  # fmt: skip
     trainer = SFTTrainer(
         model,
         SFTConfig(out, **{**settings, **arguments}),

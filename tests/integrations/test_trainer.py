@@ -308,11 +308,41 @@ def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path, plac
     assert not torch.equal(whole.gate.out.weight, kept.gate.out.weight)
 
 
-def test_sft_trainer_teaches_the_memory(tmp_path: Path) -> None:
+def test_sft_trainer_teaches_the_memory_as_it_is_typed(tmp_path: Path) -> None:
     base, lines = write_example(tmp_path)
     before = AutoModelForCausalLM.from_pretrained(base)
-    example("trl_sft").main(base, lines, str(tmp_path / "out"), **OPTIONS)
+    command = [sys.executable, str(ROOT / "examples" / "trl_sft.py"), base, lines]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, str(tmp_path / "out")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     trained = load_memory(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out" / "memory")
     ids = torch.arange(12).view(1, 12)
     with torch.no_grad():
         assert not torch.allclose(before(ids).logits, trained(ids).logits, atol=1e-4)
+
+
+def test_a_text_is_learned_to_its_end_where_the_end_also_pads(tmp_path: Path) -> None:
+    base, _ = write_example(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    model, tokenizer = example("lines").load_base(base)
+    texts = ["A cat.", "A dog that barks at the moon."]
+    Trainer(
+        model,
+        TrainingArguments(
+            str(tmp_path / "out"), learning_rate=0.02, **{**OPTIONS, "max_steps": 80}
+        ),
+        example("lines").collator(tokenizer),
+        example("lines").encode(texts, tokenizer),
+    ).train()
+    for text in texts:
+        start = tokenizer(text[:5], return_tensors="pt").input_ids
+        said = model.eval().generate(start, max_new_tokens=40, do_sample=False)[0]
+        assert tokenizer.decode(said) == text + tokenizer.eos_token
