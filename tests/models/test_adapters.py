@@ -116,6 +116,44 @@ def test_folders_of_before(tmp_path: Path) -> None:
     assert same(loaded, model)
 
 
+def test_the_digests_of_earlier_versions(tmp_path: Path) -> None:
+
+    def base(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        model = tiny_model("llama", dtype)
+        with torch.no_grad():
+            for weight in model.parameters():
+                places = torch.arange(weight.numel()).view_as(weight)
+                weight.copy_((places * 37 % 101 - 50) / 64)
+        return model
+
+    model = add_memory(base(), tiny_memory(placement="beside"))
+    save_memory(model, tmp_path)
+    path = tmp_path / "memory.json"
+    values = json.loads(path.read_text("utf-8"))
+    before = json.loads(Path(__file__).with_name("digests_of_before.json").read_text("utf-8"))
+    assert values["base"].keys() == before["base"].keys()
+    path.write_text(json.dumps(values | before), "utf-8")
+    assert same(load_memory(base(), tmp_path), model)
+    load_memory(base(torch.bfloat16), tmp_path)
+    other = base()
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    with pytest.raises(ValueError, match=r"its norm\.weight is another"):
+        load_memory(other, tmp_path)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-3])
+def test_a_finetune_is_another_base(size: float, tmp_path: Path) -> None:
+    save_memory(taught("llama"), tmp_path)
+    other = tiny_model("llama")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std() * size)
+    with pytest.raises(ValueError, match="another base"):
+        load_memory(other, tmp_path)
+    load_memory(tiny_model("llama", torch.float16), tmp_path)
+
+
 def test_the_type_of_tables_comes_back(tmp_path: Path) -> None:
     config = tiny_memory(placement="beside")
     model = add_memory(tiny_model("llama"), config, value_dtype=torch.bfloat16)

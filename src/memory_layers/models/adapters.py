@@ -1,10 +1,9 @@
 """The memory of a model alone: saved without its base, and put onto the same base again.
 
 A folder has memory.safetensors and memory.json: the MemoryConfig, the name of the feed-forward
-child of a block, and a digest of each weight of the base, which tells bases apart.
+child of a block, and some values of each weight of the base, which tell bases apart.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +22,12 @@ from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import backbone_of, family_of, memory_classes, memory_config
 from memory_layers.models.families import Family, family_by_child
+from memory_layers.models.fingerprint import Weights
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 from memory_layers.models.surgery import ModelT, add_memory, config_like
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
 _KEYS = ("memory_format", "memory", "target_module", "base", "head")
-# Of each weight, evenly spread: enough to tell two trained models apart in no time.
-_SAMPLES = 256
 _MEMORY = (MemoryLayer, ValueTable)
 
 
@@ -45,6 +43,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
         UserError: The model has no memory, or its tables are sharded.
     """
     config, family, (memory, base) = _config_of(model), family_of(model), _split(model)
+    known, head = Weights(model), _head_of(model)
     weights = {name: tensor.detach().contiguous() for name, tensor in memory.items()}
     _check_shapes(weights, _shapes(model, config, family), "the model's memory, is it sharded?")
     description = {
@@ -52,8 +51,8 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
         "memory": config.to_dict(),
         "value_dtype": model.config.value_dtype,
         "target_module": family.mlp,
-        "base": {name: _digest(tensor) for name, tensor in base.items()},
-        "head": _head_digest(model),
+        "base": {name: known.fingerprint(tensor) for name, tensor in base.items()},
+        "head": None if head is None else known.fingerprint(head),
     }
     files = Path(folder) / WEIGHTS, Path(folder) / DESCRIPTION
     with replacing(*files) as parts:
@@ -93,10 +92,11 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
         for layer in (config.layers if config.placement == "replace" else ())
     )
     found = {k: t for k, t in _split(model)[1].items() if not k.startswith(replaced)}
-    problem = _difference(found, description["base"])
-    heads = {_head_digest(model), description["head"]} - {None}
-    if problem is None and len(heads) > 1:
-        problem = "its output embeddings are others"
+    known, head = Weights(model), _head_of(model)
+    problem = known.difference(found, description["base"])
+    if problem is None and head is not None and description["head"] is not None:
+        same = known.is_like(head, description["head"])
+        problem = None if same else "its output embeddings are others"
     if problem is not None:
         raise UserError(
             f"the memory in {folder} was trained with another base than this model: {problem}. "
@@ -138,8 +138,13 @@ def _split(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]
     kinds = {name: type(module) for name, module in backbone.named_modules()}
     ours = tuple(f"{name}." for name, kind in kinds.items() if issubclass(kind, _MEMORY))
     beside = [f"{name}." for name, kind in kinds.items() if issubclass(kind, MemoryBeside)]
+    tensors = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
+    tensors |= {name for name, _ in backbone.named_buffers(remove_duplicate=False)}
     memory, base = {}, {}
     for name, tensor in backbone.state_dict(keep_vars=True).items():
+        # Scales and the like stand beside quantised weights, as if they were weights too.
+        if name not in tensors:
+            continue
         if name.startswith(ours):
             memory[name] = tensor
             continue
@@ -193,27 +198,6 @@ def _description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _difference(base: Mapping[str, Tensor], digests: Mapping[str, str]) -> str | None:
-    for name in sorted(base.keys() | digests.keys()):
-        if name not in base:
-            return f"it has no {name}"
-        if name not in digests:
-            return f"it has {name} too"
-        if _digest(base[name]) != digests[name]:
-            return f"its {name} is another, of shape {list(base[name].shape)}"
-    return None
-
-
-def _head_digest(model: PreTrainedModel) -> str | None:
+def _head_of(model: PreTrainedModel) -> Tensor | None:
     head = None if backbone_of(model) is model else model.get_output_embeddings()
-    return None if head is None else _digest(head.weight)
-
-
-def _digest(tensor: Tensor) -> str:
-    """Return some characters that tell trained weights apart, the same for fp32 and bfloat16."""
-    flat = tensor.detach().flatten()
-    # An odd step, so that not all samples are from one column.
-    picked = flat[:: flat.numel() // _SAMPLES | 1].to(device="cpu", dtype=torch.bfloat16)
-    digest = hashlib.blake2b(str(list(tensor.shape)).encode(), digest_size=8)
-    digest.update(picked.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return None if head is None else head.weight

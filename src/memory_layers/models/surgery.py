@@ -138,7 +138,9 @@ def _add(
     value_dtype: torch.dtype | None = None,
 ) -> ModelT:
     backbone, classes = backbone_of(model), memory_classes(family)
-    reference = next(backbone.parameters())
+    # Quantised weights are whole numbers, or floating ones of a byte.
+    floating = (p for p in backbone.parameters() if p.is_floating_point() and p.itemsize > 1)
+    reference = next(floating)
     kind = "memory" if isinstance(config, MemoryConfig) else "moe"
     stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
     fields = {**model.config.to_dict(), kind: config.to_dict(), "value_dtype": stored}
