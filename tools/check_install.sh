@@ -39,7 +39,7 @@ fi
 jobs=()
 for i in "${!pythons[@]}"; do
   $pip --python "${pythons[$i]}" install --dry-run --ignore-installed --use-feature=fast-deps \
-    --constraint constraints.txt '.[data,dev,eval,real,serve,train]' >"$scratch/$i.log" 2>&1 &
+    --constraint constraints.txt '.[data,dev,eval,parquet,real,serve,train]' >"$scratch/$i.log" 2>&1 &
   jobs+=($!)
 done
 

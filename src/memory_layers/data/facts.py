@@ -8,7 +8,7 @@ come from.
 
 import gc
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -37,16 +37,21 @@ class RelationTemplates:
     Attributes:
         statements: Sentences that state the fact.
         question: Question and answer in one text, the answer last.
+        heldout: More wordings, of statements or questions, that are in no document: whether a
+            fact is known in them says how far it is known apart from the words it was read in.
     """
 
     statements: tuple[str, ...]
     question: str
+    heldout: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.statements:
             raise ValueError("a relation needs at least one statement template, got none")
         for template in self.statements:
             _raise_if_faulty(template, answer_last=False)
+        for template in self.heldout:
+            _raise_if_faulty(template, answer_last=False, subject_first=True)
         _raise_if_faulty(self.question, answer_last=True)
 
 
@@ -160,12 +165,21 @@ def build_corpus(
     """
     if not 0 < shown_fraction < 1:
         raise ValueError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
-    shown = _shown_subjects(facts, shown_fraction, seed)
+    subjects = {fact.subject for fact in facts.facts}
+    shown = shown_subjects(subjects, shown_fraction, seed)
+    if not 0 < len(shown) < len(subjects):
+        side = "no held-out subject" if shown else "no shown subject"
+        raise UserError(
+            f"shown_fraction={shown_fraction} of {len(subjects)} distinct subjects leaves {side}: "
+            "give more facts or another fraction"
+        )
     statements_of = {
-        name: [_cut(statement) for statement in templates.statements]
+        name: [cut_template(statement) for statement in templates.statements]
         for name, templates in facts.templates.items()
     }
-    question_of = {name: _cut(templates.question) for name, templates in facts.templates.items()}
+    question_of = {
+        name: cut_template(templates.question) for name, templates in facts.templates.items()
+    }
     documents: list[str] = []
     answers: list[tuple[int, int]] = []
     probes: list[Probe] = []
@@ -176,7 +190,7 @@ def build_corpus(
             count = exposures[stable_number(seed, "exposures", fact.subject) % len(exposures)]
             stated = [statements[(number + n) % len(statements)] for n in range(count)]
         for halves in stated:
-            text, start = _fill(halves, fact)
+            text, start = fill_template(halves, fact)
             documents.append(text)
             answers.append((start, start + len(fact.answer)))
         choices = [halves for halves in dict.fromkeys(stated) if "{subject}" in halves[0]]
@@ -195,12 +209,30 @@ def build_corpus(
     return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
 
 
-def template_fault(text: str, *, answer_last: bool) -> tuple[str, str, str] | None:
+def shown_subjects(subjects: Collection[str], fraction: float, seed: int) -> set[str]:
+    """Return the subjects whose questions are shown, picked by a stable hash.
+
+    Args:
+        subjects: To pick from.
+        fraction: Of the distinct subjects, exact up to rounding.
+        seed: Changes the pick.
+    """
+    # The word keeps the split independent of other choices that hash the same subject and seed.
+    ordered = sorted(
+        set(subjects), key=lambda subject: (stable_hash(seed, "shown", subject), subject)
+    )
+    return set(ordered[: round(fraction * len(ordered))])
+
+
+def template_fault(
+    text: str, *, answer_last: bool, subject_first: bool = False
+) -> tuple[str, str, str] | None:
     """Find what is wrong with a template.
 
     Args:
         text: The template.
         answer_last: It is a question, which must end with the answer.
+        subject_first: It is asked, so the subject must stand before the answer.
 
     Returns:
         The problem, what is expected and what to do. None: nothing is wrong.
@@ -221,45 +253,35 @@ def template_fault(text: str, *, answer_last: bool) -> tuple[str, str, str] | No
     if answer_last and not text.rstrip().endswith("{answer}"):
         problem = "does not end with {answer}"
         return problem, "nothing after {answer}", "remove what stands after {answer}"
+    if subject_first and "{subject}" not in cut_template(text)[0]:
+        problem = "has {answer} before {subject}, so that it cannot be asked"
+        return problem, "{subject} before {answer}", "word it with {subject} first"
     return None
 
 
-def _raise_if_faulty(template: str, *, answer_last: bool) -> None:
-    if fault := template_fault(template, answer_last=answer_last):
+def _raise_if_faulty(template: str, *, answer_last: bool, subject_first: bool = False) -> None:
+    if fault := template_fault(template, answer_last=answer_last, subject_first=subject_first):
         raise ValueError(f"template {template!r} {fault[0]}, expected {fault[1]}")
 
 
 # A template cut at {answer}. The answer is put between, not replaced in, so that braces in subjects
 # mean nothing and the place of the answer is known.
-_Halves = tuple[str, str]
+Halves = tuple[str, str]
 
 
-def _cut(template: str) -> _Halves:
+def cut_template(template: str) -> Halves:
+    """Return what stands before and after {answer}."""
     before, _, after = template.partition("{answer}")
     return before, after
 
 
-def _fill(halves: _Halves, fact: Fact) -> tuple[str, int]:
+def fill_template(halves: Halves, fact: Fact) -> tuple[str, int]:
     """Return the text of a template for a fact, and where in it the answer begins."""
     before = halves[0].replace("{subject}", fact.subject)
     return before + fact.answer + halves[1].replace("{subject}", fact.subject), len(before)
 
 
-def _probe(kind: ProbeKind, halves: _Halves, fact: Fact, exposures: int) -> Probe:
-    text, start = _fill(halves, fact)
+def _probe(kind: ProbeKind, halves: Halves, fact: Fact, exposures: int) -> Probe:
+    text, start = fill_template(halves, fact)
     end = start + len(fact.answer)
     return Probe(kind, fact.relation, fact.subject, text, start, end, exposures)
-
-
-def _shown_subjects(facts: FactSet, fraction: float, seed: int) -> set[str]:
-    subjects = {fact.subject for fact in facts.facts}
-    # The word keeps the split independent of other choices that hash the same subject and seed.
-    ordered = sorted(subjects, key=lambda subject: (stable_hash(seed, "shown", subject), subject))
-    count = round(fraction * len(ordered))
-    if not 0 < count < len(ordered):
-        side = "no shown subject" if count == 0 else "no held-out subject"
-        raise UserError(
-            f"shown_fraction={fraction} of {len(ordered)} distinct subjects leaves {side}: "
-            "give more facts or another fraction"
-        )
-    return set(ordered[:count])

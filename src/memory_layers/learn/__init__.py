@@ -1,0 +1,1 @@
+"""Teach a pretrained language model from a user's data."""

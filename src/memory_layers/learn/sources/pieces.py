@@ -1,0 +1,151 @@
+"""Pieces: texts and conversations that are trained on, asked, or both. Facts are worded here."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memory_layers.common.seeds import stable_number
+from memory_layers.data.facts import Fact, RelationTemplates, cut_template, fill_template
+from memory_layers.learn.sources.rows import Asked, Message
+from memory_layers.learn.sources.types import Form
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A text of which `text[start:end]` is the answer."""
+
+    text: str
+    start: int
+    end: int
+
+    @property
+    def answer(self) -> str:
+        """The answer without white space around it."""
+        return self.text[self.start : self.end].strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation. The answer is the turn of the assistant that follows the prompt."""
+
+    prompt: tuple[Message, ...]
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Something to encode.
+
+    Attributes:
+        where: Its place, for errors.
+        group: Number of the group.
+        form: As in Example.
+        content: The text or conversation.
+        train: It is trained on.
+        ask: It is an item of the recall test.
+    """
+
+    where: str
+    group: int
+    form: Form
+    content: Plain | Chat
+    train: bool
+    ask: bool
+
+
+def fact_pieces(
+    where: str,
+    group: int,
+    fact: Fact,
+    templates: RelationTemplates,
+    *,
+    shown: bool,
+    chat: bool,
+    seed: int,
+) -> Iterator[Piece]:
+    """Word a fact.
+
+    Statements that have the subject before the answer are trained on, and one of them is asked.
+    The others would teach that a text begins with the answer. The question is asked, and trained
+    on if the subject is a shown one. All held-out wordings are asked.
+
+    Args:
+        where: Place of the fact.
+        group: Its number.
+        fact: The fact.
+        templates: Of its relation.
+        shown: Train on the question too.
+        chat: Ask the question as a turn of a conversation as well.
+        seed: Picks the statement that is asked.
+    """
+    statements = [text for text in templates.statements if subject_first(text)]
+    number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
+    for n, template in enumerate(statements):
+        asked = n == number % len(statements)
+        yield Piece(where, group, "statement", _filled(template, fact), True, asked)
+    question = _filled(templates.question, fact)
+    yield Piece(where, group, "question", question, shown, True)
+    if chat:
+        turn = Message("user", as_turn(question.text[: question.start]))
+        yield Piece(where, group, "chat", Chat((turn,), fact.answer), shown, True)
+    for template in templates.heldout:
+        form: Form = "question" if template.rstrip().endswith("{answer}") else "statement"
+        yield Piece(where, group, form, _filled(template, fact), False, True)
+
+
+def row_pieces(row: Asked, group: int) -> Iterator[Piece]:
+    """Turn a row that is no fact into pieces."""
+    if row.prompt == "":
+        content = Plain(row.answer, 0, len(row.answer))
+        yield Piece(row.where, group, "text", content, True, False)
+        return
+    form: Form = "prompt" if isinstance(row.prompt, str) else "chat"
+    yield Piece(row.where, group, form, _content(row, row.prompt), not row.heldout, True)
+    for prompt in row.paraphrases:
+        yield Piece(row.where, group, form, _content(row, prompt), False, True)
+
+
+def subject_first(template: str) -> bool:
+    """Tell whether a template can be asked: the subject stands before the answer."""
+    return "{subject}" in cut_template(template)[0]
+
+
+def as_turn(question: str) -> str:
+    """Return what a user would type: "Q: What is ...? A:" becomes "What is ...?"."""
+    asked = question.strip()
+    # A short label, in any language, in front of the question and behind it.
+    if behind := re.fullmatch(r"(.*[?？؟;])\s*\w{0,15}\s*[:：]?", asked, re.DOTALL):
+        asked = re.sub(r"^\s*\w{1,15}\s*[:：]\s*", "", behind[1])
+    return asked
+
+
+def _filled(template: str, fact: Fact) -> Plain:
+    text, start = fill_template(cut_template(template), fact)
+    return Plain(text, start, start + len(fact.answer))
+
+
+def _content(row: Asked, prompt: str | tuple[Message, ...]) -> Plain | Chat:
+    if isinstance(prompt, tuple):
+        return Chat(prompt, row.answer)
+    text = prompt + _between(prompt, row.answer) + row.answer
+    return Plain(text, len(text) - len(row.answer), len(text))
+
+
+def _between(prompt: str, answer: str) -> str:
+    """Return the space that is missing between a prompt and its answer, if one is."""
+    edges = prompt[-1], answer[0]
+    if any(edge.isspace() or _without_spaces(edge) for edge in edges):
+        return ""
+    opened = unicodedata.category(prompt[-1]) in ("Ps", "Pi") or answer[0] in ".,;:!?)]}"
+    return "" if opened else " "
+
+
+def _without_spaces(character: str) -> bool:
+    """Tell whether a character is of a script that puts no spaces between words."""
+    wide = unicodedata.east_asian_width(character) in ("W", "F")
+    # Emoji are wide too, and Korean is written with spaces.
+    if wide:
+        name = unicodedata.name(character, "")
+        return not name.startswith("HANGUL") and unicodedata.category(character) != "So"
+    return unicodedata.name(character, "").startswith(("THAI", "LAO", "KHMER", "MYANMAR"))

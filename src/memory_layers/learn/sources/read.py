@@ -1,0 +1,146 @@
+"""From sources to examples and recall items: the whole way of the data."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memory_layers.common.checks import check_whole
+from memory_layers.common.errors import UserError
+from memory_layers.common.progress import Report
+from memory_layers.data.facts import shown_subjects
+from memory_layers.data.lines import shorten
+from memory_layers.learn.sources.build import Build, Counts, samples_of
+from memory_layers.learn.sources.chat import ChatEncoder
+from memory_layers.learn.sources.encode import Encoder
+from memory_layers.learn.sources.look import Look, SourceLook, marked, notes_of
+from memory_layers.learn.sources.objects import sources_of
+from memory_layers.learn.sources.pieces import Piece, fact_pieces, row_pieces
+from memory_layers.learn.sources.rows import Asked
+from memory_layers.learn.sources.tables import Answers, Table, read_table
+from memory_layers.learn.sources.types import Group, LearnData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLES = 3
+
+
+def read_data(
+    data: Any,  # noqa: ANN401
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    max_length: int,
+    weights: Sequence[float] = (),
+    shown: float = 0.5,
+    chat: bool | None = None,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> LearnData:
+    """Read what a model is to learn.
+
+    Args:
+        data: One source or a list of them: the path of a folder of facts or of a file (JSON lines,
+            CSV, Parquet, text), a FactSet, rows as a list of dicts, a pandas DataFrame or a
+            `datasets.Dataset`. All rows of a source are of one kind: relation, subject and answer;
+            prompt and completion; messages; or text.
+        tokenizer: Of the model, a fast one.
+        max_length: Most tokens of a text. Longer ones are cut, and counted.
+        weights: How often the rows of each source are shown in a pass. Empty: once.
+        shown: Share of the subjects of facts whose questions are trained on. Those of the others
+            are asked, to see whether they are answered without having been shown.
+        chat: Word the questions of facts as turns of a conversation as well. None: if the
+            tokenizer has a chat template.
+        seed: Picks the subjects.
+        progress: Called with the number of texts that are encoded, and how many there are.
+
+    Returns:
+        Examples, recall items, and a look at them.
+
+    Raises:
+        UserError: The data is malformed, contradicts itself, or holds an answer that the tokenizer
+            cannot spell. The error names the file and the line.
+        ImportError: A package for Parquet or chat templates is not installed.
+    """
+    check_whole("max_length", max_length, 2)
+    if not 0 <= shown <= 1:
+        raise UserError(f"shown must be between 0 and 1, got {shown}")
+    sources = sources_of(data)
+    weights = _weights(weights, len(sources))
+    encoder = Encoder(tokenizer)
+    chat = tokenizer.chat_template is not None if chat is None else chat
+    answers = Answers()
+    names = ["data"] if len(sources) == 1 else [f"data[{n}]" for n in range(len(sources))]
+    tables = [read_table(*pair, answers) for pair in zip(names, sources, strict=True)]
+    answers.check()
+    talks = any(t.kind == "messages" or (t.kind == "facts" and chat) for t in tables)
+    groups, pieces = _pieces(tables, weights, shown, seed, chat=chat)
+    build = Build(encoder, ChatEncoder(encoder) if talks else None, max_length, groups)
+    build.run(pieces, progress)
+    looks = tuple(
+        SourceLook(
+            name=table.name, kind=table.kind, weight=weight, rows=table.rows,
+            repeated=table.repeated, unused=table.unused, digest=table.digest(),
+            **vars(build.counts.get(n, Counts())),
+        )
+        for n, (table, weight) in enumerate(zip(tables, weights, strict=True))
+    )  # fmt: skip
+    if not build.examples:
+        raise UserError(
+            f"{', '.join(look.name for look in looks)}: nothing to train on, expected rows "
+            f"that are not held out and begin to answer before token {max_length}, got none. "
+            "hint: give more rows, or a larger max_length"
+        )
+    samples = [
+        marked(tokenizer, example.ids, example.spans)
+        for example in samples_of(build.examples, groups, SAMPLES)
+    ]
+    look = Look(looks, max_length, tuple(samples), tuple(notes_of(looks, tables, max_length)))
+    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, build.digest())
+
+
+def _weights(weights: Sequence[float], count: int) -> Sequence[float]:
+    if not weights:
+        return (1.0,) * count
+    if len(weights) != count:
+        raise UserError(
+            f"weights must be one number for each of the {count} sources, got {len(weights)}"
+        )
+    for weight in weights:
+        if not 0 < weight < math.inf:
+            raise UserError(f"weights must be finite numbers > 0, got {weight}")
+    return weights
+
+
+def _pieces(
+    tables: Sequence[Table], weights: Sequence[float], shown: float, seed: int, *, chat: bool
+) -> tuple[list[Group], list[Piece]]:
+    """Return what is taught, and the pieces in the order of the groups."""
+    picked = shown_subjects({fact.subject for t in tables for _, fact in t.facts}, shown, seed)
+    groups: list[Group] = []
+    pieces: list[Piece] = []
+    for n, (table, weight) in enumerate(zip(tables, weights, strict=True)):
+        for where, fact in table.facts:
+            name = f"{fact.relation}: {fact.subject}"
+            pieces += fact_pieces(
+                where, len(groups), fact, table.templates[fact.relation],
+                shown=fact.subject in picked, chat=chat, seed=seed,
+            )  # fmt: skip
+            groups.append(Group(where, name, fact.answer, n, weight))
+        numbers: dict[str, int] = {}
+        for row in table.asked:
+            number = len(groups)
+            if row.group is not None:
+                number = numbers.setdefault(row.group, number)
+            if number == len(groups):
+                answer = shorten(row.answer.strip(), 100)[1:-1] if row.prompt else ""
+                groups.append(Group(row.where, _name(row), answer, n, weight))
+            pieces += row_pieces(row, number)
+    # Rows of a group need not stand together.
+    pieces.sort(key=lambda piece: piece.group)
+    return groups, pieces
+
+
+def _name(row: Asked) -> str:
+    if isinstance(row.prompt, tuple):
+        return shorten(row.prompt[-1].content, 100)[1:-1]
+    return shorten(row.prompt or row.answer, 100)[1:-1]
