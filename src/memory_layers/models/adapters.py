@@ -1,38 +1,48 @@
 """The memory of a model alone: saved without its base, and put onto the same base again.
 
-A folder has memory.safetensors and memory.json: the MemoryConfig, the name of the feed-forward
-child of a block, and some values of each weight of the base, which tell bases apart.
+Of the base some values of each weight are saved, which tell bases apart. Next: patching.py.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import replacing
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.models.classes import backbone_of, family_of, memory_classes, memory_config
+from memory_layers.models.classes import (
+    RECORD,
+    backbone_of,
+    family_of,
+    memory_classes,
+    memory_config,
+)
 from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.fingerprint import Weights
-from memory_layers.models.remote_code import FORMAT_VERSION, check_format
+from memory_layers.models.memory_files import (
+    DESCRIPTION,
+    read_description,
+    read_weights,
+    write_memory,
+)
+from memory_layers.models.patches import Patch
+from memory_layers.models.remote_code import FORMAT_VERSION
 from memory_layers.models.surgery import ModelT, add_memory, config_like
+from memory_layers.models.teachings import Teaching, current_rows
 
-WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
-_KEYS = ("memory_format", "memory", "target_module", "base", "head")
 _MEMORY = (MemoryLayer, ValueTable)
 
 
 def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     """Save the memory of a model without its base.
+
+    Of tables whose values start at zero, only the rows that were written are saved: a patch.
 
     Args:
         model: With memory. Its base is needed again to load the memory: train with
@@ -42,24 +52,11 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         UserError: The model has no memory, or its tables are sharded.
     """
-    config, family, (memory, base) = _config_of(model), family_of(model), _split(model)
-    known, head = Weights(model), _head_of(model)
-    weights = {name: tensor.detach().contiguous() for name, tensor in memory.items()}
-    _check_shapes(weights, _shapes(model, config, family), "the model's memory, is it sharded?")
-    description = {
-        "memory_format": FORMAT_VERSION,
-        "memory": config.to_dict(),
-        "value_dtype": model.config.value_dtype,
-        "target_module": family.mlp,
-        "base": {name: known.fingerprint(tensor) for name, tensor in base.items()},
-        "head": None if head is None else known.fingerprint(head),
-    }
-    files = Path(folder) / WEIGHTS, Path(folder) / DESCRIPTION
-    with replacing(*files) as parts:
-        save_file(weights, parts[0], {"format": "pt"})
-        parts[1].write_text(json.dumps(description, indent=1), "utf-8")
-        # Never new weights beside an old description.
-        files[1].unlink(missing_ok=True)
+    if _config_of(model).value_init_std == 0:
+        patch_of(model).save(folder)
+        return
+    weights = {name: tensor.detach().contiguous() for name, tensor in _memory_of(model).items()}
+    write_memory(Path(folder), _describe(model), weights)
 
 
 def load_memory(model: ModelT, folder: str | Path) -> ModelT:
@@ -67,7 +64,7 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
 
     Args:
         model: The base, or the base with memory of the same configuration, which is overwritten.
-        folder: What `save_memory` wrote.
+        folder: What `save_memory` wrote, or a patch.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -75,48 +72,31 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
             model is as it was.
     """
     folder = Path(folder)
-    description = _description(folder / DESCRIPTION)
-    # Of an earlier version: it is used below.
-    values = {name: v for name, v in description["memory"].items() if name != "value_dtype"}
-    config = MemoryConfig.from_dict(values)
-    has_memory = bool(memory_layers_of(model))
-    if has_memory and _config_of(model) != config:
-        raise UserError(
-            f"the model has memory of another configuration than {folder}. "
-            "hint: load it onto the plain model"
-        )
-    child = description["target_module"]
-    family = family_of(model) if has_memory else family_by_child(model, child)
-    replaced = tuple(
-        f"{family.blocks}.{layer}.{child}."
-        for layer in (config.layers if config.placement == "replace" else ())
-    )
-    found = {k: t for k, t in _split(model)[1].items() if not k.startswith(replaced)}
-    known, head = Weights(model), _head_of(model)
-    problem = known.difference(found, description["base"])
-    if problem is None and head is not None and description["head"] is not None:
-        same = known.is_like(head, description["head"])
-        problem = None if same else "its output embeddings are others"
-    if problem is not None:
-        raise UserError(
-            f"the memory in {folder} was trained with another base than this model: {problem}. "
-            "hint: load it onto the model that it was added to"
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise UserError(
-            f"{folder / WEIGHTS} is damaged or cut off: {error}. hint: save the memory again"
-        ) from error
-    _check_shapes(weights, _shapes(model, config, family), str(folder / WEIGHTS))
-    if not has_memory:
-        dtype = description.get("value_dtype") or description["memory"].get("value_dtype")
-        value_dtype = None if dtype in (None, "model") else getattr(torch, dtype)
-        add_memory(model, config, target_module=child, value_dtype=value_dtype)
-    with torch.no_grad():
-        for name, tensor in _split(model)[0].items():
-            tensor.copy_(weights[name])
+    description = read_description(folder / DESCRIPTION)
+    patch = Patch.load(folder) if "teachings" in description else None
+    weights = read_weights(folder) if patch is None else patch.skeleton
+    put_memory(model, description, weights, patch, str(folder))
     return model
+
+
+def patch_of(model: PreTrainedModel) -> Patch:
+    """Return the patch that the memory of a model is.
+
+    Rows that have been written since the last teaching was recorded are a teaching of their own,
+    of which nothing more is known.
+
+    Args:
+        model: With memory whose values start at zero.
+
+    Raises:
+        UserError: The model has no memory or another, its tables are sharded, or a row is not
+            finite.
+    """
+    patch, slots, values, based_on = recorded(model)
+    if len(slots) == 0:
+        return patch
+    unknown = Teaching(slots=slots, values=values, based_on=based_on)
+    return replace(patch, teachings=(*patch.teachings, unknown))
 
 
 def freeze_all_but_memory(model: ModelT) -> ModelT:
@@ -159,6 +139,189 @@ def _config_of(model: PreTrainedModel) -> MemoryConfig:
     return memory_config(model.config)
 
 
+def _memory_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return parameters and buffers of the memory, checked to be whole."""
+    memory = {name: tensor.detach() for name, tensor in _split(model)[0].items()}
+    shapes = _shapes(model, _config_of(model), family_of(model))
+    _check_shapes(memory, shapes, "the model's memory, is it sharded?")
+    return memory
+
+
+def _describe(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what memory.json says of the memory and the base of a model."""
+    known, head = Weights(model), _head_of(model)
+    return {
+        "memory_format": FORMAT_VERSION,
+        "memory": _config_of(model).to_dict(),
+        "value_dtype": model.config.value_dtype,
+        "target_module": family_of(model).mlp,
+        "base": {name: known.fingerprint(tensor) for name, tensor in _split(model)[1].items()},
+        "head": None if head is None else known.fingerprint(head),
+    }
+
+
+def fit_base(
+    model: PreTrainedModel, description: Mapping[str, Any], where: str
+) -> tuple[MemoryConfig, Family]:
+    """Return the memory that a description is of, and the family of the model that it fits.
+
+    Raises:
+        UserError: It is of another base, or the model has another memory.
+    """
+    # Of an earlier version: it is used elsewhere.
+    values = {name: v for name, v in description["memory"].items() if name != "value_dtype"}
+    config = MemoryConfig.from_dict(values)
+    has_memory = bool(memory_layers_of(model))
+    if has_memory and _config_of(model) != config:
+        raise UserError(
+            f"the model has memory of another configuration than {where}. "
+            "hint: load it onto the plain model"
+        )
+    child = description["target_module"]
+    family = family_of(model) if has_memory else family_by_child(model, child)
+    replaced = tuple(
+        f"{family.blocks}.{layer}.{child}."
+        for layer in (config.layers if config.placement == "replace" else ())
+    )
+    found = {k: t for k, t in _split(model)[1].items() if not k.startswith(replaced)}
+    known, head = Weights(model), _head_of(model)
+    problem = known.difference(found, description["base"])
+    if problem is None and head is not None and description["head"] is not None:
+        same = known.is_like(head, description["head"])
+        problem = None if same else "its output embeddings are others"
+    if problem is not None:
+        raise UserError(
+            f"the memory in {where} was trained with another base than this model: {problem}. "
+            "hint: load it onto the model that it was added to"
+        )
+    return config, family
+
+
+def put_memory(
+    model: PreTrainedModel,
+    description: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    patch: Patch | None,
+    where: str,
+) -> None:
+    """Give a model this memory, whether it has some or not.
+
+    Args:
+        model: The base, with or without memory of the same configuration.
+        description: Of memory and base.
+        weights: Of the memory. Without value tables where there is a patch.
+        patch: Has the rows of the tables.
+        where: What it is, for errors.
+    """
+    config, family = fit_base(model, description, where)
+    shapes = _shapes(model, config, family)
+    tables = {name: shapes.pop(name) for name in list(shapes) if patch and _is_table(name)}
+    _check_shapes(weights, shapes, where)
+    slots, values = (torch.empty(0), torch.empty(0)) if patch is None else patch.rows()
+    for name, (_, width) in tables.items():
+        if len(slots) and values.shape[1] != width:
+            raise UserError(f"{name} has rows of width {width}, got {values.shape[1]}: {where}")
+    if not memory_layers_of(model):
+        dtype = description.get("value_dtype") or description["memory"].get("value_dtype")
+        value_dtype = None if dtype in (None, "model") else getattr(torch, dtype)
+        child = description["target_module"]
+        add_memory(model, config, target_module=child, value_dtype=value_dtype)
+    with torch.no_grad():
+        memory = _split(model)[0]
+        for name, tensor in weights.items():
+            memory[name].copy_(tensor)
+        for number, name in enumerate(tables):
+            first = number * config.num_slots
+            mine = (slots >= first) & (slots < first + config.num_slots)
+            table = memory[name]
+            table[_written(table)] = 0
+            if mine.any():
+                table[(slots[mine] - first).to(table.device)] = values[mine].to(table)
+    set_record(model, patch)
+
+
+def recorded(model: PreTrainedModel) -> tuple[Patch, Tensor, Tensor, list[str]]:
+    """Return what a model was taught as far as recorded, and rows that were written since.
+
+    Returns:
+        The patch that is recorded, slots and values of the rows that are others now, and the ids of
+        the recorded teachings that had written some of these.
+    """
+    if _config_of(model).value_init_std != 0:
+        raise UserError(
+            "a patch is of memory whose values start at zero, which this model's do not. "
+            "hint: MemoryConfig(..., value_init_std=0), or save_memory for whole tables"
+        )
+    memory = _memory_of(model)
+    tables = [memory.pop(name) for name in list(memory) if _is_table(name)]
+    record = getattr(backbone_of(model), RECORD, None)
+    patch = Patch(
+        description=_describe(model),
+        # Copies: the model may be trained further.
+        skeleton={name: tensor.to("cpu", copy=True) for name, tensor in memory.items()},
+    )
+    if record is not None:
+        # In the type in which it was taught, unless it has been trained since.
+        same = has_skeleton(model, record.skeleton)
+        skeleton = record.skeleton if same else patch.skeleton
+        patch = replace(patch, skeleton=skeleton, teachings=record.teachings, rule=record.rule)
+    slots, values = _changed_rows(tables, patch)
+    owners = [
+        teaching.id
+        for teaching, mask in current_rows(patch.teachings)
+        if torch.isin(teaching.slots[mask], slots).any()
+    ]
+    return patch, slots, values, owners
+
+
+def _changed_rows(tables: Sequence[Tensor], patch: Patch) -> tuple[Tensor, Tensor]:
+    """Return slots and values of rows that are not, to the bit, what a patch says."""
+    changed = torch.cat([_written(table).cpu() for table in tables])
+
+    def rows_at(slots: Tensor) -> Tensor:
+        parts = []
+        for number, table in enumerate(tables):
+            local = slots - number * len(table)
+            mine = local[(local >= 0) & (local < len(table))]
+            parts.append(table[mine.to(table.device)].cpu())
+        return torch.cat(parts)
+
+    slots, values = patch.rows()
+    if len(slots) and not tables[0].is_meta:
+        now = rows_at(slots)
+        changed[slots] = (_bits(now) != _bits(values.to(now.dtype))).any(1)
+    slots = changed.nonzero()[:, 0]
+    return slots, rows_at(slots)
+
+
+def _written(table: Tensor) -> Tensor:
+    """Return which rows are not zero, to the bit: bool [N]."""
+    # Offloaded tables cannot have been trained.
+    return torch.zeros(len(table), dtype=torch.bool) if table.is_meta else _bits(table).any(1)
+
+
+def _bits(rows: Tensor) -> Tensor:
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return rows.contiguous().view(whole[rows.element_size()])
+
+
+def set_record(model: PreTrainedModel, patch: Patch | None) -> None:
+    """Let a model remember what it was taught by whom."""
+    setattr(backbone_of(model), RECORD, patch)
+
+
+def has_skeleton(model: PreTrainedModel, skeleton: Mapping[str, Tensor]) -> bool:
+    """Say whether a model's memory has this skeleton, rounded to the types of its own."""
+    memory = {name: t for name, t in _split(model)[0].items() if not _is_table(name)}
+    return memory.keys() == skeleton.keys() and all(
+        torch.equal(skeleton[name].to(tensor), tensor) for name, tensor in memory.items()
+    )
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith("memory_table.weight")
+
+
 def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
     """Return the shapes of what `_split` calls memory, of a model that may not have it yet."""
     classes = memory_classes(family)
@@ -176,26 +339,6 @@ def _check_shapes(
         wanted = list(expected[name]) if name in expected else None
         if found != wanted:
             raise UserError(f"{name} must have shape {wanted}, got {found}: {where}")
-
-
-def _description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}. hint: save the memory again") from error
-    if not isinstance(description, dict):
-        description = {}
-    # A later version may have other fields.
-    check_format(description.get("memory_format", FORMAT_VERSION))
-    if "mlp" in description:
-        description["target_module"] = description.pop("mlp")
-    missing = [key for key in _KEYS if key not in description]
-    missing += [key for key in ("memory", "base") if not isinstance(description.get(key), dict)]
-    if missing:
-        raise UserError(
-            f"{path} is damaged, it lacks {', '.join(dict.fromkeys(missing))}. hint: save it again"
-        )
-    return description
 
 
 def _head_of(model: PreTrainedModel) -> Tensor | None:

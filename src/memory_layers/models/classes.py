@@ -5,6 +5,7 @@ A generated model builds its base, then replaces the feed-forward blocks that `c
 the Auto classes work as for any other model.
 """
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import cached_file
 
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
@@ -38,7 +40,14 @@ from memory_layers.models.families import (
     find_family,
     load_class,
 )
+from memory_layers.models.memory_files import DESCRIPTION, WEIGHTS
+from memory_layers.models.patches import Patch
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
+
+# Attribute of a backbone, and folder in that of a model: the patch that its memory is, if recorded.
+RECORD, RECORD_FOLDER = "_memory_patch", "memory_patch"
+# What says where a model is, for a file beside it.
+_PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 _OWN_MODULES = (
     ValueTable, ProductKeys, QueryProjection, SinkValue, SiluGate, SigmoidGate, PlainOutput,
@@ -94,7 +103,7 @@ class MemoryModelMixin(PreTrainedModel):
             setattr(module, "_is_hf_initialized", True)  # noqa: B010  (not a parameter or module)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Save the model as any other, with the code that loads it.
+        """Save the model as any other, with the code that loads it and what it was taught by whom.
 
         Args:
             save_directory: The folder.
@@ -114,6 +123,38 @@ class MemoryModelMixin(PreTrainedModel):
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
             family = self.memory_family
             write_remote_code(Path(save_directory), family, memory_classes(family).all())
+            _write_record(self, Path(save_directory) / RECORD_FOLDER)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        """Load the model as any other, and what it was taught by whom.
+
+        Args:
+            folder: Or a name on a hub.
+            *args: As for any model.
+            **kwargs: As for any model.
+
+        Raises:
+            UserError: The record of what it was taught is damaged.
+        """
+        loaded = super().from_pretrained(folder, *args, **kwargs)
+        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+        description = cached_file(
+            folder,
+            f"{RECORD_FOLDER}/{DESCRIPTION}",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **place,
+        )
+        if description is not None:
+            # In a cache the two files may come one by one.
+            cached_file(folder, f"{RECORD_FOLDER}/{WEIGHTS}", **place)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            patch = Patch.load(Path(description).parent)
+            if patch.config != memory_config(model.config):
+                raise UserError(f"{description} is of another memory than the model beside it")
+            setattr(backbone_of(model), RECORD, patch)
+        return loaded
 
 
 @cache
@@ -285,6 +326,18 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
             if cls.__name__ == name:
                 return cls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _write_record(model: PreTrainedModel, folder: Path) -> None:
+    """Save the patch that a model's memory is, if recorded. None that was there before is left."""
+    if getattr(backbone_of(model), RECORD, None) is None:
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        return
+    # Not at the top, it imports this file.
+    from memory_layers.models.adapters import patch_of
+
+    patch_of(model).save(folder)
 
 
 def _reduce(

@@ -43,17 +43,7 @@ class Weights:
         """
         if isinstance(known, str):
             return self._digest(tensor) == known
-        shape, bits = self._stored(tensor)
-        found = self._pick(tensor, _VALUES).double()
-        raw = bytearray(base64.b64decode(known["values"]))
-        if list(shape) != known["shape"] or len(raw) != 2 * len(found):
-            return False
-        values = torch.frombuffer(raw, dtype=torch.bfloat16).double()
-        # Rounded to bfloat16 twice at most, or once to half precision.
-        if torch.allclose(found, values, rtol=2**-7, atol=1e-7, equal_nan=True):
-            return True
-        noise = sum(_noise(b) for b in (bits, known.get("bits")) if b is not None)
-        return bool((found - values).norm() <= noise * values.norm())
+        return same_weight(self.fingerprint(tensor), known)
 
     def difference(self, base: Mapping[str, Tensor], known: Mapping[str, Any]) -> str | None:
         """Return in what a base differs from that of the fingerprints, or None."""
@@ -116,6 +106,25 @@ class Weights:
         digest = hashlib.blake2b(str(list(shape)).encode(), digest_size=8)
         digest.update(picked.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def same_weight(one: Any, other: Any) -> bool:  # noqa: ANN401
+    """Say whether two fingerprints are of the same weight, however it was stored."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    (found, values), bits = map(_values, (one, other)), [one.get("bits"), other.get("bits")]
+    if one["shape"] != other["shape"] or len(found) != len(values):
+        return False
+    # Rounded to bfloat16 twice at most, or once to half precision.
+    if torch.allclose(found, values, rtol=2**-7, atol=1e-7, equal_nan=True):
+        return True
+    noise = sum(_noise(b) for b in bits if b is not None)
+    return bool((found - values).norm() <= noise * values.norm())
+
+
+def _values(known: Mapping[str, Any]) -> Tensor:
+    raw = bytearray(base64.b64decode(known["values"]))
+    return torch.frombuffer(raw, dtype=torch.bfloat16).double()
 
 
 def _noise(bits: float) -> float:

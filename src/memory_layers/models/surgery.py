@@ -15,6 +15,7 @@ from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.models.classes import (
+    RECORD,
     backbone_of,
     family_of,
     install,
@@ -124,6 +125,7 @@ def remove_memory(model: ModelT) -> ModelT:
     for name, child in list(backbone.named_children()):
         if isinstance(child, ValueTable):
             delattr(backbone, name)
+    backbone.__dict__.pop(RECORD, None)
     own = ("memory", "moe", "value_dtype", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)

@@ -1,0 +1,393 @@
+"""Patch: what teachings wrote into a memory whose values start at zero, and the rest of the memory.
+
+A folder has memory.json and memory.safetensors, and is what `load_memory` takes. The operations
+here are on patches alone; patching.py puts them onto models.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.text import did_you_mean
+from memory_layers.config import MemoryConfig
+from memory_layers.models.fingerprint import same_weight
+from memory_layers.models.memory_files import (
+    DESCRIPTION,
+    read_description,
+    read_weights,
+    write_memory,
+)
+from memory_layers.models.teachings import Rule, Teaching, combine, current_rows, digest_of
+
+_TEACHINGS = "teachings"
+
+
+@dataclass(frozen=True, eq=False)
+class Conflict:
+    """Rows that two teachings wrote, neither of which knew of the other.
+
+    Attributes:
+        first: Id of the teaching that was added first.
+        second: Id of the other.
+        slots: int64 [R].
+    """
+
+    first: str
+    second: str
+    slots: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a revert takes out.
+
+    Attributes:
+        teachings: Ids.
+        facts: For each teaching the indices of the facts. None: the teachings as a whole.
+        rows: int64 [R], slots that go back to what they would be without.
+        kept: int64 [R], slots that the facts wrote too and that stay: another fact of the teaching
+            wrote them, or a later teaching trained them further.
+    """
+
+    teachings: tuple[str, ...]
+    facts: Mapping[str, tuple[int, ...]] | None
+    rows: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Patch:
+    """The teachings of a memory, and all else that it consists of: its skeleton.
+
+    Attributes:
+        description: Of memory and base: the MemoryConfig, a digest of each weight of the base, and
+            what else is needed to put the memory onto it.
+        skeleton: Query maps, sub-keys, gates and what else is not a row of a value table, by name.
+        teachings: In the order in which they were added.
+        rule: For rows that several teachings wrote. "refuse": there are none.
+    """
+
+    description: Mapping[str, Any]
+    skeleton: Mapping[str, Tensor]
+    teachings: tuple[Teaching, ...] = ()
+    rule: Rule = "refuse"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Patch":
+        """Return the patch itself: nothing changes it."""
+        return self
+
+    @property
+    def config(self) -> MemoryConfig:
+        """The memory."""
+        return MemoryConfig.from_dict(self.description["memory"])
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the teachings."""
+        return tuple(teaching.id for teaching in self.teachings)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Return the rows that the tables of a model with this patch have, all others being zero.
+
+        Returns:
+            Slots, int64 [R] and ascending, and values [R, V].
+        """
+        return combine(self.teachings, self.rule)
+
+    def conflicts(self) -> list[Conflict]:
+        """Return the rows that several teachings wrote, which `rule` has settled, pair by pair."""
+        parts = [(t.id, t.slots[mask]) for t, mask in current_rows(self.teachings)]
+        pairs = [(one, two) for n, two in enumerate(parts) for one in parts[:n]]
+        found = [Conflict(a, b, some[torch.isin(some, more)]) for (a, some), (b, more) in pairs]
+        return [conflict for conflict in found if len(conflict.slots)]
+
+    def select(self, ids: Collection[str], facts: str | Collection[int] | None = None) -> Selection:
+        """Find what a revert would take out.
+
+        Args:
+            ids: Of teachings.
+            facts: Text that is part of the prompt or answer of a fact, in any case of letters, or
+                indices of facts, counted from 0 over these teachings. None: all that they wrote.
+
+        Raises:
+            UserError: A teaching or fact is not there, or a teaching that stays has trained rows of
+                it further.
+        """
+        for name in ids:
+            if name not in self.ids:
+                hint = did_you_mean(name, self.ids) if self.ids else "it has none"
+                raise UserError(f"there is no teaching {name!r} here. hint: {hint}")
+        chosen = [teaching for teaching in self.teachings if teaching.id in ids]
+        later = [t for t in self.teachings if t.id not in ids and set(t.based_on) & set(ids)]
+        empty = torch.empty(0, dtype=torch.int64)
+        if facts is None:
+            if later:
+                name = later[0].id
+                raise UserError(
+                    f"{_count(later[0].slots)} of teaching {name} were trained further from rows "
+                    f"of {', '.join(ids)}, and mean nothing without. hint: revert {name} too"
+                )
+            rows = torch.cat([empty, *(t.slots for t in chosen)]).unique()
+            return Selection(tuple(ids), None, rows, empty)
+        picked = _pick(chosen, facts)
+        gone, kept = [empty], [empty]
+        for teaching in chosen:
+            mine = [fact.rows for n, fact in enumerate(teaching.facts) if n in picked[teaching.id]]
+            others = [
+                fact.rows for n, fact in enumerate(teaching.facts) if n not in picked[teaching.id]
+            ]
+            others += [t.slots for t in self.teachings if teaching.id in t.based_on]
+            rows = torch.cat([empty, *mine]).unique()
+            stays = torch.isin(rows, torch.cat([empty, *others]))
+            gone.append(rows[~stays])
+            kept.append(rows[stays])
+        return Selection(tuple(ids), picked, torch.cat(gone).unique(), torch.cat(kept).unique())
+
+    def without(self, selection: Selection) -> "Patch":
+        """Return the patch without what `select` has found."""
+        facts = selection.facts
+        left = [
+            t
+            if t.id not in selection.teachings
+            else t.without(selection.rows, facts[t.id])
+            if facts is not None
+            else None
+            for t in self.teachings
+        ]
+        changed = replace(self, teachings=tuple(t for t in left if t is not None))
+        # Without a conflict there is nothing left to settle, and any rule may settle the next one.
+        return changed if changed.conflicts() else replace(changed, rule="refuse")
+
+    def save(self, folder: str | Path) -> None:
+        """Write the patch. Files of an earlier one are replaced.
+
+        Args:
+            folder: Made if it is missing.
+        """
+        tensors = {name: tensor.contiguous() for name, tensor in self.skeleton.items()}
+        for number, teaching in enumerate(self.teachings):
+            tensors |= {f"{_TEACHINGS}.{number}.{k}": t for k, t in teaching.tensors().items()}
+        description = {
+            **self.description,
+            "skeleton": digest_of("", self.skeleton),
+            "rule": self.rule,
+            _TEACHINGS: [{**t.describe(), "digest": t.digest()} for t in self.teachings],
+        }
+        write_memory(Path(folder), description, tensors)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Patch":
+        """Read what `save` or `save_memory` wrote.
+
+        Args:
+            folder: With memory.json and memory.safetensors.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            UserError: A file is damaged, the two do not belong together, or the memory's values did
+                not start at zero.
+        """
+        path = Path(folder) / DESCRIPTION
+        description = read_description(path)
+        tensors = read_weights(Path(folder))
+        entries, rule = description.pop(_TEACHINGS, None), description.pop("rule", None)
+        digest = description.pop("skeleton", None)
+        if entries is None:
+            raise UserError(
+                f"{folder} is no patch but a memory with whole tables. hint: load_memory takes it; "
+                "patches are of memory whose values start at zero, MemoryConfig(value_init_std=0)"
+            )
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise UserError(f"{path} is damaged: {_TEACHINGS} must be a list of objects")
+        if rule not in get_args(Rule):
+            raise UserError(f"{path}: rule must be one of {get_args(Rule)}, got {rule!r}")
+        teachings = []
+        for number, entry in enumerate(entries):
+            prefix, expected = f"{_TEACHINGS}.{number}.", entry.pop("digest", None)
+            own = {name: t for name, t in tensors.items() if name.startswith(prefix)}
+            tensors = {name: t for name, t in tensors.items() if name not in own}
+            where = f"{folder}: teaching {number}"
+            try:
+                teaching = Teaching.restore(
+                    entry, {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+                )
+            except UserError as error:
+                raise UserError(f"{where} is damaged: {error}") from error
+            if teaching.digest() != expected:
+                raise UserError(
+                    f"{where}, {teaching.id}, is not as it was written. hint: copy the folder again"
+                )
+            teachings.append(teaching)
+        patch = cls(
+            description=description, skeleton=tensors, teachings=tuple(teachings), rule=rule
+        )
+        patch._check(folder, digest)
+        return patch
+
+    def _check(self, folder: str | Path, digest: str | None) -> None:
+        """Check what concerns the parts together."""
+        if digest_of("", self.skeleton) != digest:
+            raise UserError(
+                f"{folder}: tensors are missing or surplus or not as they were written. "
+                "hint: copy the folder again"
+            )
+        config = self.config
+        tables = 1 if config.share_values else len(config.layers)
+        for teaching in self.teachings:
+            if len(teaching.slots) and teaching.slots[-1] >= tables * config.num_slots:
+                raise UserError(
+                    f"{folder}: slots must be below {tables * config.num_slots}, teaching "
+                    f"{teaching.id} has {int(teaching.slots[-1])}"
+                )
+        if len({teaching.values.shape[1] for teaching in self.teachings}) > 1:
+            raise UserError(f"{folder}: the values of all teachings must be of one width")
+        if len(set(self.ids)) < len(self.ids):
+            raise UserError(f"{folder}: a teaching is there twice")
+        if self.rule == "refuse" and (found := self.conflicts()):
+            raise UserError(f"{folder}: no rule settles {_listed(found)}")
+
+
+def merge_patches(patches: Sequence[Patch], rule: Rule = "refuse") -> Patch:
+    """Return the teachings of several patches as one patch.
+
+    A teaching that several of them have is there once. Each can be reverted from the result.
+
+    Args:
+        patches: Of the same base and skeleton, at least one.
+        rule: What to do with rows that several teachings wrote: "refuse" them, keep the "first" or
+            the "last" in the order of the patches, or the "sum". As rows start at zero, the sum is
+            what the teachings together changed; it does not depend on their order.
+
+    Raises:
+        UserError: A patch is of another base or skeleton, there are conflicting rows (all are
+            listed) and the rule is "refuse", or a patch has settled some by another rule.
+    """
+    if rule not in get_args(Rule):
+        raise UserError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+    if not patches:
+        raise UserError("merge needs at least one patch, got none")
+    first, *others = patches
+    teachings = {teaching.id: teaching for teaching in first.teachings}
+    for number, other in enumerate(others, start=2):
+        check_combines(first, other, f"patch {number}, {', '.join(other.ids) or 'without rows'},")
+        for teaching in other.teachings:
+            known = teachings.setdefault(teaching.id, teaching)
+            if known is not teaching and known.digest() != teaching.digest():
+                raise UserError(
+                    f"teaching {teaching.id} is there twice, not the same: facts of one were "
+                    "reverted. hint: revert it from one of the patches"
+                )
+    merged = replace(first, teachings=tuple(teachings.values()))
+    found = merged.conflicts()
+    if not found:
+        return replace(merged, rule="refuse")
+    settled = {patch.rule for patch in patches if patch.rule != "refuse"}
+    if rule == "refuse" and (
+        len(settled) != 1 or _pairs(found) - _pairs(*(p.conflicts() for p in patches))
+    ):
+        raise UserError(
+            f"{_listed(found)}. hint: rule first, last or sum settles them, or leave one out"
+        )
+    rule = settled.pop() if rule == "refuse" else rule
+    if settled - {rule}:
+        raise UserError(
+            f"a patch has settled its own conflicting rows by {settled.pop()!r}, not by {rule!r}. "
+            "hint: merge all with the same rule"
+        )
+    return replace(merged, rule=rule)
+
+
+def check_combines(one: Patch, other: Patch, what: str) -> None:
+    """Refuse a patch of another base or skeleton.
+
+    Args:
+        one: A patch.
+        other: The patch to check.
+        what: The latter, for the error.
+
+    Raises:
+        UserError: With the reason.
+    """
+    reason = None
+    mine, theirs = one.config.to_dict(), other.config.to_dict()
+    fields = [name for name in mine if mine[name] != theirs[name]]
+    if fields:
+        name = fields[0]
+        reason = f"another memory: its {name} is {theirs[name]!r}, not {mine[name]!r}"
+    if reason is None and (weight := _other_weight(one.description, other.description)):
+        reason = f"another base: its {weight} is another"
+    if reason is None:
+        name = _difference(one.skeleton, other.skeleton)
+        reason = name and f"another skeleton: its {name} is another, drawn or trained otherwise"
+    if reason is not None:
+        raise UserError(
+            f"{what} is of {reason}. hint: only patches taught on the same base and the same "
+            "untrained memory go together"
+        )
+
+
+def _pick(
+    teachings: Sequence[Teaching], facts: str | Collection[int]
+) -> dict[str, tuple[int, ...]]:
+    """Return the indices of the facts of each teaching."""
+    places = [(teaching, n) for teaching in teachings for n in range(len(teaching.facts))]
+    if not places:
+        raise UserError("no teaching here says which rows a fact wrote. hint: revert it as a whole")
+    if isinstance(facts, str):
+        text = facts.casefold()
+        texts = [f"{t.facts[n].prompt}\n{t.facts[n].answer}".casefold() for t, n in places]
+        picked = [place for place, fact in enumerate(texts) if text in fact]
+        if not picked or not text:
+            raise UserError(f"no prompt or answer of {len(places)} facts has {facts!r} in it")
+    else:
+        picked = list(facts)
+        beyond = [n for n in picked if not 0 <= n < len(places)]
+        if beyond:
+            raise UserError(f"facts must be below {len(places)}, their number, got {beyond}")
+    found: dict[str, tuple[int, ...]] = {teaching.id: () for teaching in teachings}
+    for place in sorted(set(picked)):
+        teaching, number = places[place]
+        found[teaching.id] += (number,)
+    return found
+
+
+def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    for name in sorted(one.keys() | other.keys()):
+        if name not in one or name not in other:
+            return name
+        if one[name].dtype != other[name].dtype or not torch.equal(one[name], other[name]):
+            return name
+    return None
+
+
+def _other_weight(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """Return a weight in which two bases differ."""
+    mine, theirs = one["base"], other["base"]
+    for name in sorted(mine.keys() | theirs.keys()):
+        if name not in mine or name not in theirs or not same_weight(mine[name], theirs[name]):
+            return name
+    heads = one["head"], other["head"]
+    # A backbone alone has none.
+    return None if None in heads or same_weight(*heads) else "head"
+
+
+def _pairs(*conflicts: Sequence[Conflict]) -> set[tuple[str, str]]:
+    return {(c.first, c.second) for found in conflicts for c in found}
+
+
+def _listed(conflicts: Sequence[Conflict]) -> str:
+    """Say which teachings wrote the same rows."""
+    return "; ".join(
+        f"{c.first} and {c.second} both wrote {_count(c.slots)}: "
+        f"{', '.join(map(str, c.slots[:5].tolist()))}{', …' if len(c.slots) > 5 else ''}"
+        for c in conflicts
+    )
+
+
+def _count(slots: Tensor) -> str:
+    return f"{len(slots)} row{'s' * (len(slots) != 1)}"
