@@ -118,12 +118,13 @@ def _split(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]
     kinds = {name: type(module) for name, module in backbone.named_modules()}
     ours = tuple(f"{name}." for name, kind in kinds.items() if issubclass(kind, _MEMORY))
     beside = [f"{name}." for name, kind in kinds.items() if issubclass(kind, MemoryBeside)]
-    tensors = {name for name, _ in backbone.named_parameters(remove_duplicate=False)}
-    tensors |= {name for name, _ in backbone.named_buffers(remove_duplicate=False)}
+    # Not state_dict, where scales stand beside quantised weights as if they were weights too.
+    passing = {name for name, _ in backbone.named_non_persistent_buffers(remove_duplicate=False)}
+    tensors: dict[str, Tensor] = dict(backbone.named_parameters(remove_duplicate=False))
+    tensors |= backbone.named_buffers(remove_duplicate=False)
     memory, base = {}, {}
-    for name, tensor in backbone.state_dict(keep_vars=True).items():
-        # Scales and the like stand beside quantised weights, as if they were weights too.
-        if name not in tensors:
+    for name, tensor in tensors.items():
+        if name in passing:
             continue
         if name.startswith(ours):
             memory[name] = tensor

@@ -111,12 +111,17 @@ class MemoryModelMixin(PreTrainedModel):
             **kwargs: As for any model, but for `push_to_hub`.
 
         Raises:
-            UserError: With `push_to_hub=True`.
+            UserError: With `push_to_hub=True`, or the base is quantised.
         """
         if kwargs.pop("push_to_hub", False):
             raise UserError(
                 "push_to_hub=True would upload the folder before the code that loads it. "
                 "hint: save_pretrained, then huggingface_hub.upload_folder"
+            )
+        if getattr(self, "is_quantized", False):
+            raise UserError(
+                "the base is quantised, and a saved model would quantise its memory when it loads. "
+                "hint: save_memory(model, folder), and load_memory onto the same base"
             )
         super().save_pretrained(save_directory, *args, **kwargs)
         # Other processes write nothing, and a folder of PEFT's adapters has no config.

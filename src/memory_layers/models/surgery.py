@@ -30,6 +30,7 @@ from memory_layers.models.families import (
     find_family,
     is_of,
 )
+from memory_layers.models.quantised import check_quantised, let_gradients_pass
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -140,6 +141,7 @@ def _add(
     value_dtype: torch.dtype | None = None,
 ) -> ModelT:
     backbone, classes = backbone_of(model), memory_classes(family)
+    check_quantised(backbone)
     # Quantised weights are whole numbers, or floating ones of a byte.
     floating = (p for p in backbone.parameters() if p.is_floating_point() and p.itemsize > 1)
     reference = next(floating)
@@ -156,6 +158,7 @@ def _add(
             part.to(device=reference.device, dtype=dtype or reference.dtype)
 
     install(backbone, config, family, value_dtype, place)
+    let_gradients_pass(backbone)
     # What transformers renamed and joined when it loaded the base. It would undo that when it
     # saves, and not do it again when it loads the folder, whose model type it does not know.
     for part in (model, backbone):
