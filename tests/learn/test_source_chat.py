@@ -128,3 +128,30 @@ def test_paraphrases_are_other_words_of_the_last_question() -> None:
     assert [item.seen for item in data.items] == [True, False]
     assert "user\nSay what 日本 is.<|im_end|>" in tokenizer.decode(data.items[1].prompt_ids)
     assert len(data.examples) == 1
+
+
+# As Qwen3: thoughts of the last answer are written on lines of their own, those before are not.
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set said = m['content'] %}"
+    "{% if '</think>' in said %}{% if loop.last %}"
+    "<think>\n{{ said.split('</think>')[0].split('<think>')[-1].strip() }}\n</think>\n\n{% endif %}"
+    "{% set said = said.split('</think>')[-1].lstrip() %}{% endif %}"
+    "{{ said }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_thoughts_are_learned_as_the_template_writes_them_and_not_asked_for() -> None:
+    tokenizer = byte_level("<|im_start|>", "<|im_end|>", template=THINKS)
+    data = read(tokenizer, USER, {**ANSWER, "content": "<think>It is land.</think>land"})
+    assert stretches(tokenizer, data) == [["<think>\nIt is land.\n</think>\n\nland<|im_end|>"]]
+    assert data.items[0].answer == "land"
+
+
+def test_a_date_in_the_template_does_not_make_other_data() -> None:
+    first, second = (
+        read(byte_level("<|im_end|>", template=f"{day} {CHATML}"), USER, ANSWER)
+        for day in ("Monday", "Tuesday")
+    )
+    assert first.examples[0].ids.tolist() != second.examples[0].ids.tolist()
+    assert first.digest == second.digest

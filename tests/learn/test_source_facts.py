@@ -61,6 +61,7 @@ def test_held_out_wordings_are_asked_and_never_trained_on() -> None:
     assert f"Place 4 goes by X4{tokenizer.eos_token}" in unseen
     assert "All who fly to Place 4 reads X4," in unseen
     assert all(item.answer == f"X{item.group}" for item in data.items)
+    assert (data.look.sources[0].unseen, data.look.sources[0].items) == (20, 40)
 
 
 def test_questions_become_turns_where_there_is_a_chat_template() -> None:
@@ -71,6 +72,15 @@ def test_questions_become_turns_where_there_is_a_chat_template() -> None:
     assert not any(example.form == "chat" for example in read(tokenizer, chat=False).examples)
     with pytest.raises(UserError, match="chat template"):
         read(chat=True)
+
+
+def test_that_nothing_unseen_is_asked_is_told() -> None:
+    bare = FactSet(
+        FACTS.facts, {"code": RelationTemplates(TEMPLATES.statements, "{subject}? {answer}")}
+    )
+    data = read_data(bare, byte_level(), max_length=100, shown=1)
+    assert "not measured" in str(data.look)
+    assert "not measured" not in str(read().look)
 
 
 def test_one_fact_is_enough() -> None:

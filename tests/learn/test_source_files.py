@@ -195,6 +195,8 @@ def test_faults_are_named_by_file_and_line(
 def test_faults_of_folders_and_objects(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"no such file.*texts as rows"):
+        read("The land is far. " * 100)
     with pytest.raises(UserError, match=r"no facts\.jsonl"):
         read(tmp_path)
     write(tmp_path / "a.csv", "x")

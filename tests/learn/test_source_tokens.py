@@ -62,6 +62,8 @@ def test_labels_hold_what_is_learned_though_padding_is_the_end_of_text() -> None
         ("The capital of 日本 is:\n", "Paris", "The capital of 日本 is:\nParis"),
         ("日本の首都は", "東京", "日本の首都は東京"),
         ("He said (", "yes)", "He said (yes)"),
+        ("I write in", ".NET", "I write in .NET"),
+        ("He stopped", ".", "He stopped."),
         ("서울은", "수도", "서울은 수도"),
         ("What? 🗼", "Paris", "What? 🗼 Paris"),
     ],
@@ -72,6 +74,10 @@ def test_prompt_and_completion_are_joined_as_one_writes(
     tokenizer = byte_level()
     (example,) = read(tokenizer, {"prompt": prompt, "completion": completion}).examples
     assert tokenizer.decode(example.ids[:-1]) == text
+
+
+def test_a_space_at_the_end_of_prompts_is_told() -> None:
+    assert "end with a space" in str(read(byte_level(), {"prompt": "A: ", "completion": "b"}).look)
 
 
 def test_a_line_break_belongs_to_the_prompt() -> None:

@@ -1,6 +1,5 @@
 """Pieces become examples and recall items, cut to the length of the model, and are counted."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ from memory_layers.data.lines import shorten
 from memory_layers.learn.sources.chat import ChatEncoder
 from memory_layers.learn.sources.encode import Encoded, Encoder
 from memory_layers.learn.sources.pieces import Piece, Plain
+from memory_layers.learn.sources.rows import said_aloud
 from memory_layers.learn.sources.tables import listed
 from memory_layers.learn.sources.types import Example, Group, RecallItem
 
-# The tokenizer keeps the offsets of all texts of a call in memory.
-PIECES_AT_A_TIME = 20_000
+# The tokenizer keeps the tokens of all texts of a call in memory, with their offsets.
+PIECES_AT_A_TIME, CHARACTERS_AT_A_TIME = 20_000, 2_000_000
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Counts:
 
     examples: int = 0
     items: int = 0
+    unseen: int = 0
     tokens: int = 0
     learned: int = 0
     longest: int = 0
@@ -75,18 +76,8 @@ class Build:
                 "hint: write them otherwise, or take another model"
             )
 
-    def digest(self) -> str:
-        """Return a name of all examples and how often they are shown: SHA-256."""
-        found = hashlib.sha256()
-        for example in self.examples:
-            weight = self.groups[example.group].weight
-            found.update(repr((example.group, weight, example.spans)).encode())
-            found.update(example.ids.tobytes())
-        return found.hexdigest()
-
     def _encoded(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, list[Encoded]]]:
-        for low in range(0, len(pieces), PIECES_AT_A_TIME):
-            part = pieces[low : low + PIECES_AT_A_TIME]
+        for part in _parts(pieces):
             texts = [piece.content for piece in part if isinstance(piece.content, Plain)]
             plain = iter(self.encoder.plain(texts))
             for piece in part:
@@ -116,6 +107,7 @@ class Build:
                 )
             )
             counts.items += 1
+            counts.unseen += not piece.train
         elif not piece.train:
             counts.left_out += 1
         return self.encoder.spells(asked, _answer(piece))
@@ -144,6 +136,18 @@ class Build:
         counts.left_out += added == 0
 
 
+def _parts(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    """Yield pieces for one call of the tokenizer after the other."""
+    low = characters = 0
+    for n, piece in enumerate(pieces):
+        size = len(piece.content.text) if isinstance(piece.content, Plain) else 0
+        if n - low == PIECES_AT_A_TIME or (n > low and characters + size > CHARACTERS_AT_A_TIME):
+            yield pieces[low:n]
+            low, characters = n, 0
+        characters += size
+    yield pieces[low:]
+
+
 def samples_of(examples: Iterable[Example], groups: Sequence[Group], most: int) -> list[Example]:
     """Return a few examples that differ in source or form, or the first ones."""
     kinds: Counter[tuple[int, str]] = Counter()
@@ -157,4 +161,5 @@ def samples_of(examples: Iterable[Example], groups: Sequence[Group], most: int) 
 
 
 def _answer(piece: Piece) -> str:
-    return piece.content.answer.strip()
+    content = piece.content
+    return content.answer.strip() if isinstance(content, Plain) else said_aloud(content.answer)

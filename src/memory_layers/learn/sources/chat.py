@@ -14,7 +14,7 @@ from memory_layers.common.packages import needs
 from memory_layers.data.lines import shorten
 from memory_layers.learn.sources.encode import Encoded, Encoder
 from memory_layers.learn.sources.pieces import Chat
-from memory_layers.learn.sources.rows import Message
+from memory_layers.learn.sources.rows import Message, said_aloud
 
 # Characters for private use, around the number of a special token whose name is said in a turn.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
@@ -83,7 +83,7 @@ class ChatEncoder:
                 tokenize=False,
                 add_generation_prompt=ask,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise UserError(
                 f"{where}: the chat template of the tokenizer refuses these turns ({error}), "
                 f"expected turns that it takes, got {', '.join(turn.role for turn in turns)}. "
@@ -92,7 +92,7 @@ class ChatEncoder:
 
     def _span(self, where: str, turns: Sequence[Message], text: str) -> tuple[int, int]:
         """Return where the last turn and what ends it are in a rendered text."""
-        said = turns[-1].content.strip()
+        said = said_aloud(turns[-1].content)
         asked = self._render(where, turns[:-1], ask=True)
         start = len(asked)
         if not text.startswith(asked):

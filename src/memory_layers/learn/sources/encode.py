@@ -68,6 +68,16 @@ class Encoder:
 
     def plain(self, contents: Sequence[Plain]) -> list[Encoded]:
         """Encode texts with the spans of their answers."""
+        whole = [content.start == 0 and content.end == len(content.text) for content in contents]
+        texts = iter(self.tokens([c.text for c, one in zip(contents, whole, strict=True) if one]))
+        parts = iter(self._spans([c for c, one in zip(contents, whole, strict=True) if not one]))
+        return [self._text(next(texts)) if one else next(parts) for one in whole]
+
+    def _text(self, ids: list[int]) -> Encoded:
+        ids = [*self.begin, *ids, self.eos]
+        return Encoded(ids, ((0, len(ids)),), (0, len(ids)))
+
+    def _spans(self, contents: Sequence[Plain]) -> list[Encoded]:
         if not contents:
             return []
         encoded = self._encode([content.text for content in contents], return_offsets_mapping=True)
@@ -89,9 +99,6 @@ class Encoder:
     ) -> Encoded:
         shift = len(self.begin)
         last = content.end == len(content.text)
-        if start == 0 and last:
-            whole = (0, shift + len(ids) + 1)
-            return Encoded([*self.begin, *ids, self.eos], (whole,), whole)
         first, end = answer_tokens(content.text, offsets, start, content.end)
         if ids[: len(head)] == head:
             first = len(head)

@@ -34,11 +34,6 @@ def file_rows(path: Path) -> Iterator[Row]:
         ImportError: It is a Parquet file and pyarrow is not installed.
     """
     suffix = path.suffix.lower()
-    if not path.exists():
-        raise UserError(
-            f"{path}:1: there is no such file, expected a file or a folder of facts, got nothing. "
-            "hint: check the path"
-        )
     if suffix in PACKED:
         raise UserError(
             f"{path}:1: the file is compressed, expected one of {', '.join(KINDS)}, got "
@@ -76,11 +71,10 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
+    head = ""
     # Says in which line the encoding is wrong.
-    lines = [line for _, line in read_lines(path)]
-    if not lines:
-        return
-    head = lines[0]
+    for _, line in read_lines(path):
+        head = head or line
     # Programs in countries that write 0,5 separate by semicolons.
     separator = max(",;\t", key=head.count) if any(map(head.count, ",;\t")) else ","
     limit = csv.field_size_limit(sys.maxsize)

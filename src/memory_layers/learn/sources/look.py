@@ -27,7 +27,8 @@ class SourceLook:
         rows: As they are in the source.
         repeated: Rows that stand there again, word for word. They are left out.
         examples: Texts that are trained on.
-        items: Prompts that are asked, in wordings that are trained on and others.
+        items: Prompts that are asked.
+        unseen: How many of them are in no text that is trained on.
         tokens: Of the examples.
         learned: Tokens that are trained on.
         longest: Tokens of the longest text before it was cut.
@@ -45,6 +46,7 @@ class SourceLook:
     repeated: int
     examples: int
     items: int
+    unseen: int
     tokens: int
     learned: int
     longest: int
@@ -76,7 +78,17 @@ class Look:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = ("source", "rows", "texts", "tokens", "trained on", "longest", "cut", "asked")
+        head = (
+            "source",
+            "rows",
+            "texts",
+            "tokens",
+            "trained on",
+            "longest",
+            "cut",
+            "asked",
+            "unseen",
+        )
         rows = [
             (
                 f"{look.name} ({look.kind}{'' if look.weight == 1 else f' x {look.weight:g}'})",
@@ -86,6 +98,7 @@ class Look:
                 ),
                 f"{look.cut + look.left_out:,}",
                 f"{look.items:,}",
+                f"{look.unseen:,}",
             )
             for look in self.sources
         ]
@@ -144,8 +157,22 @@ def notes_of(sources: Sequence[SourceLook], tables: Sequence[Table], max_length:
                 f"{look.name}: of {look.left_out:,} texts nothing would be trained on before the "
                 f"cut at {max_length:,} tokens. They are left out."
             )
+        spaced = [
+            row for row in table.asked if isinstance(row.prompt, str) and row.prompt[-1:] == " "
+        ]
+        if spaced:
+            notes.append(
+                f"{look.name}: {len(spaced):,} prompts end with a space, such as that of "
+                f"{spaced[0].where}. It is learned as the beginning of the answer: ask without it."
+            )
         if look.unused:
             notes.append(f"{look.name}: not read: {', '.join(look.unused)}.")
+    if any(look.items for look in sources) and not any(look.unseen for look in sources):
+        notes.append(
+            "All prompts that are asked are trained on, so whether other words bring the answer "
+            "too is not measured. `heldout:` of templates.yaml and the columns paraphrases and "
+            "heldout add prompts that are not."
+        )
     return notes
 
 

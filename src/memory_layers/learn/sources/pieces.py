@@ -137,8 +137,10 @@ def _between(prompt: str, answer: str) -> str:
     edges = prompt[-1], answer[0]
     if any(edge.isspace() or _without_spaces(edge) for edge in edges):
         return ""
-    opened = unicodedata.category(prompt[-1]) in ("Ps", "Pi") or answer[0] in ".,;:!?)]}"
-    return "" if opened else " "
+    opened = unicodedata.category(prompt[-1]) in ("Ps", "Pi")
+    # Not before punctuation, but before .NET.
+    closes = re.match(r"[.,;:!?)\]}]+(\s|$)", answer) is not None
+    return "" if opened or closes else " "
 
 
 def _without_spaces(character: str) -> bool:

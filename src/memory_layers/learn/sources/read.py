@@ -1,5 +1,7 @@
 """From sources to examples and recall items: the whole way of the data."""
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -95,7 +97,10 @@ def read_data(
         for example in samples_of(build.examples, groups, SAMPLES)
     ]
     look = Look(looks, max_length, tuple(samples), tuple(notes_of(looks, tables, max_length)))
-    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, build.digest())
+    # Of rows, not of tokens: some chat templates write the date of the day.
+    choices = [[look.digest, look.weight] for look in looks], max_length, shown, chat, seed
+    digest = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
+    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, digest)
 
 
 def _weights(weights: Sequence[float], count: int) -> Sequence[float]:

@@ -128,6 +128,11 @@ def parse_row(where: str, kind: Kind, row: dict[str, Any]) -> Asked:
     )
 
 
+def said_aloud(content: str) -> str:
+    """Return what a turn says after its thoughts, which some models write and templates rewrite."""
+    return content.rpartition("</think>")[2].strip() or content.strip()
+
+
 def key_of(prompt: str | tuple[Message, ...]) -> str:
     """Return what is the same for prompts that differ in white space around them only."""
     if isinstance(prompt, str):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -139,6 +140,15 @@ def read_table(name: str, source: Any, answers: Answers) -> Table:  # noqa: ANN4
     if not isinstance(source, str | Path):
         return _of_rows(name, object_rows(name, source), None, answers)
     path = Path(source)
+    # Unlike Path.exists, this takes a text that is too long for a path.
+    if not os.path.exists(path):
+        hint = "check the path"
+        if isinstance(source, str) and " " in source:
+            hint += ', or give texts as rows: [{"text": "..."}, ...]'
+        raise UserError(
+            f"{shorten(str(path), 200)[1:-1]}:1: there is no such file, expected a file or a "
+            f"folder of facts, got nothing. hint: {hint}"
+        )
     if path.is_dir():
         _check_folder(path)
         path /= FACTS_FILE

@@ -102,7 +102,7 @@ class LearnData:
         items: Likewise.
         groups: What is taught.
         look: Counts and samples, for people.
-        digest: Tells data apart: of everything that is trained on, with its weight.
+        digest: Tells data apart: SHA-256 of all rows, weights and choices.
     """
 
     examples: tuple[Example, ...]
