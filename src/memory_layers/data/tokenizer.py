@@ -36,8 +36,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Load a tokenizer folder.
+def load_tokenizer(folder: Path | str) -> "PreTrainedTokenizerBase":
+    """Load a tokenizer folder, or the tokenizer of a name on the hub.
+
+    Args:
+        folder: A path is a folder, a string is a name.
 
     Raises:
         UserError: The folder holds no fast tokenizer, or one without an end-of-text token.
@@ -45,7 +48,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=isinstance(folder, Path)
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(":. ")
         raise UserError(

@@ -15,7 +15,7 @@ from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine, progress_of
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
-from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
+from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,13 +40,15 @@ class Eval(TaskOptions, OfModel):
 
     Example: memory-layers eval my_model --facts my_facts --tasks facts
 
+    Example: memory-layers eval smollm2 --memory taught --facts my_facts
+
     Example: memory-layers eval runs/tiny --tasks paper --run-code True --out results.json
 
     Example: memory-layers eval runs/tiny --tasks nq_open piqa --data-dir datasets
     """
 
-    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
-    """Folder of a run, or of a model with its tokenizer."""
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder of a run or of a model, a name of the Hugging Face hub, or smollm2."""
     facts: str | None = None
     """Folder with facts.jsonl and templates.yaml, or "builtin". Default: those of the run."""
     tasks: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class Eval(TaskOptions, OfModel):
             needs("lm_eval")
         quiet_transformers()
         folder, trained_on = _run_of(self.model)
-        check_folder(folder)
+        check_model(folder, self.memory)
         data, note = _facts(self, trained_on)
         _check(self)
         import torch
@@ -93,7 +95,9 @@ class Eval(TaskOptions, OfModel):
         from memory_layers.data.prepare import corpus_of
         from memory_layers.evaluate.questions import questions_of
 
-        model, tokenizer = load_trained(folder, trust_remote_code=self.trust_remote_code)
+        model, tokenizer = load_trained(
+            folder, memory=self.memory, trust_remote_code=self.trust_remote_code
+        )
         model = model.to(place)
         sys.stderr.write(note)
         with ProgressLine() as line:
@@ -111,15 +115,16 @@ class Eval(TaskOptions, OfModel):
         return shown
 
 
-def _run_of(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the model folder of a run, or of a model, and what the run was trained on."""
+def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
+    """Return the model folder of a run, or what else names a model, and what it was trained on."""
+    folder = Path(name)
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model, path = run / "model", run / "config.json"
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
         values = json.loads(path.read_text("utf-8"))
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
-    return folder, {}
+    return name, {}
 
 
 def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, str]:

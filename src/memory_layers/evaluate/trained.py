@@ -1,4 +1,4 @@
-"""Load the folder of a trained model."""
+"""Load a model for use: the folder of a trained one or any pretrained one, and a memory onto it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,68 +7,135 @@ from typing import Annotated, Any
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.packages import PACKAGED, needs
+
+# As save_memory writes it.
+DESCRIPTION = "memory.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfModel:
     """What each command takes that loads a model."""
 
-    model: Positional[Annotated[Path, arg(metavar="MODEL")]]
-    """Folder of a model with its tokenizer, such as runs/NAME/model."""
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder of a model with its tokenizer, a name of the Hugging Face hub, or smollm2."""
+    memory: Path | None = None
+    """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
     """Run code that lies in the model folder: for models whose memory has a `target_module`."""
 
 
-def load_trained(folder: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Load a model that `train` wrote, whole, and its tokenizer.
+def load_trained(
+    model: str | Path, *, memory: Path | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Load a model, whole, and its tokenizer.
 
     Args:
-        folder: Its `model` folder.
+        model: A folder, such as the `model` folder of a run, or a name that resolve_model knows.
+        memory: Folder of a memory that was taught on the model, to put onto it.
         trust_remote_code: Run code that lies in the folder, which loads a model of a family that
             this package does not know.
 
+    Returns:
+        The model, in eval mode, whose `generate` ends at the end-of-text token of the tokenizer
+        too, and the tokenizer.
+
     Raises:
-        UserError: The folder holds no such model, or tensors are missing or of other shapes.
+        UserError: There is no such model, tensors are missing or of other shapes, or the memory is
+            that of another base.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    import memory_layers.models  # noqa: F401  (registers memory models)
     from memory_layers.data.tokenizer import load_tokenizer
+    from memory_layers.models import resolve_model
 
-    check_folder(folder)
+    check_model(model, memory)
+    found = resolve_model(model)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            local_files_only=True,
+            found,
+            local_files_only=isinstance(found, Path),
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {error}") from error
-    model, report = loaded
+        raise UserError(f"{model} cannot be loaded: {error}") from error
+    base, report = loaded
     # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
         if names := sorted(map(str, report[f"{problem}_keys"])):
             raise UserError(
-                f"{folder}: {len(names)} {problem} tensors, such as {names[0]}. "
+                f"{model}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
-    return model.eval(), load_tokenizer(folder)
+    tokenizer = load_tokenizer(found)
+    return complete(base.eval(), tokenizer, memory), tokenizer
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse what is not the folder of a model.
+def complete(model: Any, tokenizer: Any, memory: Path | None) -> Any:  # noqa: ANN401
+    """Put a memory onto its base, if there is one, and let answers end, in place.
+
+    Args:
+        model: The base.
+        tokenizer: Its tokenizer, whose end-of-text token ends what the model generates, beside
+            those that the model names itself.
+        memory: Folder of the memory. None: there is none.
 
     Raises:
-        UserError: It is the folder of a run, or of something else.
+        UserError: The memory is that of another base, or damaged.
     """
+    from memory_layers.models import load_memory
+
+    if memory is not None:
+        load_memory(model, memory)
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if tokenizer.eos_token_id not in ends:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    return model
+
+
+def check_model(model: str | Path, memory: Path | None = None) -> None:
+    """Refuse what is no model, or no memory, before anything heavy is loaded.
+
+    Args:
+        model: As for load_trained.
+        memory: As for load_trained.
+
+    Raises:
+        UserError: A folder is that of a run, or of something else, or neither a folder nor the hub
+            has the model.
+    """
+    folder = Path(model).expanduser()
     # The folder of a run has a config.json too, of another kind.
     if (folder / "model").is_dir():
         raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
-    if not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} is no model folder: it has no config.json. "
             "hint: give the folder that training wrote, runs/NAME/model"
         )
+    if not folder.exists():
+        _check_name(str(model))
+    if memory is not None and not (memory / DESCRIPTION).is_file():
+        inside = memory / "memory"
+        found = (inside / DESCRIPTION).is_file()
+        hint = f"did you mean {inside}?" if found else "give the folder that save_memory wrote"
+        raise UserError(f"--memory {memory} is no memory: it has no {DESCRIPTION}. hint: {hint}")
+
+
+def _check_name(name: str) -> None:
+    """Refuse what is neither a packaged model nor one that the hub, or its cache, has."""
+    from huggingface_hub import hf_hub_download
+
+    if name in PACKAGED:
+        return needs(PACKAGED[name], "gguf")
+    try:
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is no model folder, and the Hugging Face hub, or its cache, gives no such "
+            "model. hint: the folder that training wrote, runs/NAME/model"
+        ) from error

