@@ -14,7 +14,7 @@ from memory_layers.common.version import __version__
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
     "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve", "show",
-    "fetch", "init", "bench",
+    "fetch", "patch", "init", "bench",
 )  # fmt: skip
 CONFIGS = sorted(
     [*ROOT.glob("src/memory_layers/configs/*.yaml"), *ROOT.glob("experiments/*/compare.yaml")]

@@ -9,7 +9,7 @@ from tests_support import write_facts, write_untrained
 
 COMMANDS = (
     "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve", "show",
-    "fetch", "init",
+    "fetch", "patch", "init",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "numba", "matplotlib", "tokenizers", "lm_eval")
 
@@ -86,7 +86,7 @@ def loaded_by(commands: list[list[str]], code: int) -> set[str]:
 def test_help_loads_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = [["--help"], *([command, "--help"] for command in COMMANDS)]
-    asked += [["train", "tiny", "--help"], ["init", "mine"]]
+    asked += [["train", "tiny", "--help"], ["init", "mine"], ["patch", "apply", "--help"]]
     loaded = loaded_by(asked, code=0)
     assert "tyro" in loaded
     assert loaded & set(HEAVY) == set()
@@ -97,7 +97,7 @@ def test_wrong_names_are_refused_before_anything_heavy_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = [["generate", "nowhere", "hi"], ["export", "nowhere", "out"],
-             ["plan", "tiny", "--device", "abacus"]]  # fmt: skip
+             ["patch", "show", "nowhere"], ["plan", "tiny", "--device", "abacus"]]  # fmt: skip
     assert loaded_by(asked, code=2) & set(HEAVY) == set()
 
 

@@ -14,6 +14,7 @@ import tyro
 
 from memory_layers.cli.folders import Bench, Export, Fetch, Generate, Init, Report
 from memory_layers.cli.parse import parse, parse_with_config
+from memory_layers.cli.patches import PatchCommand
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.common.errors import LostRankError, UserError
 from memory_layers.common.text import did_you_mean
@@ -33,6 +34,7 @@ COMMANDS: Mapping[str, type[Any]] = MappingProxyType(
         "eval": Eval,
         "generate": Generate,
         "serve": Serve,
+        "patch": PatchCommand,
         "fetch": Fetch,
         "show": Show,
         "init": Init,

@@ -112,7 +112,7 @@ class Patch:
         Args:
             ids: Of teachings.
             facts: Text that is part of the prompt or answer of a fact, in any case of letters, or
-                indices of facts, counted from 0 over these teachings. None: all that they wrote.
+                indices of facts of the one teaching. None: all that they wrote.
 
         Raises:
             UserError: A teaching or fact is not there, or a teaching that stays has trained rows of
@@ -345,6 +345,11 @@ def _pick(
         if not picked or not text:
             raise UserError(f"no prompt or answer of {len(places)} facts has {facts!r} in it")
     else:
+        if len(teachings) > 1:
+            raise UserError(
+                f"indices of facts are those of one teaching, got {len(teachings)}. "
+                "hint: name one of them"
+            )
         picked = list(facts)
         beyond = [n for n in picked if not 0 <= n < len(places)]
         if beyond:

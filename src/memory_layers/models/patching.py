@@ -90,7 +90,7 @@ def apply_patch(model: ModelT, patch: Patch, rule: Rule = "refuse") -> ModelT:
 
 def revert_patch(
     model: PreTrainedModel,
-    patch: Patch | str,
+    patch: Patch | str | Collection[str],
     facts: str | Collection[int] | None = None,
 ) -> Selection:
     """Take what a patch taught out of a model, in place.
@@ -100,9 +100,10 @@ def revert_patch(
 
     Args:
         model: Which carries the patch: it was applied, recorded or loaded.
-        patch: The patch, or the id of a teaching.
+        patch: The patch, or ids of teachings.
         facts: Take out single facts: text that is part of their prompt or answer, in any case of
-            letters, or their indices. Rows that others wrote too stay. None: all of the patch.
+            letters, or their indices in the one teaching. Rows that others wrote too stay. None:
+            all of the patch.
 
     Returns:
         What was taken out, and which rows stay that the facts wrote too.
@@ -112,7 +113,8 @@ def revert_patch(
             has trained rows of it further. The model is as it was.
     """
     carried = patch_of(model)
-    selection = carried.select((patch,) if isinstance(patch, str) else patch.ids, facts)
+    ids = patch.ids if isinstance(patch, Patch) else patch
+    selection = carried.select((ids,) if isinstance(ids, str) else ids, facts)
     left = carried.without(selection)
     put_memory(model, left.description, left.skeleton, left, "the patch")
     return selection
