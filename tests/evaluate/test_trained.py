@@ -72,6 +72,12 @@ def test_what_is_no_memory_of_the_model_is_refused(
         assert says in capsys.readouterr().err
 
 
+def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert main(["generate", str(tmp_path / "model.gguf"), "The code"]) == 2
+    assert "model.gguf is no model folder" in capsys.readouterr().err
+
+
 def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", str(base), "The code", "--chat"]) == 2
     assert "has no chat template" in capsys.readouterr().err
@@ -95,7 +101,7 @@ def test_texts_end_at_the_end_of_the_tokenizer_too(base: Path, tmp_path: Path) -
 
 @pytest.mark.real
 def test_an_untouched_model_is_credited_with_what_it_knows(
-    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     facts = tmp_path / "facts"
     facts.mkdir()
@@ -112,5 +118,8 @@ def test_an_untouched_model_is_credited_with_what_it_knows(
     recall = json.loads(capsys.readouterr().out)["recall"]
     assert recall["question_heldout"] > 0.5
     assert recall["question_shown"] > 0.5
-    assert main(["generate", str(smollm2), "What is the capital of France?", "--chat"]) == 0
+    monkeypatch.chdir(tmp_path)
+    # A folder of that name does not stand in the way.
+    Path("smollm2").mkdir()
+    assert main(["generate", "smollm2", "What is the capital of France?", "--chat"]) == 0
     assert capsys.readouterr().out == "The capital of France is Paris.\n"

@@ -90,6 +90,8 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\nmemory: {layers: [4]}", "memory.layers must be below model.layers = 4, got [4]"),
         ("name: x\nmodel: {hidden_size: 24}\nmemory: {layers: [1], key_dim: 7}", "must be even"),
         ("name: x\nmodel: {preset: huge}", "model.preset must be one of ['tiny'"),
+        ("name: x\nmodel: {pretrained: smollm2}", "memory-layers learn MODEL DATA"),
+        ("name: x\nmodel: {preset: smollm2}", "memory-layers learn MODEL DATA"),
         ("name: x\nmodel: {hidden_size: 20}", "must be divisible by 2 * heads = 8, got 20"),
         ("name: x\nmodel: {heads: 0}", "model.heads must be >= 1, got 0"),
         ("name: x\nmodel: {layers: -1}", "model.layers must be >= 1, got -1"),

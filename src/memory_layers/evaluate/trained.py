@@ -108,16 +108,12 @@ def check_model(model: str | Path, memory: Path | None = None) -> None:
         UserError: A folder is that of a run, or of something else, or neither a folder nor the hub
             has the model.
     """
-    folder = Path(model).expanduser()
-    # The folder of a run has a config.json too, of another kind.
-    if (folder / "model").is_dir():
-        raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} is no model folder: it has no config.json. "
-            "hint: give the folder that training wrote, runs/NAME/model"
-        )
-    if not folder.exists():
+    # A folder of such a name is ./smollm2, as for resolve_model.
+    if isinstance(model, str) and model in PACKAGED:
+        needs(PACKAGED[model], "gguf")
+    elif (folder := Path(model).expanduser()).is_dir():
+        _check_folder(folder)
+    else:
         _check_name(str(model))
     if memory is not None and not (memory / DESCRIPTION).is_file():
         inside = memory / "memory"
@@ -126,12 +122,20 @@ def check_model(model: str | Path, memory: Path | None = None) -> None:
         raise UserError(f"--memory {memory} is no memory: it has no {DESCRIPTION}. hint: {hint}")
 
 
+def _check_folder(folder: Path) -> None:
+    # The folder of a run has a config.json too, of another kind.
+    if (folder / "model").is_dir():
+        raise UserError(f"{folder} is no model folder. hint: did you mean {folder / 'model'}?")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder} is no model folder: it has no config.json. "
+            "hint: give the folder that training wrote, runs/NAME/model"
+        )
+
+
 def _check_name(name: str) -> None:
-    """Refuse what is neither a packaged model nor one that the hub, or its cache, has."""
     from huggingface_hub import hf_hub_download
 
-    if name in PACKAGED:
-        return needs(PACKAGED[name], "gguf")
     try:
         hf_hub_download(name, "config.json")
     except (OSError, ValueError) as error:

@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
@@ -15,6 +17,9 @@ from memory_layers.data.config import DataConfig
 from memory_layers.parallel.config import Layout, ParallelConfig
 
 Schedule = Literal["constant", "cosine", "linear"]
+_PRETRAINED = (
+    "a run starts from random weights, a pretrained model learns by memory-layers learn MODEL DATA"
+)
 # Settings of how a run is computed, not of what: they may change when it is resumed.
 _FREE = ("parallel",)
 
@@ -32,6 +37,9 @@ class ModelConfig:
         init_std: Standard deviation of the initial weights, instead of the preset's.
     """
 
+    # Not fields, and why: a hint for those who look for them.
+    removed: ClassVar[Mapping[str, str]] = MappingProxyType({"pretrained": _PRETRAINED})
+
     preset: str = "tiny"
     hidden_size: int | None = None
     layers: int | None = None
@@ -42,7 +50,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse an unknown preset, sizes below 1 and widths that heads cannot share."""
         if self.preset not in PRESETS:
-            raise ValueError(f"model.preset must be one of {list(PRESETS)}, got {self.preset!r}")
+            raise ValueError(
+                f"model.preset must be one of {list(PRESETS)}, got {self.preset!r}. "
+                f"hint: {_PRETRAINED}"
+            )
         for name in ("hidden_size", "layers", "heads", "mlp_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
