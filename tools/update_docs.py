@@ -6,6 +6,7 @@ section when it has the section's markers.
 
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from tools import speed
 from tools.scale import scale_section
 
 ROOT = Path(__file__).parent.parent
-STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach")
+STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "06-teach")
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
@@ -53,6 +54,11 @@ def largest_section(name: str) -> str:
     return scale_section(load_run(find_config(name)), DEVICES["h100"])
 
 
+def arms_section() -> str:
+    """Return what ways to teach a real model learn and lose."""
+    return runpy.run_path(str(ROOT / "experiments" / "06-teach" / "report.py"))["section"]()
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
     "headline": partial(studies.table_section, "01-headline"),
@@ -71,6 +77,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipe-remedy-usage": partial(studies.usage_section, "02-recipe", "remedy.json"),
     "recipe-remedy-differences": partial(studies.recipe_differences, "02-recipe", "remedy.json"),
     "teach": studies.teach_section,
+    "teach-arms": arms_section,
     "generate-parts": speed.generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": speed.targets_section,

