@@ -156,7 +156,11 @@ def section(folder: Path = HERE / "results") -> str:
         )
         for point in best(points)
     ]
-    return markdown_table(head, rows) + "\n\n" + about(points)
+    plots = (
+        "![Recall over the rise of loss on unseen text](plots/frontier_text.png)",
+        "![Recall over known answers lost](plots/frontier_known.png)",
+    )
+    return "\n\n".join([markdown_table(head, rows), about(points), *plots])
 
 
 def size(count: int) -> str:
