@@ -39,21 +39,21 @@ def test_statements_are_learned_in_the_answer_and_what_ends_it() -> None:
 
 def test_questions_are_trained_for_a_share_of_the_subjects_and_asked_for_all() -> None:
     tokenizer = byte_level()
-    data = read(tokenizer, shown=0.3)
+    data = read(tokenizer, shown_fraction=0.3)
     trained = {example.group for example in data.examples if example.form == "question"}
     assert len(trained) == 3
     asked = [i for i in data.items if "Q: What" in tokenizer.decode(i.prompt_ids)]
     assert {item.group: item.seen for item in asked} == {n: n in trained for n in range(10)}
-    assert read(shown=0.3).digest == data.digest
-    assert read(shown=0.3, seed=1).digest != data.digest
-    assert read(shown=0).items[0].group == 0
+    assert read(shown_fraction=0.3).digest == data.digest
+    assert read(shown_fraction=0.3, seed=1).digest != data.digest
+    assert read(shown_fraction=0).items[0].group == 0
     with pytest.raises(UserError, match="shown"):
-        read(shown=1.5)
+        read(shown_fraction=1.5)
 
 
 def test_held_out_wordings_are_asked_and_never_trained_on() -> None:
     tokenizer = byte_level()
-    data = read(tokenizer, shown=1)
+    data = read(tokenizer, shown_fraction=1)
     texts = [tokenizer.decode(example.ids) for example in data.examples]
     assert not any("goes by" in text or "fly" in text for text in texts)
     unseen = [tokenizer.decode(item.ids) for item in data.items if not item.seen]
@@ -66,7 +66,7 @@ def test_held_out_wordings_are_asked_and_never_trained_on() -> None:
 
 def test_questions_become_turns_where_there_is_a_chat_template() -> None:
     tokenizer = chatml()
-    data = read(tokenizer, shown=1)
+    data = read(tokenizer, shown_fraction=1)
     (turn,) = [e for e in data.examples if e.form == "chat" and e.group == 0]
     assert "user\nWhat is the code of Place 0?<|im_end|>" in tokenizer.decode(turn.ids)
     assert not any(example.form == "chat" for example in read(tokenizer, chat=False).examples)
@@ -78,7 +78,7 @@ def test_that_nothing_unseen_is_asked_is_told() -> None:
     bare = FactSet(
         FACTS.facts, {"code": RelationTemplates(TEMPLATES.statements, "{subject}? {answer}")}
     )
-    data = read_data(bare, byte_level(), max_length=100, shown=1)
+    data = read_data(bare, byte_level(), max_length=100, shown_fraction=1)
     assert "not measured" in str(data.look)
     assert "not measured" not in str(read().look)
 
@@ -101,7 +101,7 @@ def test_a_source_of_half_weight_is_shown_in_every_other_pass(tmp_path: Path) ->
     (tmp_path / "a.txt").write_text("the capital")
     rows = [{"prompt": f"Q {n}", "completion": "x"} for n in range(20)]
     data = read_data([rows, tmp_path / "a.txt"], byte_level(), max_length=100, weights=(0.5, 3))
-    passes = [data.shown(number, seed=3) for number in range(4)]
+    passes = [data.in_pass(number, seed=3) for number in range(4)]
     assert all(shown.count(20) == 3 for shown in passes)
     for n in range(20):
         times = [shown.count(n) for shown in passes]

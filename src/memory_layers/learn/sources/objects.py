@@ -55,15 +55,11 @@ def object_rows(name: str, source: Any) -> Iterator[Row]:  # noqa: ANN401
     Raises:
         UserError: It has no row.
     """
-    rows = source.to_dict("records") if hasattr(source, "to_dict") and _is_frame(source) else source
+    rows = source.to_dict("records") if _is_a(source, "pandas", "DataFrame") else source
     if len(rows) == 0:
         raise UserError(f"{name} is empty, expected at least one row")
     for n, row in enumerate(rows):
         yield f"{name}[{n}]", {str(key): _plain(value) for key, value in row.items()}
-
-
-def _is_frame(source: Any) -> bool:  # noqa: ANN401
-    return _is_a(source, "pandas", "DataFrame")
 
 
 def _is_a(source: Any, module: str, name: str) -> bool:  # noqa: ANN401

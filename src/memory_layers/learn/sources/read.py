@@ -33,7 +33,7 @@ def read_data(
     *,
     max_length: int,
     weights: Sequence[float] = (),
-    shown: float = 0.5,
+    shown_fraction: float = 0.5,
     chat: bool | None = None,
     seed: int = 0,
     progress: Report | None = None,
@@ -48,8 +48,8 @@ def read_data(
         tokenizer: Of the model, a fast one.
         max_length: Most tokens of a text. Longer ones are cut, and counted.
         weights: How often the rows of each source are shown in a pass. Empty: once.
-        shown: Share of the subjects of facts whose questions are trained on. Those of the others
-            are asked, to see whether they are answered without having been shown.
+        shown_fraction: Share of the subjects of facts whose questions are trained on. Those of the
+            others are asked, to see whether they are answered without having been shown.
         chat: Word the questions of facts as turns of a conversation as well. None: if the
             tokenizer has a chat template.
         seed: Picks the subjects.
@@ -64,8 +64,8 @@ def read_data(
         ImportError: A package for Parquet or chat templates is not installed.
     """
     check_whole("max_length", max_length, 2)
-    if not 0 <= shown <= 1:
-        raise UserError(f"shown must be between 0 and 1, got {shown}")
+    if not 0 <= shown_fraction <= 1:
+        raise UserError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
     sources = sources_of(data)
     weights = _weights(weights, len(sources))
     encoder = Encoder(tokenizer)
@@ -75,7 +75,7 @@ def read_data(
     tables = [read_table(*pair, answers) for pair in zip(names, sources, strict=True)]
     answers.check()
     talks = any(t.kind == "messages" or (t.kind == "facts" and chat) for t in tables)
-    groups, pieces = _pieces(tables, weights, shown, seed, chat=chat)
+    groups, pieces = _pieces(tables, weights, shown_fraction, seed, chat=chat)
     build = Build(encoder, ChatEncoder(encoder) if talks else None, max_length, groups)
     build.run(pieces, progress)
     looks = tuple(
@@ -98,7 +98,7 @@ def read_data(
     ]
     look = Look(looks, max_length, tuple(samples), tuple(notes_of(looks, tables, max_length)))
     # Of rows, not of tokens: some chat templates write the date of the day.
-    choices = [[look.digest, look.weight] for look in looks], max_length, shown, chat, seed
+    choices = [[look.digest, look.weight] for look in looks], max_length, shown_fraction, chat, seed
     digest = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
     return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, digest)
 
@@ -117,10 +117,17 @@ def _weights(weights: Sequence[float], count: int) -> Sequence[float]:
 
 
 def _pieces(
-    tables: Sequence[Table], weights: Sequence[float], shown: float, seed: int, *, chat: bool
+    tables: Sequence[Table],
+    weights: Sequence[float],
+    shown_fraction: float,
+    seed: int,
+    *,
+    chat: bool,
 ) -> tuple[list[Group], list[Piece]]:
     """Return what is taught, and the pieces in the order of the groups."""
-    picked = shown_subjects({fact.subject for t in tables for _, fact in t.facts}, shown, seed)
+    picked = shown_subjects(
+        {fact.subject for t in tables for _, fact in t.facts}, shown_fraction, seed
+    )
     groups: list[Group] = []
     pieces: list[Piece] = []
     for n, (table, weight) in enumerate(zip(tables, weights, strict=True)):

@@ -120,7 +120,7 @@ class LearnData:
             items=tuple(item for item in self.items if item.group not in out),
         )
 
-    def shown(self, number: int, seed: int = 0) -> list[int]:
+    def in_pass(self, number: int, seed: int = 0) -> list[int]:
         """Return which examples are shown in a pass, in their order.
 
         A source of weight 2 is shown twice in every pass, one of weight 0.5 in every other one.
