@@ -74,6 +74,25 @@ def test_questions_become_turns_where_there_is_a_chat_template() -> None:
         read(chat=True)
 
 
+@pytest.mark.parametrize(
+    ("question", "turn"),
+    [
+        ("Q: Where is {subject}? A: {answer}", "Where is Place 0?"),
+        ("Frage: Wo ist {subject}?\nAntwort: {answer}", "Wo ist Place 0?"),
+        ("{subject}はどこ？答え：{answer}", "Place 0はどこ？"),
+        ("Question: name the code of {subject}\nAnswer: {answer}", "name the code of Place 0"),
+        ("Code of {subject}: {answer}", "Code of Place 0:"),
+        ("Is it far? Where is {subject}? {answer}", "Is it far? Where is Place 0?"),
+    ],
+)
+def test_a_turn_is_the_question_without_its_labels(question: str, turn: str) -> None:
+    facts = FactSet(FACTS.facts[:1], {"code": RelationTemplates(TEMPLATES.statements, question)})
+    tokenizer = chatml()
+    data = read_data(facts, tokenizer, max_length=200)
+    (item,) = [item for item in data.items if item.form == "chat"]
+    assert f"user\n{turn}<|im_end|>" in tokenizer.decode(item.prompt_ids)
+
+
 def test_that_nothing_unseen_is_asked_is_told() -> None:
     bare = FactSet(
         FACTS.facts, {"code": RelationTemplates(TEMPLATES.statements, "{subject}? {answer}")}

@@ -114,9 +114,10 @@ def subject_first(template: str) -> bool:
 def as_turn(question: str) -> str:
     """Return what a user would type: "Q: What is ...? A:" becomes "What is ...?"."""
     asked = question.strip()
-    # A short label, in any language, in front of the question and behind it.
-    if behind := re.fullmatch(r"(.*[?？؟;])\s*\w{0,15}\s*[:：]?", asked, re.DOTALL):
-        asked = re.sub(r"^\s*\w{1,15}\s*[:：]\s*", "", behind[1])
+    # A short label, in any language, in front of the question and behind it: after a question mark
+    # or on a line of its own.
+    if behind := re.fullmatch(r"(.*[?？؟\u037e\n])\s*\w{0,15}\s*[:：]?", asked, re.DOTALL):
+        asked = re.sub(r"^\s*\w{1,15}\s*[:：]\s*", "", behind[1].rstrip())
     return asked
 
 
