@@ -216,6 +216,56 @@ def test_overlapping_patches_are_what_remains_of_them(rule: str) -> None:
     assert torch.equal(row, {"first": first, "last": second, "sum": first + second}[rule])
 
 
+@pytest.mark.parametrize("rule", ["first", "last", "sum"])
+@pytest.mark.parametrize("seed", range(3))
+def test_random_patches_row_by_row(rule: str, seed: int) -> None:
+    """Against a plain loop over rows: apply, merge and revert, of patches and of single facts."""
+    random.seed(seed)
+    patches, written = [], {}
+    for n in range(5):
+        slots = sorted(random.sample(range(SLOTS), 12))
+        facts = [Fact(f"{n}", f"{i}", torch.tensor(random.sample(slots, 5))) for i in range(3)]
+        model = write(untaught(), slots, seed=10 * seed + n)
+        patches.append(record_teaching(model, facts=facts))
+        values = patches[n].teachings[0].values
+        written[n] = dict(zip(slots, values, strict=True))
+    model, order, left = tiny_model("llama"), [], {}
+    for step in range(25):
+        n = random.randrange(5)
+        if n not in order:
+            pair = [m for m in random.sample(range(5), 2) if m not in order]
+            if step % 3 == 0 and len(pair) == 2:
+                merged = merge_patches([patches[m] for m in pair], rule)
+                apply_patch(model, merged, rule)
+            else:
+                pair = [n]
+                apply_patch(model, patches[n], rule)
+            order += pair
+            left |= {m: (dict(written[m]), set(range(3))) for m in pair}
+        elif random.random() < 0.5 and len(left[n][1]) > 1:
+            rows, facts = left[n]
+            fact = random.choice(sorted(facts))
+            revert_patch(model, patches[n], [sorted(facts).index(fact)])
+            facts.remove(fact)
+            mine = patches[n].teachings[0].facts
+            others = {slot for other in facts for slot in mine[other].rows.tolist()}
+            for slot in set(mine[fact].rows.tolist()) - others:
+                rows.pop(slot, None)
+        else:
+            revert_patch(model, patches[n])
+            order.remove(n)
+        expected = torch.zeros(SLOTS, 16)
+        for slot in range(SLOTS):
+            here = [m for m in order if slot in left[m][0]]
+            if rule == "sum":
+                here.sort(key=lambda m: patches[m].ids)
+                for m in here:
+                    expected[slot] += left[m][0][slot]
+            elif here:
+                expected[slot] = left[here[0 if rule == "first" else -1]][0][slot]
+        assert torch.equal(tables_of(model), expected), step
+
+
 def test_a_sum_does_not_depend_on_the_order() -> None:
     patches = [taught(list(range(SLOTS)), seed=n) for n in range(4)]
     expected = with_patches(patches, "sum")

@@ -280,7 +280,7 @@ def _described(folder: Path, patch: "Patch") -> dict[str, Any]:
         teachings.append(described | {"slots": teaching.slots.tolist()})
     return {
         "folder": str(folder),
-        "bytes": sum(file.stat().st_size for file in place.iterdir()),
+        "bytes": sum(file.stat().st_size for file in place.glob("memory.*")),
         "layers": list(config.layers),
         "rows": len(patch.rows()[0]),
         "slots": tables * config.num_slots,

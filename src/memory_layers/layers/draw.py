@@ -25,6 +25,9 @@ def draw_normal(table: Tensor, std: float, first_column: int = 0) -> None:
     if table.is_meta:
         return
     seed = int(torch.randint(2**31, (), device="cpu"))
+    if std == 0:
+        table.zero_()
+        return
     generator = torch.Generator(table.device)
     rows, width = table.shape
     block = torch.empty(ROWS, COLUMNS, device=table.device)

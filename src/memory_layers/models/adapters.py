@@ -288,7 +288,7 @@ def _changed_rows(tables: Sequence[Tensor], patch: Patch) -> tuple[Tensor, Tenso
         return torch.cat(parts)
 
     slots, values = patch.rows()
-    if len(slots) and not tables[0].is_meta:
+    if len(slots):
         now = rows_at(slots)
         changed[slots] = (_bits(now) != _bits(values.to(now.dtype))).any(1)
     slots = changed.nonzero()[:, 0]
@@ -297,8 +297,7 @@ def _changed_rows(tables: Sequence[Tensor], patch: Patch) -> tuple[Tensor, Tenso
 
 def _written(table: Tensor) -> Tensor:
     """Return which rows are not zero, to the bit: bool [N]."""
-    # Offloaded tables cannot have been trained.
-    return torch.zeros(len(table), dtype=torch.bool) if table.is_meta else _bits(table).any(1)
+    return _bits(table).any(1)
 
 
 def _bits(rows: Tensor) -> Tensor:

@@ -335,14 +335,17 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
 def _write_record(model: PreTrainedModel, folder: Path) -> None:
     """Save the patch that a model's memory is, if recorded. None that was there before is left."""
-    if getattr(backbone_of(model), RECORD, None) is None:
+    record = getattr(backbone_of(model), RECORD, None)
+    if record is None:
         if folder.is_dir():
             shutil.rmtree(folder)
         return
     # Not at the top, it imports this file.
     from memory_layers.models.adapters import patch_of
 
-    patch_of(model).save(folder)
+    # What is offloaded, to memory or disk, cannot have been trained.
+    offloaded = any(weight.is_meta for weight in model.parameters())
+    (record if offloaded else patch_of(model)).save(folder)
 
 
 def _reduce(
