@@ -33,7 +33,7 @@ from memory_layers.models.memory_files import (
 )
 from memory_layers.models.patches import Patch
 from memory_layers.models.remote_code import FORMAT_VERSION
-from memory_layers.models.surgery import ModelT, add_memory, config_like
+from memory_layers.models.surgery import ModelT, attach_memory, config_like
 from memory_layers.models.teachings import Teaching, current_rows
 
 _MEMORY = (MemoryLayer, ValueTable)
@@ -226,7 +226,7 @@ def put_memory(
         dtype = description.get("value_dtype") or description["memory"].get("value_dtype")
         value_dtype = None if dtype in (None, "model") else getattr(torch, dtype)
         child = description["target_module"]
-        add_memory(model, config, target_module=child, value_dtype=value_dtype)
+        attach_memory(model, config, child, value_dtype)
     with torch.no_grad():
         memory = _split(model)[0]
         for name, tensor in weights.items():

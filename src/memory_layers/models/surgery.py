@@ -31,6 +31,7 @@ from memory_layers.models.families import (
     is_of,
 )
 from memory_layers.models.quantised import check_quantised, let_gradients_pass
+from memory_layers.models.room import check_room, reference_of, warn_of_size
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -64,20 +65,35 @@ def add_memory(
     Raises:
         TypeError: `model` is not a transformers model.
         UserError: The family is not supported and `target_module` not given, the model has memory
-            already, or a size is wrong. The model is as it was.
+            already, a size is wrong, or there is no room for the tables. The model is as it was.
+
+    Warns:
+        UserWarning: The tables of a memory beside its blocks are larger than the model.
     """
     if mlp is not None:
         raise UserError(f"add_memory has no argument mlp. hint: target_module={mlp!r}")
+    attach_memory(model, config, target_module, value_dtype)
+    warn_of_size(model, config)
+    for table in find_tables(model).values():
+        table.sparse = sparse
+    return model
+
+
+def attach_memory(
+    model: ModelT,
+    config: MemoryConfig,
+    target_module: str | None = None,
+    value_dtype: torch.dtype | None = None,
+) -> ModelT:
+    """Do what add_memory does, without a word on how large the memory is."""
     if value_dtype not in (None, torch.float32, torch.bfloat16):
         raise UserError(
             f"value_dtype must be torch.float32, torch.bfloat16 or None, got {value_dtype!r}"
         )
     family = _family_of_plain(model, target_module)
     config.resolved(backbone_of(model).config.hidden_size)
-    _add(model, config, family, value_dtype)
-    for table in find_tables(model).values():
-        table.sparse = sparse
-    return model
+    check_room(model, config, value_dtype)
+    return _add(model, config, family, value_dtype)
 
 
 def add_experts(model: ModelT, config: MoeConfig) -> ModelT:
@@ -142,9 +158,7 @@ def _add(
 ) -> ModelT:
     backbone, classes = backbone_of(model), memory_classes(family)
     check_quantised(backbone)
-    # Quantised weights are whole numbers, or floating ones of a byte.
-    floating = (p for p in backbone.parameters() if p.is_floating_point() and p.itemsize > 1)
-    reference = next(floating)
+    reference = reference_of(backbone)
     kind = "memory" if isinstance(config, MemoryConfig) else "moe"
     stored = None if value_dtype is None else str(value_dtype).removeprefix("torch.")
     fields = {**model.config.to_dict(), kind: config.to_dict(), "value_dtype": stored}
@@ -157,7 +171,7 @@ def _add(
             dtype = value_dtype if isinstance(part, ValueTable) else None
             part.to(device=reference.device, dtype=dtype or reference.dtype)
 
-    install(backbone, config, family, value_dtype, place)
+    install(backbone, config, family, value_dtype or reference.dtype, place)
     let_gradients_pass(backbone)
     # What transformers renamed and joined when it loaded the base. It would undo that when it
     # saves, and not do it again when it loads the folder, whose model type it does not know.
