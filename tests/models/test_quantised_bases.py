@@ -23,10 +23,14 @@ from transformers.integrations.gguf.utils import GgufEmbedding, GgufLinear
 from memory_layers import MemoryAdamW
 from memory_layers.models import (
     add_memory,
+    apply_patch,
     freeze_all_but_memory,
     load_memory,
     memory_layers_of,
+    merge_patches,
+    record_teaching,
     remove_memory,
+    revert_patch,
     save_memory,
 )
 
@@ -155,6 +159,36 @@ def test_a_memory_goes_from_quantised_to_full_and_back(
     load_memory(dequantised(base, kind).bfloat16(), tmp_path / "quantised")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_patches_of_quantised_and_full_go_together(base: Path, kind: str, tmp_path: Path) -> None:
+    config = tiny_memory(placement="beside", key_dim=8, value_init_std=0)
+    other = write_base(tmp_path / "other", seed=1)
+    patches = []
+    for slot, model in enumerate((quantised(base, kind), full(base), full(other))):
+        torch.manual_seed(1)
+        add_memory(model, config)
+        with torch.no_grad():
+            model.model.memory_table.weight[slot] = slot + 1.0
+        patches.append(record_teaching(model))
+    one, two, of_other = patches
+    tables = []
+    for load in (quantised, lambda folder, _: full(folder)):
+        model, untaught = load(base, kind), add_memory(load(base, kind), config)
+        with torch.no_grad():
+            before = untaught(IDS).logits
+            apply_patch(model, merge_patches([two, one]))
+            tables.append(model.model.memory_table.weight.clone())
+            with pytest.raises(ValueError, match="another base"):
+                apply_patch(model, of_other)
+            revert_patch(model, two)
+            revert_patch(model, one)
+            assert torch.equal(model(IDS).logits, before)
+    assert torch.equal(*tables)
+    assert tables[0].any(1).nonzero().flatten().tolist() == [0, 1]
+    with pytest.raises(ValueError, match="another base"):
+        merge_patches([one, of_other])
+
+
 def test_turned_weights_of_a_conv1d_are_the_same(tmp_path: Path) -> None:
     config = GPT2Config(n_embd=64, n_layer=3, n_head=2, vocab_size=64, n_positions=32)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
@@ -178,8 +212,10 @@ def test_weights_packed_for_inference_alone_are_refused(base: Path) -> None:
         model.model.layers[0].mlp.up_proj.weight.quant_state, "packing_format_for_cpu", 0
     ):
         pytest.skip("this CPU has no AVX512-BF16, for which bitsandbytes packs weights")
-    with pytest.raises(ValueError, match="right after loading"):
-        add_memory(model, MEMORY)
+    save_memory(with_memory(quantised(base, "nf4")), base / "memory")
+    for add in (lambda: add_memory(model, MEMORY), lambda: load_memory(model, base / "memory")):
+        with pytest.raises(ValueError, match="right after loading"):
+            add()
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, before)
 

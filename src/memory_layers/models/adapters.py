@@ -32,6 +32,7 @@ from memory_layers.models.memory_files import (
     write_memory,
 )
 from memory_layers.models.patches import Patch
+from memory_layers.models.quantised import check_quantised
 from memory_layers.models.remote_code import FORMAT_VERSION
 from memory_layers.models.surgery import ModelT, attach_memory, config_like
 from memory_layers.models.teachings import Teaching, current_rows
@@ -178,6 +179,7 @@ def fit_base(
             f"the model has memory of another configuration than {where}. "
             "hint: load it onto the plain model"
         )
+    check_quantised(model)
     child = description["target_module"]
     family = family_of(model) if has_memory else family_by_child(model, child)
     replaced = tuple(
