@@ -80,6 +80,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
         if not isinstance(items, list | tuple):
             raise UserError(f"{where}: must be a list, got {value!r}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in items)
+    if origin is dict:
+        # Of any values: its reader knows more of them.
+        kind = dict
     if origin is Literal:
         if value not in get_args(kind):
             raise UserError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
