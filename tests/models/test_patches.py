@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,8 +164,15 @@ def test_who_taught_what_when_comes_back(tmp_path: Path) -> None:
     found = [(fact.prompt, fact.answer, fact.rows.tolist()) for fact in teaching.facts]
     # Slot 30 was read and not changed.
     assert found == [("Paris is in", "France", [3, 9]), ("Où est Rome ?", "Italie", [])]
-    with pytest.raises(ValueError, match="must be plain values"):
-        record_teaching(write(model, [1]), settings={"model": model})
+    for message, history in {
+        "must be plain values": {"settings": {"model": model}},
+        "author must be of type str, got None": {"author": None},
+        "facts must have a prompt": {"facts": [Fact("x", 7, torch.tensor([1]))]},
+        "data must be a list of sources": {"data": ["facts.jsonl"]},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            record_teaching(write(model, [1]), **history)
+    assert patch_of(model).ids[0] == teaching.id
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -509,7 +517,7 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(whole[: len(whole) // 2])
     refused("damaged or cut off")
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused("not as (it was|they were) written")
+    refused("not as it was written")
     path.write_text(path.read_text("utf-8")[:99], "utf-8")
     refused("is damaged")
     rows = tensors["teachings.0.values"].clone()
@@ -535,6 +543,8 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     refused("missing or surplus")
     save_file({k: t for k, t in tensors.items() if not k.endswith("gain")}, weights)
     refused("missing or surplus")
+    path.write_text(json.dumps({**values, "base": {**values["base"], "norm.weight": {}}}), "utf-8")
+    refused("description or skeleton is not as it was written")
     with_entry(author="somebody else")
     refused("is not as it was written")
     with_entry(rows=4)
@@ -557,11 +567,8 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_slots_beyond_the_table_are_refused(tmp_path: Path) -> None:
-    taught([1, 40], share_values=False).save(tmp_path)
-    path = tmp_path / "memory.json"
-    values = json.loads(path.read_text("utf-8"))
-    values["memory"]["share_values"] = True
-    path.write_text(json.dumps(values), "utf-8")
+    beyond = taught([1, 40], share_values=False)
+    replace(taught([1]), teachings=beyond.teachings).save(tmp_path)
     with pytest.raises(ValueError, match=r"slots must be below 36, teaching \w+ has 40"):
         load_memory(tiny_model("llama"), tmp_path)
 

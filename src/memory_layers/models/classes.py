@@ -131,18 +131,26 @@ class MemoryModelMixin(PreTrainedModel):
             _write_record(self, Path(save_directory) / RECORD_FOLDER)
 
     @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
         """Load the model as any other, and what it was taught by whom.
 
         Args:
-            folder: Or a name on a hub.
+            pretrained_model_name_or_path: A folder, or a name of the hub.
             *args: As for any model.
             **kwargs: As for any model.
 
         Raises:
             UserError: The record of what it was taught is damaged.
         """
+        folder = pretrained_model_name_or_path
         loaded = super().from_pretrained(folder, *args, **kwargs)
+        if folder is None:
+            return loaded
         place = {name: kwargs[name] for name in _PLACE if name in kwargs}
         description = cached_file(
             folder,

@@ -4,6 +4,7 @@ A folder has memory.json and memory.safetensors, and is what `load_memory` takes
 here are on patches alone; patching.py puts them onto models.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,7 +175,7 @@ class Patch:
             tensors |= {f"{_TEACHINGS}.{number}.{k}": t for k, t in teaching.tensors().items()}
         description = {
             **self.description,
-            "skeleton": digest_of("", self.skeleton),
+            "skeleton": self._digest(),
             "rule": self.rule,
             _TEACHINGS: [{**t.describe(), "digest": t.digest()} for t in self.teachings],
         }
@@ -229,12 +230,16 @@ class Patch:
         patch._check(folder, digest)
         return patch
 
+    def _digest(self) -> str:
+        """Return a digest of what is not a teaching."""
+        return digest_of(json.dumps(self.description, sort_keys=True), self.skeleton)
+
     def _check(self, folder: str | Path, digest: str | None) -> None:
         """Check what concerns the parts together."""
-        if digest_of("", self.skeleton) != digest:
+        if self._digest() != digest:
             raise UserError(
-                f"{folder}: tensors are missing or surplus or not as they were written. "
-                "hint: copy the folder again"
+                f"{folder}: description or skeleton is not as it was written, or tensors are "
+                "missing or surplus. hint: copy the folder again"
             )
         config = self.config
         tables = 1 if config.share_values else len(config.layers)

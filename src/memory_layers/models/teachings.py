@@ -111,8 +111,8 @@ class Teaching:
             "id": self.id,
             "created": self.created,
             "author": self.author,
-            "data": [dict(source) for source in self.data],
-            "settings": dict(self.settings),
+            "data": list(self.data),
+            "settings": self.settings,
             "based_on": list(self.based_on),
             "reverted_facts": self.reverted_facts,
             "rows": len(self.slots),
@@ -209,7 +209,8 @@ def new_teaching(
         based_on: Ids of teachings whose rows it trained further.
 
     Raises:
-        UserError: Data or settings are no plain values, or the rows are not finite.
+        UserError: Data or settings are no plain values, author or facts no text, or the rows are
+            not finite.
     """
     try:
         # As they come back from a file: tuples as lists, keys as words.
@@ -221,7 +222,7 @@ def new_teaching(
         for fact in facts
         for rows in [fact.rows.to(device="cpu", dtype=torch.int64).unique()]
     ]
-    return Teaching(
+    taught = Teaching(
         slots=slots,
         values=values,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -231,6 +232,8 @@ def new_teaching(
         facts=written,
         based_on=based_on,
     )
+    _check_description(taught.describe())
+    return taught
 
 
 def current_rows(teachings: Sequence[Teaching]) -> Iterator[tuple[Teaching, Tensor]]:
