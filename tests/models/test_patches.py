@@ -486,6 +486,8 @@ def test_without_memory_nothing_is_remembered() -> None:
     assert torch.equal(logits(model), logits(tiny_model("llama")))
     apply_patch(model, two)
     assert patch_of(model).ids == two.ids
+    again = add_memory(remove_memory(model), tiny_memory(placement="beside", value_init_std=0))
+    assert patch_of(again).ids == ()
     alone = apply_patch(backbone_of(tiny_model("llama")), one)
     assert torch.equal(tables_of(alone), with_patches([one]))
 

@@ -176,7 +176,7 @@ def test_patches_of_quantised_and_full_go_together(base: Path, kind: str, tmp_pa
         model, untaught = load(base, kind), add_memory(load(base, kind), config)
         with torch.no_grad():
             before = untaught(IDS).logits
-            apply_patch(model, merge_patches([two, one]))
+            apply_patch(apply_patch(model, two), one)
             tables.append(model.model.memory_table.weight.clone())
             with pytest.raises(ValueError, match="another base"):
                 apply_patch(model, of_other)
@@ -185,6 +185,7 @@ def test_patches_of_quantised_and_full_go_together(base: Path, kind: str, tmp_pa
             assert torch.equal(model(IDS).logits, before)
     assert torch.equal(*tables)
     assert tables[0].any(1).nonzero().flatten().tolist() == [0, 1]
+    assert merge_patches([one, two]).ids == (*one.ids, *two.ids)
     with pytest.raises(ValueError, match="another base"):
         merge_patches([one, of_other])
 

@@ -81,8 +81,6 @@ def apply_patch(model: ModelT, patch: Patch, rule: Rule = "refuse") -> ModelT:
         fit_base(model, patch.description, "the patch")
         if carried.teachings == () and has_skeleton(model, patch.skeleton):
             carried = replace(carried, skeleton=patch.skeleton)
-        # That the base is the same has just been found, whatever type its weights have here.
-        carried = replace(carried, description=patch.description)
         patch = merge_patches([carried, patch], rule)
     put_memory(model, patch.description, patch.skeleton, patch, "the patch")
     return model
