@@ -68,6 +68,13 @@ def _read_file(path: Path) -> Iterator[str]:
         yield path.read_bytes().decode("utf-8-sig")
 
 
+def help_text() -> list[str]:
+    """Return the prose of the language reference that Python's `help` shows: some 20,000 words."""
+    from pydoc_data.topics import topics
+
+    return [prose for name in sorted(topics) if (prose := _prose(topics[name]))]
+
+
 @collection_paused()
 def builtin_text() -> list[str]:
     """Return documents of prose, one for each docstring or topic that has any, each once."""

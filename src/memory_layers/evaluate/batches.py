@@ -3,9 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 if TYPE_CHECKING:
@@ -62,15 +64,33 @@ def score_spans(
         rows: Token ids, as many in each, and the span: its first token and the one after it.
     """
     ids = torch.tensor([row for row, _ in rows], device=next(model.parameters()).device)
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    targets = ids[:, 1:]
+    # The first token of a text has nothing before it that could predict it.
+    first = min(max(low - 1, 0) for _, (low, _) in rows)
+    logits = logits_from(model, ids, first)[:, :-1].float()
+    targets = ids[:, first + 1 :]
     likely = logits.argmax(-1)
     right = (likely == targets).tolist()
     nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").tolist()
     scores = []
     for n, (_, (low, high)) in enumerate(rows):
-        # The first token of a text has nothing before it that could predict it.
-        span = slice(max(low - 1, 0), high - 1)
-        last = int(likely[n, high - 2]) if all(right[n][span][:-1]) else None
+        span = slice(max(low - 1, 0) - first, high - 1 - first)
+        last = int(likely[n, high - 2 - first]) if all(right[n][span][:-1]) else None
         scores.append(SpanScore(all(right[n][span]), sum(nll[n][span]), last))
     return scores
+
+
+def logits_from(model: "PreTrainedModel", ids: Tensor, first: int) -> Tensor:
+    """Return the logits after each token from a place on, without computing those before it.
+
+    Args:
+        model: A causal language model.
+        ids: [B, L] int64.
+        first: The place.
+
+    Returns:
+        [B, L - first, vocabulary].
+    """
+    if "logits_to_keep" not in signature(model.forward).parameters:
+        return model(input_ids=ids, use_cache=False).logits[:, first:]
+    keep = ids.shape[1] - first
+    return model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits

@@ -1,7 +1,7 @@
 """Closed-book recall: does the model give the answer, and end it, under greedy decoding?"""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def recall_share(
         progress: Called with a number of items that were asked.
     """
     reader, readers = share
-    ends = _end_tokens(tokenizer)
+    ends = end_tokens(tokenizer)
     was_training = model.training
     model.eval()
     encoded = tokenizer(
@@ -81,18 +81,31 @@ def recall_share(
         for index, score in zip(own, scores, strict=False):
             item = items[index]
             answer = item.text[item.answer_start : item.answer_end]
-            over = score.last is not None and (
-                score.last in ends or is_over(answer, str(tokenizer.decode(score.last)))
-            )
-            results[index] = replace(score, correct=score.correct or over)
+            results[index] = replace(score, correct=gives(score, answer, tokenizer, ends))
         progress(len(part))
     model.train(was_training)
     return results
 
 
-def _end_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
+def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     """Return the tokens that stand for no text: what comes after them is another text, or turn."""
     return {*tokenizer.all_special_ids} - {tokenizer.pad_token_id} | {tokenizer.eos_token_id}
+
+
+def gives(
+    score: SpanScore, answer: str, tokenizer: "PreTrainedTokenizerBase", ends: Collection[int]
+) -> bool:
+    """Say whether a model gives an answer, and ends it there.
+
+    Args:
+        score: Of the tokens of the answer and the one after them.
+        answer: Its text.
+        tokenizer: Decodes the token that the model ends it with.
+        ends: Tokens that end any text: end_tokens.
+    """
+    if score.correct or score.last is None:
+        return score.correct
+    return score.last in ends or is_over(answer, str(tokenizer.decode(score.last)))
 
 
 def summarize_recall(items: Sequence[Probe], results: Sequence[SpanScore]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.layers import fuse_for_inference
 from memory_layers.layers.walk import freeze_keys, memory_layers_of
 from memory_layers.models.adapters import (
+    base_digest,
     freeze_all_but_memory,
     load_memory,
     patch_of,
@@ -24,7 +25,7 @@ register_families()
 
 __all__ = [
     "PRESETS", "Fact", "Patch", "Preset", "Teaching", "add_experts", "add_memory", "apply_patch",
-    "backbone_of", "build_model", "freeze_all_but_memory", "freeze_keys", "fuse_for_inference",
-    "load_memory", "memory_layers_of", "merge_patches", "patch_of", "record_teaching",
-    "remove_memory", "resolve_model", "revert_patch", "save_memory",
+    "backbone_of", "base_digest", "build_model", "freeze_all_but_memory", "freeze_keys",
+    "fuse_for_inference", "load_memory", "memory_layers_of", "merge_patches", "patch_of",
+    "record_teaching", "remove_memory", "resolve_model", "revert_patch", "save_memory",
 ]  # fmt: skip

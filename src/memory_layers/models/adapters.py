@@ -3,6 +3,8 @@
 Of the base some values of each weight are saved, which tell bases apart. Next: patching.py.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,13 @@ def patch_of(model: PreTrainedModel) -> Patch:
         return patch
     unknown = Teaching(slots=slots, values=values, based_on=based_on)
     return replace(patch, teachings=(*patch.teachings, unknown))
+
+
+def base_digest(model: PreTrainedModel) -> str:
+    """Return a name of the base of a model, memory or not: 32 hexadecimal digits."""
+    known, base = Weights(model), _split(model)[1]
+    values = {name: known.fingerprint(tensor)["values"] for name, tensor in base.items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def freeze_all_but_memory(model: ModelT) -> ModelT:

@@ -1,0 +1,258 @@
+"""Prompts that a taught model is to answer as its base did: users' own, or made from the base."""
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memory_layers.common.errors import UserError
+from memory_layers.evaluate.batches import by_length
+from memory_layers.learn.ask import measuring
+from memory_layers.learn.sources import LearnData, RecallItem, read_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Tokens of an answer that the base makes up.
+ANSWER = 3
+# Nats between the most likely token and the next one, at least. Of closer ones rounding decides.
+MARGIN = 0.1
+# Tokens of the base's text in front of what it goes on with.
+_CUTS = range(16, 65, 8)
+_NAMES = re.compile(r"[A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2}")
+
+
+@dataclass(frozen=True, eq=False)
+class Keep:
+    """Prompts with the answers that are to stay.
+
+    Attributes:
+        name: Of the prompts, for people.
+        items: Prompts and answers.
+        exact: All tokens of an answer must stay, since it does not end where they do.
+    """
+
+    name: str
+    items: tuple[RecallItem, ...]
+    exact: bool
+
+
+def keep_of_files(
+    paths: Sequence[str | Path], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Keep]:
+    """Read prompts that a model is to go on answering. Those that it cannot answer do not count.
+
+    Args:
+        paths: Files or folders of what `read_data` reads, other than running text.
+        tokenizer: Of the model.
+        max_length: Most tokens of a prompt with its answer.
+
+    Raises:
+        UserError: A file is malformed, or has no prompts.
+    """
+    keeps = []
+    for path in paths:
+        items = read_data(path, tokenizer, max_length=max_length).items
+        if not items:
+            raise UserError(
+                f"{path}:1: nothing can be asked, expected prompts with answers, got text alone. "
+                "hint: a text whose loss is to stay is a background text"
+            )
+        keeps.append(Keep(Path(path).name, items, exact=False))
+    return keeps
+
+
+def continuations(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    own: Tensor,
+    most: int = 64,
+    *,
+    seed: int = 0,
+) -> Keep:
+    """Cut a text of the base at random and note how the base goes on.
+
+    Args:
+        model: The base, or with memory that is silent.
+        tokenizer: Of the model.
+        own: [n, L] int64, text that the base wrote.
+        most: Most prompts.
+        seed: Of the cuts.
+    """
+    draw = random.Random(seed)  # noqa: S311
+    cuts = [cut for cut in _CUTS if cut < own.shape[1]] or [own.shape[1]]
+    rows = [int(n) for n in draw.choices(range(len(own)), k=most * 3 // 2)]
+    prompts = dict.fromkeys(tuple(own[n, : draw.choice(cuts)].tolist()) for n in rows)
+    return Keep("its own continuations", _answered(model, tokenizer, [*prompts], most), exact=True)
+
+
+def neighbours(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    data: LearnData,
+    own: Tensor,
+    most: int = 128,
+    *,
+    seed: int = 0,
+) -> list[Keep]:
+    """Ask what is taught of subjects that it is not taught of, and note what the base says.
+
+    Facts are asked of subjects made from two of their relation, or from names in the base's text.
+    Other prompts are mixed, two of a source that have a form.
+
+    Args:
+        model: The base, or with memory that is silent.
+        tokenizer: Of the model.
+        data: What is taught.
+        own: [n, L] int64, text that the base wrote.
+        most: Most prompts of a kind.
+        seed: Of what is mixed.
+
+    Returns:
+        Prompts of each of the two kinds that the data has.
+    """
+    draw = random.Random(seed)  # noqa: S311
+    facts = [item for item in data.items if _kind(data, item) == "facts"]
+    others = [item for item in data.items if _kind(data, item) != "facts"]
+    made = {
+        "same wordings, other subjects": _other_subjects(tokenizer, data, facts, own, most, draw),
+        "two prompts mixed": _mixed_prompts(data, others, most, draw),
+    }
+    keeps = []
+    for name, prompts in made.items():
+        if items := _answered(model, tokenizer, prompts, most):
+            keeps.append(Keep(name, items, exact=True))
+    return keeps
+
+
+def _kind(data: LearnData, item: RecallItem) -> str:
+    return data.look.sources[data.groups[item.group].source].kind
+
+
+def _other_subjects(
+    tokenizer: Any,  # noqa: ANN401
+    data: LearnData,
+    items: Sequence[RecallItem],
+    own: Tensor,
+    most: int,
+    draw: random.Random,
+) -> list[tuple[int, ...]]:
+    """Return prompts of facts with another subject in the place of theirs."""
+    named = {item.group: data.groups[item.group].name.partition(": ") for item in items}
+    of_relation: dict[str, list[str]] = defaultdict(list)
+    for relation, _, subject in named.values():
+        of_relation[relation].append(subject)
+    taken = {subject for subjects in of_relation.values() for subject in subjects}
+    names = _NAMES.findall(" ".join(tokenizer.batch_decode(own, skip_special_tokens=True)))
+    prompts: dict[tuple[int, ...], None] = {}
+    for n, item in enumerate(draw.sample(items, len(items))):
+        if len(prompts) == most * 3 // 2:
+            break
+        relation, _, subject = named[item.group]
+        other = _mixed(subject, draw.choice(of_relation[relation]))
+        # Mixed names are the harder test, and names of the base's own are more natural.
+        if names and (n % 4 == 0 or other in taken):
+            other = draw.choice(names)
+        if other not in taken and (prompt := _replaced(tokenizer, item, subject, other)):
+            prompts[prompt] = None
+    return list(prompts)
+
+
+def _mixed(one: str, other: str) -> str:
+    """Return the first half of a name and the second half of another one, of words if it can be."""
+    first, second = one.split(), other.split()
+    if min(len(first), len(second)) > 1:
+        return " ".join([*first[: -(-len(first) // 2)], *second[len(second) // 2 :]])
+    return one[: -(-len(one) // 2)] + other[len(other) // 2 :]
+
+
+def _replaced(
+    tokenizer: Any,  # noqa: ANN401
+    item: RecallItem,
+    subject: str,
+    other: str,
+) -> tuple[int, ...]:
+    """Return a prompt with another subject, or nothing where its tokens do not show it."""
+    ids = item.prompt_ids.tolist()
+    for space in (" ", ""):
+        old, new = tokenizer([space + subject, space + other], add_special_tokens=False)[
+            "input_ids"
+        ]
+        at = [n for n in range(len(ids)) if ids[n : n + len(old)] == old]
+        if at:
+            # From the end, so that the places before it stay where they are.
+            for n in reversed(at):
+                ids[n : n + len(old)] = new
+            return tuple(ids)
+    return ()
+
+
+def _mixed_prompts(
+    data: LearnData, items: Sequence[RecallItem], most: int, draw: random.Random
+) -> list[tuple[int, ...]]:
+    """Return prompts whose own part is half of one prompt and half of another."""
+    kinds: dict[tuple[int, str], list[RecallItem]] = defaultdict(list)
+    for item in items:
+        kinds[data.groups[item.group].source, item.form].append(item)
+    taken = {tuple(item.prompt_ids.tolist()) for item in items}
+    prompts: dict[tuple[int, ...], None] = {}
+    for item in draw.sample(items, len(items)):
+        if len(prompts) == most * 3 // 2:
+            break
+        other = draw.choice(kinds[data.groups[item.group].source, item.form])
+        one, two = item.prompt_ids.tolist(), other.prompt_ids.tolist()
+        # What stands around a prompt, such as the marks of a turn, is the same in both.
+        head, tail = _shared(one, two), _shared(one[::-1], two[::-1])
+        tail = min(tail, len(one) - head, len(two) - head)
+        mine, theirs = one[head : len(one) - tail], two[head : len(two) - tail]
+        prompt = (
+            *one[:head],
+            *mine[: -(-len(mine) // 2)],
+            *theirs[len(theirs) // 2 :],
+            *one[len(one) - tail :],
+        )
+        if prompt and prompt not in taken:
+            prompts[prompt] = None
+    return list(prompts)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _answered(
+    model: Any,  # noqa: ANN401  (PreTrainedModel's forward takes anything)
+    tokenizer: Any,  # noqa: ANN401
+    prompts: Sequence[tuple[int, ...]],
+    most: int,
+) -> tuple[RecallItem, ...]:
+    """Return prompts with what the base says, those where it is sure, at most so many."""
+    found: dict[int, RecallItem] = {}
+    with measuring(model):
+        for part in by_length(prompts, len(tokenizer), extra=ANSWER):
+            ids = torch.tensor([prompts[n] for n in part], device=model.device)
+            sure = torch.ones(len(part), dtype=torch.bool, device=model.device)
+            said, cache, now = [], None, ids
+            for _ in range(ANSWER):
+                out = model(input_ids=now, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                best, which = out.logits[:, -1].float().topk(2)
+                sure &= best[:, 0] - best[:, 1] > MARGIN
+                now = which[:, :1]
+                said.append(now)
+            whole = torch.cat([ids, *said], 1).cpu().numpy().astype(np.int32)
+            for n, row, is_sure in zip(part, whole, sure.tolist(), strict=True):
+                if is_sure:
+                    start = len(prompts[n])
+                    text = tokenizer.decode(row[start:], skip_special_tokens=True).strip()
+                    found[n] = RecallItem(row, start, len(row), text, -1, "prompt", False, True)
+    # Batches go by length, and the first prompts are not to be the shortest.
+    return tuple(found[n] for n in sorted(found)[:most])
