@@ -14,7 +14,8 @@ from memory_layers.models.adapters import (
     save_memory,
 )
 from memory_layers.models.classes import backbone_of, register_families
-from memory_layers.models.patches import Patch, merge_patches
+from memory_layers.models.merging import merge_patches
+from memory_layers.models.patches import Patch
 from memory_layers.models.patching import apply_patch, record_teaching, revert_patch
 from memory_layers.models.presets import build_model
 from memory_layers.models.pretrained import resolve_model

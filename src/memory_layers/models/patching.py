@@ -19,7 +19,8 @@ from memory_layers.models.adapters import (
     recorded,
     set_record,
 )
-from memory_layers.models.patches import Patch, Selection, merge_patches
+from memory_layers.models.merging import merge_patches
+from memory_layers.models.patches import Patch, Selection
 from memory_layers.models.surgery import ModelT
 from memory_layers.models.teachings import Fact, Rule, new_teaching
 
