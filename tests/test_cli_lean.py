@@ -8,8 +8,8 @@ from helpers import fresh_interpreter
 from tests_support import write_facts, write_untrained
 
 COMMANDS = (
-    "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve", "show",
-    "fetch", "patch", "init",
+    "learn", "train", "compare", "scale", "plan", "report", "export", "eval", "generate", "serve",
+    "show", "fetch", "patch", "init",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "numba", "matplotlib", "tokenizers", "lm_eval")
 

@@ -21,10 +21,12 @@ from memory_layers.common.text import did_you_mean
 from memory_layers.common.version import __version__
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
+from memory_layers.learn.command import Learn
 
 # A command takes the fields of its class. Called, it returns its exit code or what is to be shown.
 COMMANDS: Mapping[str, type[Any]] = MappingProxyType(
     {
+        "learn": Learn,
         "train": Train,
         "compare": Compare,
         "scale": Scale,

@@ -20,7 +20,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.common.packages import quiet_transformers
 from memory_layers.common.text import short_bytes
-from memory_layers.evaluate.trained import DESCRIPTION, check_model, load_trained
+from memory_layers.evaluate.trained import DESCRIPTION, check_model, check_patch_out, load_trained
 from memory_layers.train.folders import check_replaceable
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class MergePatches:
     """For rows that several wrote: refuse them, take the first, the last or the sum."""
 
     def __call__(self) -> str:
-        _check_patch_out(self.out)
+        check_patch_out(self.out)
         opened = _open_all(self.patches)
         from memory_layers.models import merge_patches
 
@@ -220,17 +220,11 @@ class PatchCommand:
 def _check_places(model: str, out: Path) -> bool:
     """Say whether MODEL is a patch, after a look at what is there and at what would be replaced."""
     if (Path(model) / DESCRIPTION).is_file():
-        _check_patch_out(out)
+        check_patch_out(out)
         return True
     check_model(model)
     check_replaceable(out)
     return False
-
-
-def _check_patch_out(out: Path) -> None:
-    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not is_empty and not (out / DESCRIPTION).is_file():
-        raise UserError(f"--out {out} exists and is not a patch. hint: choose another folder")
 
 
 def _find(folder: Path) -> Path:

@@ -122,6 +122,17 @@ def check_model(model: str | Path, memory: Path | None = None) -> None:
         raise UserError(f"--memory {memory} is no memory: it has no {DESCRIPTION}. hint: {hint}")
 
 
+def check_patch_out(out: Path) -> None:
+    """Refuse to write a patch where something else is.
+
+    Raises:
+        UserError: The folder is neither missing, nor empty, nor a patch.
+    """
+    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not is_empty and not (out / DESCRIPTION).is_file():
+        raise UserError(f"--out {out} exists and is not a patch. hint: choose another folder")
+
+
 def _check_folder(folder: Path) -> None:
     # The folder of a run has a config.json too, of another kind.
     if (folder / "model").is_dir():

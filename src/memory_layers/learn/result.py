@@ -104,6 +104,9 @@ class Progress(Protocol):
     def stage(self, text: str) -> None:
         """Note what begins, in a few words."""
 
+    def work(self, done: int, total: int, name: str) -> None:
+        """Note how far a part of the work is, as a `Report` of common/progress.py."""
+
     def point(self, point: Point) -> None:
         """Note how far learning and forgetting are."""
 

@@ -122,6 +122,7 @@ def render_page(page: Page) -> str:
     from jinja2 import Environment
 
     here = resources.files("memory_layers.study.report")
+    style = resources.files("memory_layers.common").joinpath("report.css")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["base64"] = lambda data: base64.b64encode(
         data if isinstance(data, bytes) else _encoded(data)
@@ -131,7 +132,7 @@ def render_page(page: Page) -> str:
         for name, kind in (("table", Table), ("figure", Figure), ("glossary", Glossary))
     }
     template = environment.from_string(here.joinpath("report.html.j2").read_text("utf-8"))
-    return template.render(page=page, style=here.joinpath("report.css").read_text("utf-8"))
+    return template.render(page=page, style=style.read_text("utf-8"))
 
 
 def short_reason(text: str) -> str:

@@ -1,0 +1,227 @@
+"""Teach a pretrained model from files, or take facts out of what it learned, as a command."""
+
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.packages import needs, quiet_transformers
+from memory_layers.evaluate.trained import (
+    DESCRIPTION,
+    check_model,
+    check_patch_out,
+    load_trained,
+)
+from memory_layers.learn.display import Display
+
+if TYPE_CHECKING:
+    from memory_layers.learn.sources import Look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """Teach a pretrained model new facts, in memory beside it, and keep what it knew.
+
+    The base stays as it is. OUT gets the rows of memory that were written, a patch, and the report.
+    Ctrl-C ends the teaching and keeps what was learned. The same command goes on with it.
+
+    Example: memory-layers learn smollm2 my_facts --out taught
+
+    Example: memory-layers learn my_model questions.jsonl notes.txt --weights 1 0.5 --out taught
+
+    Example: memory-layers learn smollm2 more.csv --onto taught --out taught_more
+
+    Example: memory-layers learn smollm2 --onto taught --forget Ilulissat --out taught_less
+    """
+
+    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    """Folder of a model with its tokenizer, a name of the Hugging Face hub, or smollm2."""
+    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA...")]] = ()
+    """Folders of facts.jsonl and templates.yaml, or files: JSON lines, CSV, Parquet or text."""
+    out: Path | None = None
+    """Folder of the patch. A teaching that was stopped there goes on."""
+    weights: tuple[float, ...] = ()
+    """How often the rows of each DATA are shown in a pass. Default: once."""
+    minutes: float = 15.0
+    """Most minutes. It ends earlier when it has learned."""
+    passes: int | None = None
+    """Most passes through the data."""
+    seed: int = 0
+    """Of the memory and of the order of the data."""
+    lr: float | None = None
+    """Learning rate of the rows. Default: the one that was measured to be good."""
+    max_length: int = 512
+    """Most tokens of a text. Longer ones are cut."""
+    background: tuple[Path, ...] = ()
+    """Files of text to leave alone, of the kind that the model is used for. Beside them stands
+    what the model writes itself."""
+    keep: Path | None = None
+    """File of prompts and completions: which of them the model answers, and still does at the end,
+    is reported. They are not trained on."""
+    chat: FlagCreatePairsOff[bool] = False
+    """Word facts as turns of a conversation too. Default: if the tokenizer has a chat template."""
+    no_chat: FlagCreatePairsOff[bool] = False
+    """Do not."""
+    shown_fraction: float = 1.0
+    """Share of the subjects of facts whose questions are trained on. The others show whether
+    questions are answered from statements alone."""
+    known: Literal["skip", "train"] = "skip"
+    """What to do with facts that the model knows already. They are listed."""
+    onto: Path | None = None
+    """An earlier patch of the same base, to go on from."""
+    forget: tuple[str, ...] = ()
+    """Without DATA: take facts with these texts in their prompt or answer out of --onto."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type that the base computes in."""
+    dry_run: FlagCreatePairsOff[bool] = False
+    """Look at the data, and stop before the model is loaded."""
+
+    def __call__(self) -> str | int:
+        """Teach, and show the data, the progress and the report.
+
+        Returns:
+            The exit code, or what is to be shown.
+
+        Raises:
+            UserError: An argument or the data is wrong, or OUT holds something else.
+            ImportError: A package that is needed is not installed.
+            OSError: The disk is full or cannot be written.
+        """
+        _check(self)
+        check_model(self.model)
+        if self.forget:
+            return self._take_out()
+        if not self.dry_run:
+            needs("jinja2", "matplotlib")
+        quiet_transformers()
+        look = self._look()
+        if self.dry_run:
+            return str(look)
+        sys.stdout.write(f"{look}\n\n")
+        sys.stdout.flush()
+        from memory_layers.learn.learn import learn  # ty: ignore[import-not-found]
+        from memory_layers.learn.report import text_report, write_report
+
+        given: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("passes", "lr", "keep", "onto", "dtype")
+            if getattr(self, name) is not None
+        }
+        with Display(self.minutes) as display:
+            result = learn(
+                self.model,
+                list(self.data),
+                out=self.out,
+                weights=self.weights,
+                minutes=self.minutes,
+                seed=self.seed,
+                max_length=self.max_length,
+                background=self.background,
+                chat=self._chat,
+                shown_fraction=self.shown_fraction,
+                known=self.known,
+                progress=display,
+                **given,
+            )
+        sys.stdout.write(f"\n{text_report(result)}\n")
+        if result.out:
+            sys.stdout.write(f"report: {write_report(result, Path(result.out))}\n")
+        if result.stopped != "interrupted":
+            return 0
+        sys.stderr.write("interrupted\nto go on, run the same command again\n")
+        return 130
+
+    @property
+    def _chat(self) -> bool | None:
+        return True if self.chat else False if self.no_chat else None
+
+    def _look(self) -> "Look":
+        """Read the data, which needs no more of the model than its tokenizer."""
+        from memory_layers.data.tokenizer import load_tokenizer
+        from memory_layers.learn.sources import read_data
+        from memory_layers.models import resolve_model
+
+        tokenizer = load_tokenizer(resolve_model(self.model))
+        with Display(self.minutes) as display:
+            return read_data(
+                list(self.data),
+                tokenizer,
+                max_length=self.max_length,
+                weights=self.weights,
+                shown_fraction=self.shown_fraction,
+                chat=self._chat,
+                seed=self.seed,
+                progress=display.work,
+            ).look
+
+    def _take_out(self) -> str:
+        """Revert the rows of facts, and write the patch that remains."""
+        quiet_transformers()
+        from memory_layers.models import patch_of, revert_patch
+
+        model, _ = load_trained(self.model, memory=self.onto)
+        lines = []
+        for text in self.forget:
+            patch = patch_of(model)
+            found = revert_patch(model, patch.ids, text)
+            lines.append(f"forgotten with {text!r}: {len(found.rows):,} rows")
+            for teaching in patch.teachings:
+                numbers = (found.facts or {}).get(teaching.id, ())
+                facts = [teaching.facts[number] for number in numbers]
+                lines += [f"  {fact.prompt} {fact.answer}" for fact in facts]
+            if len(found.kept):
+                lines.append(f"  {len(found.kept):,} rows stay that other facts wrote too")
+        patch_of(model).save(str(self.out))
+        return "\n".join([*lines, f"patch: {self.out}"])
+
+
+def _check(asked: Learn) -> None:
+    """Refuse what cannot be meant, before anything heavy is loaded."""
+    if asked.out is None and not asked.dry_run:
+        raise UserError("--out is missing, expected a folder for the patch. hint: --out taught")
+    if asked.onto is not None and not (asked.onto / DESCRIPTION).is_file():
+        raise UserError(
+            f"--onto {asked.onto} is no patch: it has no {DESCRIPTION}. hint: a folder that "
+            "`learn` wrote"
+        )
+    if asked.forget:
+        _check_forget(asked)
+        return
+    if not asked.data:
+        raise UserError(
+            "DATA is missing, expected files or folders to learn from. hint: memory-layers learn "
+            "smollm2 my_facts --out taught"
+        )
+    if asked.out is not None and asked.out.exists() and not asked.out.is_dir():
+        raise UserError(f"--out {asked.out} is a file, expected a folder. hint: name another")
+    if asked.chat and asked.no_chat:
+        raise UserError("--chat and --no-chat exclude one another. hint: give one of them")
+    for name, value in (("minutes", asked.minutes), ("lr", asked.lr)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} must be a finite number > 0, got {value}")
+    if asked.passes is not None and asked.passes < 1:
+        raise UserError(f"--passes must be >= 1, got {asked.passes}")
+    named = [("background", path) for path in asked.background]
+    named += [("keep", asked.keep)] if asked.keep is not None else []
+    for name, path in named:
+        if not path.exists():
+            raise UserError(f"--{name} {path}: there is no such file. hint: check the path")
+
+
+def _check_forget(asked: Learn) -> None:
+    if asked.data:
+        raise UserError(
+            "--forget takes no DATA. hint: forget first, and learn the data --onto what remains"
+        )
+    if asked.onto is None or asked.out is None:
+        raise UserError("--forget needs --onto, the patch to take facts out of, and --out")
+    for field in fields(Learn):
+        own = field.name in ("model", "data", "out", "onto", "forget")
+        if not own and getattr(asked, field.name) != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise UserError(f"{flag} has no effect with --forget. hint: leave it out")
+    check_patch_out(asked.out)

@@ -1,0 +1,180 @@
+"""`memory-layers learn`: what people see, what it hands on, and what it refuses before any work."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from example_models import write_example
+from example_result import RESULT
+from safetensors.torch import load_file
+from tests_support import write_facts
+from tiny_models import tiny_memory
+from transformers import AutoModelForCausalLM
+
+from memory_layers.cli import main
+from memory_layers.common.errors import UserError
+from memory_layers.learn.result import LearnResult, Point
+from memory_layers.models import Fact, add_memory, record_teaching
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """A base and facts in the working folder, and what the teaching is called with."""
+    monkeypatch.chdir(tmp_path)
+    write_example(tmp_path)
+    write_facts(tmp_path / "facts")
+    (tmp_path / "more.jsonl").write_text('{"text": "Ice melts."}\n')
+    made: list[dict] = []
+
+    def learn(model: str, data: list, **options: object) -> LearnResult:
+        made.append({"model": model, "data": data, **options})
+        return replace(RESULT, model=model, out=str(options["out"]))
+
+    teach(monkeypatch, learn)
+    return made
+
+
+def teach(monkeypatch: pytest.MonkeyPatch, learn: Callable) -> None:
+    monkeypatch.setitem(sys.modules, "memory_layers.learn.learn", SimpleNamespace(learn=learn))
+
+
+def test_the_look_comes_first_and_the_report_last(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["learn", "base", "facts", "--out", "taught"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("trained on") < shown.index("9 of 10") < shown.index("report.html")
+    assert Path("taught/report.html").is_file()
+    assert Path("taught/result.json").is_file()
+    assert (calls[0]["model"], calls[0]["data"]) == ("base", ["facts"])
+
+
+def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
+    Path("old").mkdir()
+    Path("old/memory.json").write_text("{}")
+    flags = "--weights 1 0.5 --minutes 2 --passes 3 --seed 4 --lr 0.1 --max-length 99 --background "
+    flags += "more.jsonl --keep more.jsonl --no-chat --shown-fraction 0.5 --known train --onto old "
+    flags += "--dtype bfloat16 --out taught"
+    assert main(["learn", "base", "facts", "more.jsonl", *flags.split()]) == 0
+    (call,) = calls
+    call.pop("progress")
+    assert call == {
+        "model": "base", "data": ["facts", "more.jsonl"], "out": Path("taught"),
+        "weights": (1.0, 0.5), "minutes": 2.0, "passes": 3, "seed": 4, "lr": 0.1, "max_length": 99,
+        "background": (Path("more.jsonl"),), "keep": Path("more.jsonl"), "chat": False,
+        "shown_fraction": 0.5, "known": "train", "onto": Path("old"), "dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def test_a_dry_run_looks_at_the_data_alone(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["learn", "base", "facts", "--dry-run"]) == 0
+    assert "Place" in capsys.readouterr().out
+    assert calls == []
+    assert not Path("taught").exists()
+
+
+def test_progress_has_learning_and_forgetting_side_by_side(
+    calls: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def learn(*_: object, progress: object, **__: object) -> LearnResult:
+        progress.stage("the model writes text")
+        progress.work(1, 2, "texts")
+        progress.point(Point(1, 10, 30.0, 2.125, 0.5, None, 0.0012, None))
+        progress.point(Point(2, 20, 60.0, 0.625, 0.75, 0.25, 0.0034, 0.98))
+        return RESULT
+
+    teach(monkeypatch, learn)
+    assert main(["learn", "base", "facts", "--out", "out", "--minutes", "2"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "the model writes text" in lines
+    rows = [line.split() for line in lines if "%" in line]
+    assert rows == [
+        ["1", "2.125", "0.500", "-", "+0.12", "%", "-", "1.5"],
+        ["2", "0.625", "0.750", "0.250", "+0.34", "%", "2.0", "%", "1.0"],
+    ]
+
+
+def test_an_interrupted_teaching_keeps_what_was_learned(
+    calls: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    teach(monkeypatch, lambda *_, **__: replace(RESULT, out="taught", stopped="interrupted"))
+    assert main(["learn", "base", "facts", "--out", "taught"]) == 130
+    assert Path("taught/report.html").is_file()
+    captured = capsys.readouterr()
+    assert "9 of 10" in captured.out
+    assert "run the same command again" in captured.err
+
+
+def test_what_the_teaching_refuses_is_said_in_a_line(
+    calls: list[dict], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def learn(*_: object, **__: object) -> LearnResult:
+        raise UserError("--out taught: was taught from other data")
+
+    teach(monkeypatch, learn)
+    assert main(["learn", "base", "facts", "--out", "taught"]) == 2
+    assert capsys.readouterr().err == "error: --out taught: was taught from other data\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("base facts", "--out is missing"),
+        ("base --out o", "DATA is missing"),
+        ("nowhere/x facts --out o", "nowhere/x"),
+        ("base nowhere --out o", "nowhere"),
+        ("base facts --out more.jsonl", "is a file"),
+        ("base facts --out o --minutes 0", "--minutes"),
+        ("base facts --out o --minutes inf", "--minutes"),
+        ("base facts --out o --lr -1", "--lr"),
+        ("base facts --out o --passes 0", "--passes"),
+        ("base facts --out o --shown-fraction 2", "shown_fraction"),
+        ("base facts --out o --weights 1 2", "weights"),
+        ("base facts --out o --chat --no-chat", "--no-chat"),
+        ("base facts --out o --keep nowhere", "--keep nowhere"),
+        ("base facts --out o --background more.jsonl nowhere", "--background nowhere"),
+        ("base facts --out o --onto facts", "--onto facts"),
+        ("base facts --forget x --onto old --out o", "--forget takes no DATA"),
+        ("base --forget x --out o", "--forget needs --onto"),
+        ("base --forget x --onto old --out o --seed 1", "--seed has no effect"),
+        ("base --forget x --onto old --out facts", "is not a patch"),
+    ],
+)
+def test_mistakes(
+    arguments: str, said: str, calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    Path("old").mkdir()
+    Path("old/memory.json").write_text("{}")
+    assert main(["learn", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert said in captured.err
+    assert captured.out == ""
+    assert calls == []
+
+
+def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture) -> None:
+    base = AutoModelForCausalLM.from_pretrained("base")
+    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
+    with torch.no_grad():
+        model.model.memory_table.weight[[1, 2, 7]] = torch.randn(3, 16)
+    como = Fact("Lake Como is in", "Italy", torch.tensor([1, 2]))
+    inari = Fact("Lake Inari is in", "Finland", torch.tensor([2, 7]))
+    record_teaching(model, facts=[como, inari]).save("lakes")
+    assert main(["learn", "base", "--onto", "lakes", "--forget", "inari", "--out", "fewer"]) == 0
+    shown = capsys.readouterr().out
+    assert "Lake Inari is in Finland" in shown
+    assert "Como" not in shown
+    rows, left = (
+        torch.cat([v for k, v in load_file(f"{name}/memory.safetensors").items() if "slots" in k])
+        for name in ("lakes", "fewer")
+    )
+    assert (rows.tolist(), left.tolist()) == ([1, 2, 7], [1, 2])
+    assert calls == []
+    assert main(["learn", "base", "--onto", "lakes", "--forget", "Oslo", "--out", "o"]) == 2
