@@ -49,6 +49,8 @@ def test_half_of_it_answers_a_user() -> None:
     opening = tokenizer("<|im_start|>user\n")["input_ids"]
     begins = [row[: len(opening)] == opening for row in text.tolist()]
     assert sum(begins) == len(begins) // 2 == 10
+    # Those who take every other row take both kinds.
+    assert sum(begins[::2]) == sum(begins[1::2]) == 5
 
 
 def test_another_seed_and_another_base_bring_another_text() -> None:

@@ -52,23 +52,24 @@ def own_text(
         progress: Called with the number of tokens of a row that are written.
 
     Returns:
-        [n, L] int64 token ids.
+        [n, L] int64 token ids. Of the rows of even and of odd numbers one half begins either way.
 
     Raises:
-        UserError: The model cannot read a row, or an argument is too small.
+        UserError: An argument is too small.
     """
     length = min(length, longest_text(model))
     check_whole("tokens", tokens, 1)
     check_whole("length", length, 2)
     rows = max(2, round(tokens / length))
     openings = _openings(tokenizer, length)
-    name = f"{base_digest(model)}-{seed}-{rows}x{length}-{len(openings)}.safetensors"
+    name = f"{base_digest(model)}-{seed}-{rows}x{length}x{len(openings)}.safetensors"
     path = cache_folder() / "own-text" / name
     with contextlib.suppress(FileNotFoundError, SafetensorError, KeyError):
         found = load_file(path)["ids"]
         if found.shape == (rows, length):
             return found.long()
-    starts = [openings[n % len(openings)] for n in range(rows)]
+    # In pairs, so that every other row has both.
+    starts = [openings[n // 2 % len(openings)] for n in range(rows)]
     steps = [(low, t) for low in range(0, rows, ROWS) for t in range(length - 1)]
     done = iter(counted(steps, len(steps), "the base writes text", progress))
     parts = [

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ANSWER = 3
 # Nats between the most likely token and the next one, at least. Of closer ones rounding decides.
 MARGIN = 0.1
-# Tokens of the base's text in front of what it goes on with.
-_CUTS = range(16, 65, 8)
+# Tokens of the base's text in front of what it goes on with. All chats begin with the same ones.
+_CUTS = range(32, 81, 8)
 _NAMES = re.compile(r"[A-Z][\w'-]+(?: [A-Z][\w'-]+){0,2}")
 
 
@@ -150,7 +150,7 @@ def _other_subjects(
     for relation, _, subject in named.values():
         of_relation[relation].append(subject)
     taken = {subject for subjects in of_relation.values() for subject in subjects}
-    names = _NAMES.findall(" ".join(tokenizer.batch_decode(own, skip_special_tokens=True)))
+    names = _names(" ".join(tokenizer.batch_decode(own, skip_special_tokens=True)))
     prompts: dict[tuple[int, ...], None] = {}
     for n, item in enumerate(draw.sample(items, len(items))):
         if len(prompts) == most * 3 // 2:
@@ -163,6 +163,13 @@ def _other_subjects(
         if other not in taken and (prompt := _replaced(tokenizer, item, subject, other)):
             prompts[prompt] = None
     return list(prompts)
+
+
+def _names(text: str) -> list[str]:
+    """Return what is written with a capital and is no word that only begins a sentence."""
+    words = set(re.findall(r"[\w'-]+", text))
+    found = dict.fromkeys(_NAMES.findall(text))
+    return [name for name in found if words.isdisjoint(name.lower().split())]
 
 
 def _mixed(one: str, other: str) -> str:
