@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from protocol import Item, Protocol, by_length, logits_at, padded
+from safetensors import safe_open
+from safetensors.torch import save_file
 from texts import REPLAYED, Teacher, kl, written
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers import MemoryAdamW, MemoryConfig
+from memory_layers.common.files import replacing
 from memory_layers.models import add_memory, freeze_all_but_memory
 
 FACTS_A_BATCH = 8
@@ -46,7 +48,7 @@ class Job:
     rate: float = 0.0
     guard: str = "none"
     seed: int = 0
-    passes: tuple[int, ...] = (1, 3, 5)
+    passes: tuple[int, ...] = (1, 3, 5, 8)
 
     @property
     def name(self) -> str:
@@ -99,19 +101,30 @@ def train(
     protocol: Protocol,
     cache: Path,
     replay_blocks: int = REPLAY_BLOCKS,
+    done: int = 0,
 ) -> Iterator[tuple[int, int, float]]:
-    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass."""
+    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass.
+
+    What the job trained is kept in `cache` after each of its `passes`. With `done` passes, the
+    training goes on behind them: from there, or from the beginning where nothing is kept.
+    """
     guard = None
     if job.guard != "none":
         text = partial(written, model, tokenizer, REPLAYED, replay_blocks)
         guard = Teacher.kept(cache / f"replay-{replay_blocks}.safetensors", model, text)
     optimizer = install(job, model)
-    schedule = LambdaLR(optimizer, lambda update: min(1.0, (update + 1) / WARM_UP))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    state = cache / f"{job.name}.safetensors"
+    kept = done > 0 and load_state(state, model, optimizer) == done
     order = random.Random(job.seed)
     facts = list(protocol.train)
     updates = 0
     for number in range(1, max(job.passes) + 1):
         order.shuffle(facts)
+        if kept and number <= done:
+            updates += -(-len(facts) // FACTS_A_BATCH)
+            continue
+        model.train()
         losses = []
         for start in range(0, len(facts), FACTS_A_BATCH):
             items = [item for fact in facts[start : start + FACTS_A_BATCH] for item in fact]
@@ -120,11 +133,45 @@ def train(
                 block = torch.tensor([updates % len(guard.text)])
                 _backward_guard(model, guard, block, distill=job.guard == "distill")
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * min(1.0, (updates + 1) / WARM_UP)
             optimizer.step()
             optimizer.zero_grad()
-            schedule.step()
             updates += 1
+        model.eval()
+        if number in job.passes:
+            save_state(state, model, optimizer, number)
         yield number, updates, sum(losses) / len(losses)
+
+
+def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int) -> None:
+    """Write what is trained, and the moments of its gradients."""
+    weights = {f"weight/{n}": w.data for n, w in model.named_parameters() if w.requires_grad}
+    moments = {
+        f"{index}/{key}": torch.as_tensor(value)
+        for index, of in optimizer.state_dict()["state"].items()
+        for key, value in of.items()
+    }
+    with replacing(path) as (part,):
+        save_file(weights | moments, part, {"passes": str(passes)})
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Read what save_state wrote, and return after how many passes. 0: there is nothing."""
+    if not path.is_file():
+        return 0
+    weights = dict(model.named_parameters())
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            head, _, tail = name.partition("/")
+            if head == "weight":
+                weights[tail].data.copy_(file.get_tensor(name))
+            else:
+                moments.setdefault(int(head), {})[tail] = file.get_tensor(name)
+        passes = int(file.metadata()["passes"])
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    return passes
 
 
 def _backward(model: PreTrainedModel, items: Sequence[Item], tokens: int = 900) -> float:

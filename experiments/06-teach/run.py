@@ -132,7 +132,7 @@ def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, r
     protocol = prepare(model, tokenizer, job.seed, work, count=facts)
     measures = Measures(model, tokenizer, protocol, work, count)
     record: dict[str, Any] = {
-        "job": asdict(job), "complete": False, "facts": len(protocol.facts),
+        "job": asdict(job), "facts": len(protocol.facts),
         "known": len(protocol.known), "replies": len(protocol.replies),
         "tokens_of_text": count * 256, "base": {"texts": measures.base},
         "model": name, "threads": torch.get_num_threads(), "device": device_name(),
@@ -149,12 +149,20 @@ def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, r
                 "replies_kept": share(replied(model, asked)),
             }
         ]  # fmt: skip
-        record |= {"bytes": retriever.bytes(), "complete": True}
+        record["bytes"] = retriever.bytes()
         write_json(out / f"{job.name}.json", record)
         return
-    spent = wall = 0.0
+    path = out / f"{job.name}.json"
+    if path.is_file():
+        record["points"] = json.loads(path.read_text("utf-8"))["points"]
+    last = record["points"][-1] if record["points"] else {"passes": 0}
+    spent, wall = last.get("cpu_seconds", 0.0), last.get("seconds", 0.0)
     cpu_since, since = time.process_time(), time.monotonic()
-    for passes, updates, loss in train(job, model, tokenizer, protocol, work, replay):
+    training = train(job, model, tokenizer, protocol, work, replay, last["passes"])
+    for passes, updates, loss in training:
+        if passes == 1:
+            # From the beginning.
+            record["points"], spent, wall = [], 0.0, 0.0
         spent += time.process_time() - cpu_since
         wall += time.monotonic() - since
         if passes in job.passes:
@@ -162,19 +170,22 @@ def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, r
                 "passes": passes, "updates": updates, "loss": loss, "cpu_seconds": spent,
                 "seconds": wall, **measures.answers(model), "texts": measures.texts(model),
             }  # fmt: skip
-            done = passes == max(job.passes) or point["recall"]["heldout"] >= ENOUGH
-            if done:
+            if is_last(job, point):
                 # Generating takes as long as all the rest.
                 point["replies_kept"] = share(replied(model, protocol.replies))
             record["points"].append(point)
             record["bytes"] = result_bytes(model)
             record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            record["complete"] = done
-            write_json(out / f"{job.name}.json", record)
+            write_json(path, record)
             print(job.name, passes, summary(point, measures.base), flush=True)
-            if record["complete"]:
+            if is_last(job, point):
                 return
         cpu_since, since = time.process_time(), time.monotonic()
+
+
+def is_last(job: Job, point: dict[str, Any]) -> bool:
+    """Return whether nothing is measured behind a point."""
+    return point["passes"] >= max(job.passes) or point["recall"]["heldout"] >= ENOUGH
 
 
 def summary(point: dict[str, Any], base: dict[str, Any]) -> str:
@@ -185,9 +196,11 @@ def summary(point: dict[str, Any], base: dict[str, Any]) -> str:
     return f"loss {point['loss']:.3f} | {recall} | kept {point['kept']:.3f} | {texts}"
 
 
-def is_complete(path: Path) -> bool:
-    """Return whether a job has been run to its end."""
-    return path.is_file() and json.loads(path.read_text("utf-8"))["complete"]
+def is_complete(job: Job, out: Path) -> bool:
+    """Return whether a job has been run to its end. More `passes` make it go on."""
+    path = out / f"{job.name}.json"
+    points = json.loads(path.read_text("utf-8"))["points"] if path.is_file() else []
+    return bool(points) and (job.arm == "retrieval" or is_last(job, points[-1]))
 
 
 def main() -> None:
@@ -216,7 +229,7 @@ def main() -> None:
         for job in jobs(args.jobs)
         if job.name not in failed
         and fnmatch.fnmatch(job.name, args.only)
-        and not is_complete(args.out / f"{job.name}.json")
+        and not is_complete(job, args.out)
     ]:
         print(f"{len(left)} jobs left, next {left[0]}", flush=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--job", left[0]]

@@ -1,5 +1,6 @@
 """The harness of experiments/06-teach: what counts as right, what trains, what is reported."""
 
+import copy
 import importlib
 import json
 from dataclasses import replace
@@ -200,3 +201,25 @@ def test_the_table_has_the_least_damage_at_the_target(
     plot = report.frontier(points, known=False)
     assert plot.png.startswith(b"\x89PNG")
     assert len(plot.csv.splitlines()) == 1 + len(points) == 7
+
+
+@pytest.mark.parametrize("arm", ["full", "lora4", "memory"])
+def test_a_training_that_goes_on_ends_as_one_in_a_piece(
+    arm: str,
+    harness: SimpleNamespace,
+    tokenizer: PreTrainedTokenizerFast,
+    model: LlamaForCausalLM,
+    taught: object,
+    tmp_path: Path,
+) -> None:
+    teach = harness.arms.train
+    whole, first, rest = (copy.deepcopy(model) for _ in range(3))
+    # More passes than the warm-up.
+    job = harness.arms.Job(arm, 1e-3, passes=(12, 14))
+    list(teach(job, whole, tokenizer, taught, tmp_path / "whole"))
+    list(teach(replace(job, passes=(12,)), first, tokenizer, taught, tmp_path / "parts"))
+    passes = [n for n, *_ in teach(job, rest, tokenizer, taught, tmp_path / "parts", done=12)]
+    assert passes == [13, 14]
+    ends = dict(rest.named_parameters())
+    assert all(torch.equal(weight, ends[name]) for name, weight in whole.named_parameters())
+    assert any(not torch.equal(w, ends[name]) for name, w in first.named_parameters())
