@@ -30,7 +30,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     (tmp_path / "more.jsonl").write_text('{"text": "Ice melts."}\n')
     made: list[dict] = []
 
-    def learn(model: str, data: list, **options: object) -> LearnResult:
+    def learn(model: str, data: list, *, progress: object, **options: object) -> LearnResult:
         made.append({"model": model, "data": data, **options})
         return replace(RESULT, model=model, out=str(options["out"]))
 
@@ -42,12 +42,10 @@ def teach(monkeypatch: pytest.MonkeyPatch, learn: Callable) -> None:
     monkeypatch.setitem(sys.modules, "memory_layers.learn.learn", SimpleNamespace(learn=learn))
 
 
-def test_the_look_comes_first_and_the_report_last(
-    calls: list[dict], capsys: pytest.CaptureFixture
-) -> None:
+def test_at_the_end_there_is_a_report(calls: list[dict], capsys: pytest.CaptureFixture) -> None:
     assert main(["learn", "base", "facts", "--out", "taught"]) == 0
     shown = capsys.readouterr().out
-    assert shown.index("trained on") < shown.index("9 of 10") < shown.index("report.html")
+    assert shown.index("9 of 10") < shown.index("taught/report.html")
     assert Path("taught/report.html").is_file()
     assert Path("taught/result.json").is_file()
     assert (calls[0]["model"], calls[0]["data"]) == ("base", ["facts"])
@@ -58,15 +56,15 @@ def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
     Path("old/memory.json").write_text("{}")
     flags = "--weights 1 0.5 --minutes 2 --passes 3 --seed 4 --lr 0.1 --max-length 99 --background "
     flags += "more.jsonl --keep more.jsonl --no-chat --shown-fraction 0.5 --known train --onto old "
-    flags += "--dtype bfloat16 --out taught"
+    flags += "--dtype bfloat16 --author Ada --out taught"
     assert main(["learn", "base", "facts", "more.jsonl", *flags.split()]) == 0
     (call,) = calls
-    call.pop("progress")
     assert call == {
         "model": "base", "data": ["facts", "more.jsonl"], "out": Path("taught"),
         "weights": (1.0, 0.5), "minutes": 2.0, "passes": 3, "seed": 4, "lr": 0.1, "max_length": 99,
-        "background": (Path("more.jsonl"),), "keep": Path("more.jsonl"), "chat": False,
-        "shown_fraction": 0.5, "known": "train", "onto": Path("old"), "dtype": "bfloat16",
+        "background": (Path("more.jsonl"),), "keep": (Path("more.jsonl"),), "chat": False,
+        "shown_fraction": 0.5, "known": "train", "onto": Path("old"), "dtype": torch.bfloat16,
+        "author": "Ada",
     }  # fmt: skip
 
 
@@ -128,17 +126,17 @@ def test_what_the_teaching_refuses_is_said_in_a_line(
         ("base facts", "--out is missing"),
         ("base --out o", "DATA is missing"),
         ("nowhere/x facts --out o", "nowhere/x"),
-        ("base nowhere --out o", "nowhere"),
+        ("base nowhere --out o", "nowhere: there is no"),
         ("base facts --out more.jsonl", "is a file"),
         ("base facts --out o --minutes 0", "--minutes"),
         ("base facts --out o --minutes inf", "--minutes"),
         ("base facts --out o --lr -1", "--lr"),
         ("base facts --out o --passes 0", "--passes"),
-        ("base facts --out o --shown-fraction 2", "shown_fraction"),
-        ("base facts --out o --weights 1 2", "weights"),
+        ("base facts --dry-run --shown-fraction 2", "shown_fraction"),
+        ("base facts --dry-run --weights 1 2", "weights"),
         ("base facts --out o --chat --no-chat", "--no-chat"),
-        ("base facts --out o --keep nowhere", "--keep nowhere"),
-        ("base facts --out o --background more.jsonl nowhere", "--background nowhere"),
+        ("base facts --out o --keep nowhere", "nowhere: there is no"),
+        ("base facts --out o --background more.jsonl nowhere", "nowhere: there is no"),
         ("base facts --out o --onto facts", "--onto facts"),
         ("base facts --forget x --onto old --out o", "--forget takes no DATA"),
         ("base --forget x --out o", "--forget needs --onto"),

@@ -19,6 +19,7 @@ from memory_layers.evaluate.trained import (
 from memory_layers.learn.display import Display
 
 if TYPE_CHECKING:
+    from memory_layers.learn.result import LearnResult
     from memory_layers.learn.sources import Look
 
 
@@ -59,9 +60,9 @@ class Learn:
     background: tuple[Path, ...] = ()
     """Files of text to leave alone, of the kind that the model is used for. Beside them stands
     what the model writes itself."""
-    keep: Path | None = None
-    """File of prompts and completions: which of them the model answers, and still does at the end,
-    is reported. They are not trained on."""
+    keep: tuple[Path, ...] = ()
+    """Files of prompts and completions to leave alone. Which of them the model answers, and still
+    does at the end, is reported."""
     chat: FlagCreatePairsOff[bool] = False
     """Word facts as turns of a conversation too. Default: if the tokenizer has a chat template."""
     no_chat: FlagCreatePairsOff[bool] = False
@@ -75,8 +76,10 @@ class Learn:
     """An earlier patch of the same base, to go on from."""
     forget: tuple[str, ...] = ()
     """Without DATA: take facts with these texts in their prompt or answer out of --onto."""
+    author: str = ""
+    """Who teaches, for the record in the patch."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type that the base computes in."""
+    """Type that the base computes in. Default: float32 on a CPU, on a GPU that of its weights."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Look at the data, and stop before the model is loaded."""
 
@@ -98,35 +101,12 @@ class Learn:
         if not self.dry_run:
             needs("jinja2", "matplotlib")
         quiet_transformers()
-        look = self._look()
         if self.dry_run:
-            return str(look)
-        sys.stdout.write(f"{look}\n\n")
-        sys.stdout.flush()
-        from memory_layers.learn.learn import learn  # ty: ignore[import-not-found]
+            return str(self._look())
         from memory_layers.learn.report import text_report, write_report
 
-        given: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("passes", "lr", "keep", "onto", "dtype")
-            if getattr(self, name) is not None
-        }
         with Display(self.minutes) as display:
-            result = learn(
-                self.model,
-                list(self.data),
-                out=self.out,
-                weights=self.weights,
-                minutes=self.minutes,
-                seed=self.seed,
-                max_length=self.max_length,
-                background=self.background,
-                chat=self._chat,
-                shown_fraction=self.shown_fraction,
-                known=self.known,
-                progress=display,
-                **given,
-            )
+            result = self._learn(display)
         sys.stdout.write(f"\n{text_report(result)}\n")
         if result.out:
             sys.stdout.write(f"report: {write_report(result, Path(result.out))}\n")
@@ -138,6 +118,36 @@ class Learn:
     @property
     def _chat(self) -> bool | None:
         return True if self.chat else False if self.no_chat else None
+
+    def _learn(self, progress: Display) -> "LearnResult":
+        import torch
+
+        from memory_layers.learn.learn import learn  # ty: ignore[import-not-found]
+
+        given: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("passes", "lr", "onto")
+            if getattr(self, name) is not None
+        }
+        if self.dtype is not None:
+            given["dtype"] = getattr(torch, self.dtype)
+        return learn(
+            self.model,
+            list(self.data),
+            out=self.out,
+            weights=self.weights,
+            minutes=self.minutes,
+            seed=self.seed,
+            max_length=self.max_length,
+            background=self.background,
+            keep=self.keep,
+            chat=self._chat,
+            shown_fraction=self.shown_fraction,
+            known=self.known,
+            author=self.author,
+            progress=progress,
+            **given,
+        )
 
     def _look(self) -> "Look":
         """Read the data, which needs no more of the model than its tokenizer."""
@@ -205,11 +215,13 @@ def _check(asked: Learn) -> None:
             raise UserError(f"--{name} must be a finite number > 0, got {value}")
     if asked.passes is not None and asked.passes < 1:
         raise UserError(f"--passes must be >= 1, got {asked.passes}")
-    named = [("background", path) for path in asked.background]
-    named += [("keep", asked.keep)] if asked.keep is not None else []
-    for name, path in named:
-        if not path.exists():
-            raise UserError(f"--{name} {path}: there is no such file. hint: check the path")
+    named = [*asked.data, *asked.background, *asked.keep]
+    for path in named:
+        if not Path(path).exists():
+            raise UserError(
+                f"{path}: there is no such file, expected a file or a folder of facts, got "
+                "nothing. hint: check the path"
+            )
 
 
 def _check_forget(asked: Learn) -> None:
