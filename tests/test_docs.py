@@ -54,7 +54,7 @@ SHORT = {
     "train": ("--train.steps", "2", "--train.eval-every", "2", "--train.log-every", "1"),
     "eval": ("--answered", "4"),
 }
-ONLY_PARSED = ("compare", "fetch", "scale", "serve")
+ONLY_PARSED = ("compare", "fetch", "learn", "scale", "serve")
 BUILTIN = ("--data.max-subjects", "20")
 TEACHING = {"use_cpu": True, "max_steps": 2, "report_to": "none", "disable_tqdm": True}
 
@@ -123,7 +123,8 @@ def run_as_a_user(words: list[str]) -> None:
         importlib.import_module(name).main(*rest[1:], **teaching)
     elif program == "memory-layers":
         command, *options = rest
-        if command in ONLY_PARSED or "--tasks" in options:
+        # The packaged model takes minutes of its own.
+        if command in ONLY_PARSED or {"--tasks", "smollm2"} & set(options):
             kind = cli.COMMANDS[command]
             parse = parse_with_config if issubclass(kind, OfConfig) else parse_plain
             parse(command, kind, options)
