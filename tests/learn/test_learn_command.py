@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
+from memory_layers.learn.display import Display
 from memory_layers.learn.result import LearnResult, Point
 from memory_layers.models import Fact, add_memory, record_teaching
 
@@ -106,7 +107,7 @@ def test_an_interrupted_teaching_keeps_what_was_learned(
     assert Path("taught/report.html").is_file()
     captured = capsys.readouterr()
     assert "9 of 10" in captured.out
-    assert "run the same command again" in captured.err
+    assert "kept" in captured.err
 
 
 def test_what_the_teaching_refuses_is_said_in_a_line(
@@ -176,3 +177,18 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
     assert (rows.tolist(), left.tolist()) == ([1, 2, 7], [1, 2])
     assert calls == []
     assert main(["learn", "base", "--onto", "lakes", "--forget", "Oslo", "--out", "o"]) == 2
+
+
+def test_on_a_terminal_one_bar_follows_the_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Display(1) as display:
+        for number in range(1, 4):
+            display.work(1, 2, f"pass {number}")
+            display.point(Point(number, 10, 30.0, 2.0, 0.5, None, 0.0, None))
+    # What is drawn last stays on the screen.
+    last = capsys.readouterr().err.split("minutes left")[-1].split("\x1b[2K")[-1]
+    assert "pass 3" in last
+    assert "pass 2" not in last

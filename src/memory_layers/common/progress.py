@@ -19,9 +19,10 @@ class ProgressLine:
 
     Args:
         show: Print anything at all.
+        one: A bar that is over makes room for the next one.
     """
 
-    def __init__(self, *, show: bool = True) -> None:
+    def __init__(self, *, show: bool = True, one: bool = False) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -41,6 +42,7 @@ class ProgressLine:
             disable=not sys.stderr.isatty(),
         )
         self._name: str | None = None
+        self._one = one
 
     def update(self, done: int, total: int, name: str, status: str = "") -> None:
         """Show how far the work is.
@@ -53,6 +55,8 @@ class ProgressLine:
         """
         now = time.monotonic()
         if name != self._name:
+            if self._one and self._name is not None:
+                self._bar.remove_task(self._task)
             self._name, self._first = name, done
             self._started, self._due = now, now + FIRST_LINE
             self._task = self._bar.add_task(name, total=total, completed=done, status=status)

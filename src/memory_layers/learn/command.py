@@ -28,7 +28,7 @@ class Learn:
     """Teach a pretrained model new facts, in memory beside it, and keep what it knew.
 
     The base stays as it is. OUT gets the rows of memory that were written, a patch, and the report.
-    Ctrl-C ends the teaching and keeps what was learned. The same command goes on with it.
+    Ctrl-C ends the teaching and keeps what was learned. A killed one goes on by the same command.
 
     Example: memory-layers learn smollm2 my_facts --out taught
 
@@ -44,7 +44,7 @@ class Learn:
     data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA...")]] = ()
     """Folders of facts.jsonl and templates.yaml, or files: JSON lines, CSV, Parquet or text."""
     out: Path | None = None
-    """Folder of the patch. A teaching that was stopped there goes on."""
+    """Folder of the patch. A teaching that was killed there goes on."""
     weights: tuple[float, ...] = ()
     """How often the rows of each DATA are shown in a pass. Default: once."""
     minutes: float = 15.0
@@ -112,7 +112,7 @@ class Learn:
             sys.stdout.write(f"report: {write_report(result, Path(result.out))}\n")
         if result.stopped != "interrupted":
             return 0
-        sys.stderr.write("interrupted\nto go on, run the same command again\n")
+        sys.stderr.write("interrupted: what was learned is kept\n")
         return 130
 
     @property

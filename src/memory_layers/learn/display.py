@@ -1,4 +1,4 @@
-"""How far a teaching is, for people: a row for each measurement, and a bar on a terminal."""
+"""How far a teaching is, for people: a row for each measurement, and a bar for what goes on."""
 
 import sys
 from typing import Self
@@ -10,14 +10,16 @@ _HEAD = "  pass    loss   recall: seen  not seen   forgotten: text  answers   mi
 
 
 class Display:
-    """Shows learning and forgetting side by side on stderr. A `Progress`.
+    """Shows learning and forgetting side by side on stderr: a `Progress`.
+
+    In a log file a row is enough: parts of the work are shown until the first one.
 
     Args:
         minutes: Most that the teaching takes.
     """
 
     def __init__(self, minutes: float) -> None:
-        self._line = ProgressLine()
+        self._line = ProgressLine(one=True)
         self._seconds = 60 * minutes
         self._headed = False
 
@@ -27,10 +29,11 @@ class Display:
 
     def work(self, done: int, total: int, name: str) -> None:
         """Show how far a part of the work is."""
-        self._line.update(done, total, name)
+        if not self._headed or sys.stderr.isatty():
+            self._line.update(done, total, name)
 
     def point(self, point: Point) -> None:
-        """Show a row, and on a terminal how much of the time is over."""
+        """Show a row."""
         if not self._headed:
             self._headed = True
             self._line.say(_HEAD)
@@ -41,9 +44,6 @@ class Display:
             f"{point.passes:6d}{point.loss:8.3f}{point.recall_seen:15.3f}{unseen:>10}"
             f"{100 * point.text_loss:+16.2f} %{lost:>9}{left / 60:15.1f}"
         )
-        if sys.stderr.isatty():
-            total = round(self._seconds)
-            self._line.update(min(round(point.seconds), total), total, "seconds")
 
     def __enter__(self) -> Self:
         """Start the display."""

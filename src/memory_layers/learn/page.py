@@ -129,7 +129,7 @@ def _notes(result: LearnResult) -> list[str]:
     if not result.texts and not result.kept:
         notes.append("What was forgotten was not measured.")
     if result.stopped == "interrupted":
-        notes.append("The teaching was interrupted. The same command goes on with it.")
+        notes.append("The teaching was interrupted: more could have been learned.")
     return notes
 
 
