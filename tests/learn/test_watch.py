@@ -64,6 +64,11 @@ def test_an_answer_counts_if_greedy_decoding_gives_it(model: PreTrainedModel) ->
             wrong.append(replace(item, ids=ids))
         assert ask(model, TOKENIZER, wrong) == [False] * len(items)
         assert ask(model, TOKENIZER, [items[0], wrong[1]]) == [True, False]
+    # Another first token, and what the model says after that.
+    first = (items[0].ids[items[0].start] + 1) % len(TOKENIZER)
+    begun = [*items[0].prompt_ids.tolist(), int(first)]
+    ids = np.asarray(begun + said_by(model, TOKENIZER, begun, 2), np.int32)
+    assert ask(model, TOKENIZER, [replace(items[0], ids=ids)]) == [False]
 
 
 def test_an_answer_must_end(model: PreTrainedModel) -> None:
@@ -101,6 +106,13 @@ class says:
 
 def test_groups_that_are_known_are_found(model: PreTrainedModel) -> None:
     data = half_known(model)
+    # All wordings of the last fact but its last one, too.
+    familiar = known_items(model, TOKENIZER, data.items)
+    items = [
+        familiar[n] if item.group == 2 and n < len(data.items) - 1 else item
+        for n, item in enumerate(data_for(TOKENIZER).items)
+    ]
+    assert known(model, TOKENIZER, items) == []
     done: list[int] = []
     assert known(model, TOKENIZER, data.items, progress=done.append) == [0]
     assert sum(done) == len(data.items)
@@ -255,14 +267,16 @@ def test_files_of_prompts_to_keep(tmp_path: Path) -> None:
         keep_of_files([file], TOKENIZER, 100)
 
 
+@pytest.mark.parametrize("names", [["Kyoto", "Nagano"], ["them", "him"]])
 def test_neighbours_are_asked_in_the_same_wordings_of_other_subjects(
-    model: PreTrainedModel,
+    model: PreTrainedModel, names: list[str]
 ) -> None:
     data = data_for(TOKENIZER)
-    own = torch.tensor([TOKENIZER("It is land of Kyoto and the capital of Nagano.")["input_ids"]])
+    said = "the land of {} and the capital of {}.".format(*names)
+    own = torch.tensor([TOKENIZER(said)["input_ids"]])
     (keep,) = neighbours(model, TOKENIZER, data, own, 12)
     texts = [TOKENIZER.decode(item.prompt_ids) for item in keep.items]
-    assert len(set(texts)) == len(texts) > 6
+    assert len(set(texts)) == len(texts) > 4
     subjects = set()
     for text in texts:
         wordings = ("The code of {} is", "What is the code of {}?", "At {} they say", "{} has the")
@@ -271,7 +285,7 @@ def test_neighbours_are_asked_in_the_same_wordings_of_other_subjects(
         before, after = found[0]
         subjects.add(text.rpartition(before)[2].partition(after)[0] if before else text.split()[0])
     assert subjects.isdisjoint({fact.subject for fact in FACTS.facts})
-    assert any("Kyoto" in text or "Nagano" in text for text in texts)
+    assert any(name in text for name in names for text in texts) == (names[0] == "Kyoto")
     assert any("<|im_start|>user" in text for text in texts)
 
 
