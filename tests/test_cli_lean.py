@@ -97,6 +97,7 @@ def test_wrong_names_are_refused_before_anything_heavy_is_loaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = [["generate", "nowhere", "hi"], ["export", "nowhere", "out"],
+             ["learn", "nowhere", "facts", "--out", "taught"],
              ["patch", "show", "nowhere"], ["plan", "tiny", "--device", "abacus"]]  # fmt: skip
     assert loaded_by(asked, code=2) & set(HEAVY) == set()
 
@@ -121,7 +122,7 @@ def test_a_command_names_the_extra_that_it_lacks(
     model = str(write_untrained(tmp_path / "model"))
     commands = {
         "train": [["train", "tiny"], ["compare", "demo"], ["scale", "scale"],
-                  ["report", str(results)]],
+                  ["report", str(results)], ["learn", model, str(facts), "--out", "taught"]],
         "eval": [["eval", model, "--tasks", "piqa"]],
         "serve": [["serve", model]],
         "data": [["train", "tiny", "--data.cache-dir", str(tmp_path / "cache")],

@@ -100,6 +100,11 @@ def test_a_miss_never_reads_as_all() -> None:
     assert kept.split()[-1] == "0.999"
 
 
+def test_nothing_grows_by_less_than_nothing() -> None:
+    text = replace(RESULT.texts[0], after=RESULT.texts[0].before - 1e-7)
+    assert "+0.00 %" in text_report(replace(RESULT, texts=(text,)))
+
+
 @pytest.mark.parametrize("many", [3, 40])
 def test_long_lists_are_short_in_the_text_and_whole_on_the_page(many: int) -> None:
     names = tuple(f"city: number {n}." for n in range(many))

@@ -4,6 +4,7 @@ import sys
 from typing import Self
 
 from memory_layers.common.progress import ProgressLine
+from memory_layers.learn.report import growth
 from memory_layers.learn.result import Point
 
 _HEAD = "  pass    loss   recall: seen  not seen   forgotten: text  answers   minutes left"
@@ -42,7 +43,7 @@ class Display:
         left = max(0.0, self._seconds - point.seconds)
         self._line.say(
             f"{point.passes:6d}{point.loss:8.3f}{point.recall_seen:15.3f}{unseen:>10}"
-            f"{100 * point.text_loss:+16.2f} %{lost:>9}{left / 60:15.1f}"
+            f"{growth(point.text_loss):>18}{lost:>9}{left / 60:15.1f}"
         )
 
     def __enter__(self) -> Self:

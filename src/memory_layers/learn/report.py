@@ -111,7 +111,7 @@ def text_rows(result: LearnResult) -> list[tuple[str, ...]]:
             f"{text.tokens:,}",
             f"{text.before:.4f}",
             f"{text.after:.4f}",
-            f"{100 * text.increase:+.2f} %",
+            growth(text.increase),
             f"{text.kl:.2g}",
             f"{100 * text.changed:.2f} %",
             f"{100 * text.spoke:.2f} %",
@@ -155,6 +155,11 @@ def next_commands(result: LearnResult) -> list[str]:
         f"memory-layers serve {model} --memory {out}",
         f"memory-layers patch show {out}",
     ]
+
+
+def growth(share: float) -> str:
+    """Return by how much something grew, in percent with two digits, zero without a minus."""
+    return f"{round(100 * share, 2) + 0.0:+.2f} %"
 
 
 def minutes(seconds: float) -> str:

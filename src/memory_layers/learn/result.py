@@ -20,7 +20,8 @@ class TextLoss:
         after: Loss of the taught model.
         kl: Divergence of the taught model from the base, KL(base || taught), in nats a token.
         changed: Share of tokens before which another token became the most likely one.
-        spoke: Share of tokens at which the memory spoke: everywhere else nothing was changed.
+        spoke: Share of tokens at which the memory spoke. What stands before the first of them in
+            a text comes out as from the base, to the bit.
     """
 
     name: str
