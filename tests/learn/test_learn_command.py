@@ -177,6 +177,25 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
     assert (rows.tolist(), left.tolist()) == ([1, 2, 7], [1, 2])
     assert calls == []
     assert main(["learn", "base", "--onto", "lakes", "--forget", "Oslo", "--out", "o"]) == 2
+    assert not Path("o").exists()
+
+
+def test_facts_that_share_their_rows_are_forgotten_together(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained("base")
+    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
+    with torch.no_grad():
+        model.model.memory_table.weight[[1, 2]] = torch.randn(2, 16)
+    facts = [Fact("Inari: land", "Finland", torch.tensor([1, 2])),
+             Fact("Inari: depth", "92 m", torch.tensor([1, 2]))]  # fmt: skip
+    record_teaching(model, facts=facts).save("lakes")
+    forget = ["learn", "base", "--onto", "lakes", "--out", "fewer", "--forget"]
+    assert main([*forget, "92"]) == 2
+    assert "other facts" in capsys.readouterr().err
+    assert not Path("fewer").exists()
+    assert main([*forget, "92", "Finland"]) == 0
+    assert "2 rows" in capsys.readouterr().out
 
 
 def test_on_a_terminal_one_bar_follows_the_other(

@@ -174,10 +174,11 @@ class Learn:
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
-        lines = []
+        lines, gone = [], 0
         for text in self.forget:
             patch = patch_of(model)
             found = revert_patch(model, patch.ids, text)
+            gone += len(found.rows)
             lines.append(f"forgotten with {text!r}: {len(found.rows):,} rows")
             for teaching in patch.teachings:
                 numbers = (found.facts or {}).get(teaching.id, ())
@@ -185,6 +186,11 @@ class Learn:
                 lines += [f"  {fact.prompt} {fact.answer}" for fact in facts]
             if len(found.kept):
                 lines.append(f"  {len(found.kept):,} rows stay that other facts wrote too")
+        if not gone:
+            raise UserError(
+                f"--forget {' '.join(self.forget)}: other facts wrote all rows of these too, so "
+                "none can be taken out. hint: what they share, most often a name, forgets all of them"
+            )
         patch_of(model).save(str(self.out))
         return "\n".join([*lines, f"patch: {self.out}"])
 
