@@ -52,6 +52,7 @@ def lines_with(report: str, *words: str) -> list[str]:
 
 def test_the_report_says_what_was_learned_and_what_was_forgotten() -> None:
     report = text_report(RESULT)
+    assert report == str(RESULT)
     assert "9 of 10" in report
     (seen,) = lines_with(report, "statement, seen")
     assert seen.split()[-3:] == ["30", "0.000", "1.000"]

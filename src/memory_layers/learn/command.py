@@ -189,7 +189,7 @@ class Learn:
         if not gone:
             raise UserError(
                 f"--forget {' '.join(self.forget)}: other facts wrote all rows of these too, so "
-                "none can be taken out. hint: what they share, most often a name, forgets all of them"
+                "none can be taken out. hint: --forget what they share, most often a name"
             )
         patch_of(model).save(str(self.out))
         return "\n".join([*lines, f"patch: {self.out}"])

@@ -165,6 +165,11 @@ class LearnResult:
     look: dict[str, Any]
     provenance: dict[str, Any]
 
+    def __str__(self) -> str:
+        from memory_layers.learn.report import text_report
+
+        return text_report(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON takes it."""
         return asdict(self)
