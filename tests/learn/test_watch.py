@@ -32,6 +32,10 @@ from tests.learn.tiny_tokenizers import byte_level, chatml
 TOKENIZER = chatml()
 
 
+# That which `learn` adds: it is silent in most texts.
+QUIET = {"lookup": "first", "match": "nearest", "layers": (0, 1, 2)}
+
+
 @pytest.fixture
 def model() -> PreTrainedModel:
     return with_memory(base_for(TOKENIZER))
@@ -199,9 +203,10 @@ def by_hand(model: PreTrainedModel, base: PreTrainedModel, ids: Tensor) -> list[
     return (sums / (ids.numel() - len(ids))).tolist()
 
 
-@pytest.mark.parametrize("share", [0.1, 1.0])
-def test_what_was_done_to_a_text(model: PreTrainedModel, share: float) -> None:
-    base = base_for(TOKENIZER)
+@pytest.mark.parametrize("share", [0.02, 1.0])
+@pytest.mark.parametrize("memory", [{}, QUIET])
+def test_what_was_done_to_a_text(memory: dict[str, object], share: float) -> None:
+    base, model = base_for(TOKENIZER), with_memory(base_for(TOKENIZER), **memory)
     ids = some_text(60)
     watch = Watch(model, TOKENIZER, data_for(TOKENIZER), {"text": ids})
     write_rows(model, 2.0, share)
@@ -229,7 +234,11 @@ def test_a_model_that_was_taught_before_is_measured_against_its_base(
     assert resumed.summary(resumed.recall()) == first.summary(first.recall())
 
 
-def test_prompts_that_the_base_goes_on_with_are_lost_one_by_one(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize(("memory", "share"), [({}, 1.0), (QUIET, 0.05)])
+def test_prompts_that_the_base_goes_on_with_are_lost_one_by_one(
+    memory: dict[str, object], share: float
+) -> None:
+    model = with_memory(base_for(TOKENIZER), **memory)
     keep = continuations(model, TOKENIZER, some_text(60, 30), 12)
     assert 8 <= len(keep.items) <= 12
     base = base_for(TOKENIZER)
@@ -237,7 +246,7 @@ def test_prompts_that_the_base_goes_on_with_are_lost_one_by_one(model: PreTraine
         prompt = item.prompt_ids.tolist()
         assert item.ids[item.start :].tolist() == said_by(base, TOKENIZER, prompt, 3)
     watch = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep])
-    write_rows(model, 1.0)
+    write_rows(model, 2.0, share)
     same = [
         said_by(model, TOKENIZER, item.prompt_ids.tolist(), 3) == item.ids[item.start :].tolist()
         for item in keep.items
@@ -307,11 +316,8 @@ def test_neighbours_of_prompts_are_mixed_from_two(model: PreTrainedModel) -> Non
 def test_a_glance_finds_what_was_lost(model: PreTrainedModel) -> None:
     keep = continuations(model, TOKENIZER, some_text(60, 30), 12)
     watch = Watch(model, TOKENIZER, half_known(model), {"text": some_text(60)}, [keep])
-    before = watch.glance()
-    assert before.recall_seen > 0
     write_rows(model, 3.0)
     after = watch.glance()
-    assert after.recall_seen < before.recall_seen
     assert abs(after.text_loss) > 1e-3
     assert after.kept is not None
     assert after.kept < 1

@@ -10,7 +10,8 @@ from tiny_models import tiny_memory
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.data.facts import Fact, FactSet, RelationTemplates
-from memory_layers.layers.walk import find_tables
+from memory_layers.layers import WrittenTable
+from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 from memory_layers.models import add_memory
 
@@ -43,18 +44,36 @@ def base_for(tokenizer: PreTrainedTokenizerBase, **changes: object) -> PreTraine
     return model
 
 
-def with_memory(model: PreTrainedModel) -> PreTrainedModel:
+def with_memory(model: PreTrainedModel, **changes: object) -> PreTrainedModel:
     """Add memory whose values are zero."""
-    config = tiny_memory(placement="beside", gate="none", value_init_std=0)
+    config = tiny_memory(placement="beside", gate="none", value_init_std=0, **changes)
     return add_memory(model, config).eval()
 
 
 def write_rows(model: PreTrainedModel, size: float, share: float = 1.0) -> None:
-    """Teach it something, never mind what: write the first rows of its table."""
+    """Teach it something, never mind what: write the first slots of its table."""
+    for table in find_tables(model).values():
+        if isinstance(table, WrittenTable):
+            keys, radius = _some_queries(model, share)
+            rows = torch.cat([keys, radius, size * torch.randn(2, table.value_dim)], 1)
+            table.write(torch.arange(2), rows[:, : table.value_dim])
+            continue
+        count = round(share * len(table.weight))
+        with torch.no_grad():
+            table.weight[:count] = size * torch.randn(count, table.weight.shape[1])
+
+
+def _some_queries(model: PreTrainedModel, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two queries of any tokens, and radii within which about a share of all tokens is."""
+    found: list[torch.Tensor] = []
+    hook = memory_layers_of(model)[0].query.register_forward_hook(
+        lambda _m, _x, query: found.append(query.flatten(1))
+    )
     with torch.no_grad():
-        for table in find_tables(model).values():
-            rows = round(share * len(table.weight))
-            table.weight[:rows] = size * torch.randn(rows, table.weight.shape[1])
+        model(input_ids=torch.arange(200)[None])
+    hook.remove()
+    keys = found[0][[3, 70]]
+    return keys, torch.cdist(keys, found[0]).quantile(share, 1)[:, None]
 
 
 def data_for(tokenizer: PreTrainedTokenizerBase) -> LearnData:

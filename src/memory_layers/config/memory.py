@@ -17,6 +17,8 @@ Placement = Literal["replace", "beside"]
 QueryNorm = Literal["none", "batch", "layer"]
 Weighing = Literal["softmax", "relu", "sigmoid"]
 Readout = Literal["values", "experts", "linear_experts"]
+Lookup = Literal["each", "first"]
+Match = Literal["slots", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,13 @@ class MemoryConfig(BlocksConfig):
             experts start with D ** -0.5: u . x is then about as large as the entries of x. With 0
             beside a block, the output map is drawn as in the place of one: a token that reads no
             row that was written since gets exactly zero.
+        lookup: "each" layer looks up slots of its own. "first": the first alone does, and each of
+            the others adds a part of its own of the rows that are read there. A row is then as wide
+            as all parts together, V times the number of layers.
+        match: "slots": a token reads the slots that it finds, of N that are all stored. "nearest":
+            only rows that were written are stored, each with the query that it is for and a radius.
+            A token reads the row whose query is nearest to its own, if it is within the radius, and
+            nothing otherwise: there the model computes what it computed without memory.
     """
 
     required: ClassVar[Mapping[str, str]] = MappingProxyType({"layers": "[4, 12, 20]"})
@@ -100,6 +109,8 @@ class MemoryConfig(BlocksConfig):
     sink_slot: bool = False
     placement: Placement = "replace"
     value_init_std: float | None = None
+    lookup: Lookup = "each"
+    match: Match = "slots"
 
     def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
@@ -128,6 +139,22 @@ class MemoryConfig(BlocksConfig):
             )
         if self.value_init_std is not None:
             check_number("value_init_std", self.value_init_std)
+        if self.lookup == "first" and (not self.share_values or self.readout != "values"):
+            raise UserError('lookup "first" needs share_values=True and readout "values"')
+        if self.match == "nearest":
+            self._check_nearest()
+
+    def _check_nearest(self) -> None:
+        needed = {
+            "placement": "beside", "share_values": True, "readout": "values",
+            "value_init_std": 0, "random_slots": 0, "sink_slot": False,
+        }  # fmt: skip
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise UserError(
+                    f'match "nearest" needs {name}={value!r}, got {getattr(self, name)!r}. '
+                    "hint: leave match out"
+                )
 
     @property
     def num_slots(self) -> int:

@@ -37,6 +37,9 @@ class MemoryLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.weighing = config.weighing
+        # What is read here is for this layer and those that follow it, side by side.
+        self.parts = len(config.layers) if config.lookup == "first" else 1
+        self.for_followers: tuple[Tensor, ...] = ()
         self.query = build_query(config, model_dim)
         self.keys = build_keys(config, model_dim)
         self.read = build_read(config, model_dim, self)
@@ -78,6 +81,9 @@ class MemoryLayer(nn.Module):
         scores, slots = self.keys(query)  # [T, H, K]
         weights = self.weigh(scores)  # [T, H, K]
         read = self.read(slots, weights, x)  # [T, V]
+        if self.parts > 1:
+            read, *others = read.chunk(self.parts, -1)
+            self.for_followers = tuple(others)
         return self.gate(read, x).view(shape)
 
     def weigh(self, scores: Tensor) -> Tensor:
@@ -91,6 +97,32 @@ class MemoryLayer(nn.Module):
         return getattr(owner, name)
 
 
+class MemoryFollower(nn.Module):
+    """The part of what a memory layer before this one has read that is for this block.
+
+    Args:
+        config: Of the memory, with lookup "first".
+        model_dim: D.
+        leader: The layer that looks up and reads.
+        number: Which of the layers after it this one is, counted from 0.
+    """
+
+    def __init__(
+        self, config: MemoryConfig, model_dim: int, leader: MemoryLayer, number: int
+    ) -> None:
+        super().__init__()
+        self.number = number
+        self.gate = build_gate(config, model_dim)
+        object.__setattr__(self, "_leader", leader)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] → [..., D], for the tokens of the last pass of the leader."""
+        leader: Any = self._leader
+        read: Tensor = leader.for_followers[self.number]
+        flat = x.reshape(-1, x.shape[-1])
+        return self.gate(read.to(x.device), flat).view(x.shape)
+
+
 class MemoryBeside(nn.Module):
     """A feed-forward block and a memory layer on the same input, added up.
 
@@ -99,7 +131,7 @@ class MemoryBeside(nn.Module):
         memory: The layer that joins it. Its output starts at zero.
     """
 
-    def __init__(self, mlp: nn.Module, memory: MemoryLayer) -> None:
+    def __init__(self, mlp: nn.Module, memory: "MemoryLayer | MemoryFollower") -> None:
         super().__init__()
         self.mlp = mlp
         self.memory = memory

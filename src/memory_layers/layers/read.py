@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from memory_layers.config import MemoryConfig
 from memory_layers.layers.values import ValueTable
+from memory_layers.layers.written import WrittenTable
 
 
 class ValueRead(nn.Module):
@@ -44,6 +45,15 @@ class SinkRead(ValueRead):
         """[T, H, K] slots, [T, H, K + 1] weights, [T, D] → [T, V]."""
         weights, on_sink = weights.split([slots.shape[-1], 1], -1)
         return self.layer.sink(super().forward(slots, weights, x), on_sink[..., 0])
+
+
+class NearestRead(ValueRead):
+    """read = v[r] of the written row r whose query is nearest, 0 if it is not within its radius."""
+
+    def forward(self, slots: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        """[T, H, K] slots and weights, which are not needed, and [T, D] → [T, V]."""
+        rows, near = self.layer.values.nearest(self.layer.query(x).flatten(1))
+        return self.layer.values(rows[:, None], near.to(weights.dtype)[:, None])
 
 
 class ExpertRead(ValueRead):
@@ -109,12 +119,17 @@ def build_read(config: MemoryConfig, model_dim: int, layer: nn.Module) -> ValueR
         sizes = config.resolved(model_dim)
         layer.add_module("sink", SinkValue(sizes.value_dim, sizes.value_init_std))
         return SinkRead(layer)
+    if config.match == "nearest":
+        return NearestRead(layer)
     classes = {"values": ValueRead, "experts": ExpertRead, "linear_experts": LinearExpertRead}
     return classes[config.readout](layer)
 
 
 def build_tables(
-    config: MemoryConfig, model_dim: int, dtype: torch.dtype | None = None
+    config: MemoryConfig,
+    model_dim: int,
+    dtype: torch.dtype | None = None,
+    written: int = 0,
 ) -> dict[str, ValueTable]:
     """Build the tables that a config asks for, by the names that their owner gives them.
 
@@ -122,12 +137,19 @@ def build_tables(
         config: Sizes and choices.
         model_dim: D.
         dtype: Storage type of the rows. None: torch's default.
+        written: Number of rows that are written, where only these are stored.
 
     Returns:
         `memory_table`, the values [N, V], and for experts `expert_table`, their u [N, D].
     """
     sizes = config.resolved(model_dim)
-    shapes = {"memory_table": (sizes.value_dim, sizes.value_init_std)}
+    parts = len(config.layers) if config.lookup == "first" else 1
+    if config.match == "nearest":
+        query_dim = config.heads * sizes.key_dim
+        width = sizes.value_dim * parts
+        table = WrittenTable(config.num_slots, width, query_dim, written, dtype=dtype)
+        return {"memory_table": table}
+    shapes = {"memory_table": (sizes.value_dim * parts, sizes.value_init_std)}
     if config.readout != "values":
         shapes["expert_table"] = (model_dim, model_dim**-0.5)
     return {

@@ -122,7 +122,7 @@ class Learn:
     def _learn(self, progress: Display) -> "LearnResult":
         import torch
 
-        from memory_layers.learn.learn import learn  # ty: ignore[import-not-found]
+        from memory_layers.learn.learn import learn
 
         given: dict[str, Any] = {
             name: getattr(self, name)

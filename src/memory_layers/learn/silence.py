@@ -1,13 +1,15 @@
 """Memory beside blocks, switched off for a while, and whether it says anything."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from memory_layers.layers import MemoryBeside
+from memory_layers.layers import MemoryBeside, WrittenTable
 from memory_layers.layers.walk import memory_layers_of
+from memory_layers.learn.skeleton import speaks_at
 
 
 @contextmanager
@@ -41,6 +43,21 @@ def speech(model: nn.Module) -> Generator[Callable[[], Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def may_speak(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[bool]:
+    """Tell in which texts memory may say something, at the cost of the blocks up to the look-up.
+
+    What the model makes of the others is to the bit what its base makes of them.
+
+    Args:
+        model: With memory beside its blocks.
+        texts: Token ids of any lengths.
+    """
+    layers = memory_layers_of(model)
+    if len(layers) > 1 or not isinstance(layers[0].values, WrittenTable):
+        return [True] * len(texts)
+    return [bool(spoken.any()) for spoken in speaks_at(model, texts)]
 
 
 def _beside(model: nn.Module) -> list[nn.Module]:

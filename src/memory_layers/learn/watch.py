@@ -14,7 +14,7 @@ from memory_layers.data.lines import shorten
 from memory_layers.learn.ask import ask, measuring
 from memory_layers.learn.keep import Keep
 from memory_layers.learn.result import Kept, Recall, TextLoss
-from memory_layers.learn.silence import silenced, speech
+from memory_layers.learn.silence import may_speak, silenced, speech
 from memory_layers.learn.sources import LearnData, RecallItem
 
 if TYPE_CHECKING:
@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 # Tokens of text in a pass: their logits, in fp32 and more than once, are what fills the memory.
 PASS_TOKENS = 1024
 # What is looked at in a glance.
-GLANCE_ITEMS, GLANCE_KEPT, GLANCE_TOKENS = 48, 32, 1500
+GLANCE_KEPT, GLANCE_TOKENS = 32, 1500
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
     """What a look at samples shows. The attributes are those of Point."""
 
-    recall_seen: float
-    recall_unseen: float | None
     text_loss: float
     kept: float | None
 
@@ -88,12 +86,6 @@ class Watch:
             for one, right in zip(keep, rights, strict=True)
         ]
         draw = random.Random(seed)  # noqa: S311
-        numbers = range(len(data.items))
-        self._sample = [
-            n
-            for seen in (True, False)
-            for n in _some([n for n in numbers if data.items[n].seen == seen], GLANCE_ITEMS, draw)
-        ]
         most = GLANCE_KEPT // max(1, len(self._keep))
         self._keep_sample = [
             Keep(one.name, tuple(_some(one.items, most, draw)), one.exact) for one in self._keep
@@ -161,12 +153,7 @@ class Watch:
         return self._kept(self._keep, _counter(total, "asking what was known", progress))
 
     def glance(self) -> Glance:
-        """Measure samples, the same ones each time."""
-        right = dict(zip(self._sample, self.recall(self._sample), strict=True))
-        shares = []
-        for seen in (True, False):
-            asked = [right[n] for n in self._sample if self.data.items[n].seen == seen]
-            shares.append(sum(asked) / len(asked) if asked else None)
+        """Measure what was lost on samples, the same ones each time."""
         losses = [self._loss(name, rows, _ignore, kl=False) for name, rows in self._rows.items()]
         before, after = (
             sum(one.tokens * getattr(one, when) for one in losses) for when in ("before", "after")
@@ -174,8 +161,6 @@ class Watch:
         kept = self._kept(self._keep_sample, _ignore)
         asked_for = sum(one.items for one in kept)
         return Glance(
-            shares[0] or 0.0,
-            shares[1],
             after / before - 1 if before else 0.0,
             sum(one.kept for one in kept) / asked_for if asked_for else None,
         )
@@ -188,10 +173,13 @@ class Watch:
     def _kept(self, keeps: Iterable[Keep], count: Callable[[int], object]) -> tuple[Kept, ...]:
         found = []
         for one in keeps:
-            right = self._ask(one.items, count, exact=one.exact)
-            lost = _where(one.items, [not is_right for is_right in right])
+            loud = may_speak(self._model, [torch.from_numpy(i.ids).long() for i in one.items])
+            asked = _where(one.items, loud)
+            count(len(one.items) - len(asked))
+            right = self._ask(asked, count, exact=one.exact)
+            lost = _where(asked, [not is_right for is_right in right])
             prompts = tuple(_shown(self._tokenizer, item) for item in lost)
-            found.append(Kept(one.name, len(right), sum(right), prompts))
+            found.append(Kept(one.name, len(one.items), len(one.items) - len(lost), prompts))
         return tuple(found)
 
     def _base_of(self, ids: Tensor, count: Callable[[int], object]) -> _Text:
@@ -209,34 +197,31 @@ class Watch:
     ) -> TextLoss:
         """Measure what was done to rows of a text, its divergence from the base too or not."""
         text = self._texts[name]
-        before = after = divergence = 0.0
-        changed = spoken = tokens = 0
+        before = after = float(text.nll[rows].double().sum())
+        divergence, changed, spoken = 0.0, 0, 0
+        loud = _where(rows, may_speak(self._model, list(text.ids[rows])))
+        count(len(rows) - len(loud))
         with measuring(self._model):
-            for part in _parts(rows, text.ids.shape[1]):
-                ids, nll = text.ids[part], text.nll[part]
+            for part in _parts(loud, text.ids.shape[1]):
+                ids = text.ids[part]
                 with speech(self._model) as spoke:
                     logs = self._logs(ids)
                 said = spoke()
-                # A row in which memory said nothing is to the bit what the base makes of it.
-                loud = said.any(1)
-                now = torch.where(loud[:, None], _nll(logs, ids), nll)
-                differs = (logs.argmax(-1).cpu() != text.likely[part]) & loud[:, None]
-                if kl and loud.any():
-                    logs = logs[loud.to(logs.device)]
+                heard = said.any(1)
+                ids, logs = ids[heard], logs[heard.to(logs.device)]
+                numbers = torch.tensor(part)[heard]
+                after += float((_nll(logs, ids) - text.nll[numbers]).double().sum())
+                changed += int((logs.argmax(-1).cpu() != text.likely[numbers]).sum())
+                spoken += int(said.sum())
+                if kl and len(ids):
                     with silenced(self._model):
-                        base = self._logs(ids[loud])
+                        base = self._logs(ids)
                     divergence += float((base.exp() * (base - logs)).sum(dtype=torch.float64))
-                before, after = (
-                    before + float(nll.double().sum()),
-                    after + float(now.double().sum()),
-                )
-                changed, spoken = changed + int(differs.sum()), spoken + int(said.sum())
-                tokens += nll.numel()
                 count(len(part))
-        size = len(rows) * text.ids.shape[1]
+        tokens = text.nll[rows].numel()
         return TextLoss(
             name, tokens, before / tokens, after / tokens, divergence / tokens, changed / tokens,
-            spoken / size,
+            spoken / text.ids[rows].numel(),
         )  # fmt: skip
 
     def _logs(self, ids: Tensor) -> Tensor:

@@ -16,11 +16,18 @@ from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
+from memory_layers.layers import (
+    MemoryBeside,
+    MemoryFollower,
+    MemoryLayer,
+    ValueTable,
+    WrittenTable,
+)
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import (
     RECORD,
     backbone_of,
+    count_written,
     family_of,
     memory_classes,
     memory_config,
@@ -39,7 +46,7 @@ from memory_layers.models.remote_code import FORMAT_VERSION
 from memory_layers.models.surgery import ModelT, attach_memory, config_like
 from memory_layers.models.teachings import Teaching, current_rows
 
-_MEMORY = (MemoryLayer, ValueTable)
+_MEMORY = (MemoryFollower, MemoryLayer, ValueTable)
 
 
 def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
@@ -230,8 +237,9 @@ def put_memory(
     tables = {name: shapes.pop(name) for name in list(shapes) if patch and _is_table(name)}
     _check_shapes(weights, shapes, where)
     slots, values = (torch.empty(0), torch.empty(0)) if patch is None else patch.rows()
-    for name, (_, width) in tables.items():
-        if len(slots) and values.shape[1] != width:
+    for name, shape in tables.items():
+        width = shape[-1]
+        if name.endswith(".weight") and len(slots) and values.shape[1] != width:
             raise UserError(f"{name} has rows of width {width}, got {values.shape[1]}: {where}")
     if not memory_layers_of(model):
         dtype = description.get("value_dtype") or description["memory"].get("value_dtype")
@@ -242,7 +250,10 @@ def put_memory(
         memory = _split(model)[0]
         for name, tensor in weights.items():
             memory[name].copy_(tensor)
-        for number, name in enumerate(tables):
+        written = [m for m in backbone_of(model).children() if isinstance(m, WrittenTable)]
+        for table in written:
+            table.write(slots.long(), values.view(len(slots), table.value_dim))
+        for number, name in enumerate([] if written else tables):
             first = number * config.num_slots
             mine = (slots >= first) & (slots < first + config.num_slots)
             table = memory[name]
@@ -266,6 +277,7 @@ def recorded(model: PreTrainedModel) -> tuple[Patch, Tensor, Tensor, list[str]]:
         )
     memory = _memory_of(model)
     tables = [memory.pop(name) for name in list(memory) if _is_table(name)]
+    stored = getattr(backbone_of(model), "memory_table", None)
     record = getattr(backbone_of(model), RECORD, None)
     patch = Patch(
         description=_describe(model),
@@ -277,7 +289,10 @@ def recorded(model: PreTrainedModel) -> tuple[Patch, Tensor, Tensor, list[str]]:
         same = has_skeleton(model, record.skeleton)
         skeleton = record.skeleton if same else patch.skeleton
         patch = replace(patch, skeleton=skeleton, teachings=record.teachings, rule=record.rule)
-    slots, values = _changed_rows(tables, patch)
+    if isinstance(stored, WrittenTable):
+        slots, values = _changed_written(stored, patch)
+    else:
+        slots, values = _changed_rows(tables, patch)
     owners = [
         teaching.id
         for teaching, mask in current_rows(patch.teachings)
@@ -306,14 +321,29 @@ def _changed_rows(tables: Sequence[Tensor], patch: Patch) -> tuple[Tensor, Tenso
     return slots, rows_at(slots)
 
 
-def _written(table: Tensor) -> Tensor:
-    """Return which rows are not zero, to the bit: bool [N]."""
-    return _bits(table).any(1)
+def _changed_written(table: WrittenTable, patch: Patch) -> tuple[Tensor, Tensor]:
+    """Do what `_changed_rows` does, for a table of the written slots."""
+    slots, values = patch.rows()
+    now = table.slots.cpu()
+    every = torch.cat([slots, now]).unique()
+    rows = table.rows_of(every).cpu()
+    recorded = torch.zeros_like(rows)
+    if len(slots):
+        recorded[torch.searchsorted(every, slots)] = values.to(rows)
+    # A slot that is written with zeros is another thing than one that is not written.
+    listed = torch.isin(every, slots) != torch.isin(every, now)
+    changed = (_bits(rows) != _bits(recorded)).any(1) | listed
+    return every[changed], rows[changed]
 
 
 def _bits(rows: Tensor) -> Tensor:
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return rows.contiguous().view(whole[rows.element_size()])
+
+
+def _written(table: Tensor) -> Tensor:
+    """Return which rows are not zero, to the bit: bool [N]."""
+    return _bits(table).any(1)
 
 
 def set_record(model: PreTrainedModel, patch: Patch | None) -> None:
@@ -330,13 +360,14 @@ def has_skeleton(model: PreTrainedModel, skeleton: Mapping[str, Tensor]) -> bool
 
 
 def _is_table(name: str) -> bool:
-    return name.endswith("memory_table.weight")
+    return name.startswith("memory_table.") or name.endswith(".memory_table.weight")
 
 
 def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
     """Return the shapes of what `_split` calls memory, of a model that may not have it yet."""
     classes = memory_classes(family)
-    fields = {**model.config.to_dict(), "memory": config.to_dict()}
+    sizes = count_written(model)
+    fields = {**model.config.to_dict(), "memory": config.to_dict(), "written": sizes}
     with torch.device("meta"):
         twin = classes.backbone(config_like(model, classes, fields))
     return {name: tensor.shape for name, tensor in _split(twin)[0].items()}

@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
-from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
+from memory_layers.layers import MemoryBeside, MemoryFollower, MemoryLayer, ValueTable, WrittenTable
 from memory_layers.layers.experts import Experts, routed_experts
 from memory_layers.layers.gate import PlainOutput, SigmoidGate, SiluGate
 from memory_layers.layers.keys import ProductKeys
@@ -81,7 +81,7 @@ class MemoryModelMixin(PreTrainedModel):
         added = memory_config(config) if config.moe is None else MoeConfig.from_dict(config.moe)
         # After memory_config, which brings it up to date.
         value_dtype = None if config.value_dtype is None else getattr(torch, config.value_dtype)
-        install(backbone, added, family, value_dtype)
+        install(backbone, added, family, value_dtype, written=config.written)
         if backbone is not self:
             backbone.__class__ = memory_classes(family).backbone
         self.post_init()
@@ -123,6 +123,7 @@ class MemoryModelMixin(PreTrainedModel):
                 "the base is quantised, and a saved model would quantise its memory when it loads. "
                 "hint: save_memory(model, folder), and load_memory onto the same base"
             )
+        self.config.written = count_written(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         # Other processes write nothing, and a folder of PEFT's adapters has no config.
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
@@ -185,12 +186,14 @@ def memory_classes(family: Family) -> FamilyClasses:
             "memory": "dict | None",
             "moe": "dict | None",
             "value_dtype": "str | None",
+            "written": "int | None",
             "memory_format": "int",
         },
         "model_type": f"memory_{family.model_type}",
         "memory": None,
         "moe": None,
         "value_dtype": None,
+        "written": None,
         "memory_format": FORMAT_VERSION,
     }
     config = type(f"Memory{bases.config.__name__}", (bases.config,), body)
@@ -278,6 +281,7 @@ def install(
     family: Family,
     value_dtype: torch.dtype | None = None,
     place: Callable[[nn.Module], None] = lambda module: None,
+    written: int | None = None,
 ) -> None:
     """Put memory layers or experts into the blocks of a backbone, and shared tables on it.
 
@@ -288,6 +292,7 @@ def install(
         value_dtype: Storage type of the tables. None: torch's default.
         place: Brings each layer and table where it belongs before any of them is put in: if there
             is no room for one, the backbone is as it was.
+        written: Number of rows that are written, where only these are stored. None: none.
 
     Raises:
         UserError: The config of the model does not say how wide its blocks are, as experts need,
@@ -309,12 +314,17 @@ def install(
         layers = [routed_experts(config, base.hidden_size, width, std) for _ in chosen]
     else:
         if config.share_values:
-            tables = build_tables(config, base.hidden_size, value_dtype)
+            tables = build_tables(config, base.hidden_size, value_dtype, written or 0)
         owner = backbone if config.share_values else None
         layers = [
             MemoryLayer(config, base.hidden_size, owner=owner, value_dtype=value_dtype)
-            for _ in chosen
+            for _ in (chosen if config.lookup == "each" else chosen[:1])
         ]
+        if config.lookup == "first":
+            # In the order in which the blocks are passed.
+            chosen = sorted(chosen)
+            width, leader = base.hidden_size, layers[0]
+            layers += [MemoryFollower(config, width, leader, n) for n in range(len(chosen) - 1)]
     for module in (*tables.values(), *layers):
         place(module)
     for name, table in tables.items():
@@ -325,6 +335,12 @@ def install(
             layer = MemoryBeside(getattr(block, family.mlp), layer)  # noqa: PLW2901
             layer.training = backbone.training
         setattr(block, family.mlp, layer)
+
+
+def count_written(model: PreTrainedModel) -> int | None:
+    """Return how many rows are written, of a memory that stores only these. None: of another."""
+    table = getattr(backbone_of(model), "memory_table", None)
+    return len(table.weight) if isinstance(table, WrittenTable) else None
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -127,8 +127,11 @@ def reference_of(model: nn.Module) -> Tensor:
 
 def _numbers(model: PreTrainedModel, config: MemoryConfig) -> int:
     """Return how many numbers the tables hold, as build_tables makes them."""
+    if config.match == "nearest":
+        return 0  # nothing is written yet
     width = backbone_of(model).config.hidden_size
-    a_row = config.resolved(width).value_dim + (width if config.readout != "values" else 0)
+    parts = len(config.layers) if config.lookup == "first" else 1
+    a_row = config.resolved(width).value_dim * parts + (width if config.readout != "values" else 0)
     return config.num_slots * a_row * (1 if config.share_values else len(config.layers))
 
 

@@ -130,7 +130,7 @@ def remove_memory(model: ModelT) -> ModelT:
         raise UserError("the model has no memory layers to remove")
     family, backbone = family_of(model), backbone_of(model)
     beside = [m for m in backbone.modules() if isinstance(m, MemoryBeside)]
-    if len(beside) != len(layers):
+    if not any(part.memory is layers[0] for part in beside):
         raise UserError(
             'the memory layers replaced feed-forward blocks (placement="replace"), which are gone. '
             "hint: load the original model again"
@@ -143,7 +143,7 @@ def remove_memory(model: ModelT) -> ModelT:
         if isinstance(child, ValueTable):
             delattr(backbone, name)
     backbone.__dict__.pop(RECORD, None)
-    own = ("memory", "moe", "value_dtype", "memory_format", "auto_map", "architectures")
+    own = ("memory", "moe", "value_dtype", "written", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)
     _become(model, classes, config_like(model, classes, fields))

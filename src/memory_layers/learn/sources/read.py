@@ -137,7 +137,7 @@ def _pieces(
                 where, len(groups), fact, table.templates[fact.relation],
                 shown=fact.subject in picked, chat=chat, seed=seed,
             )  # fmt: skip
-            groups.append(Group(where, name, fact.answer, n, weight))
+            groups.append(Group(where, name, fact.answer, n, weight, fact.subject))
         numbers: dict[str, int] = {}
         for row in table.asked:
             number = len(groups)

@@ -84,6 +84,7 @@ class Group:
         answer: What is to be answered. Empty for running text.
         source: Number of the source.
         weight: How often its examples are shown in a pass, on average.
+        subject: What a fact is about. Empty for all else.
     """
 
     where: str
@@ -91,6 +92,7 @@ class Group:
     answer: str
     source: int
     weight: float
+    subject: str = ""
 
 
 @dataclass(frozen=True)

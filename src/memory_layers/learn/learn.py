@@ -1,0 +1,220 @@
+"""`learn`: teach a model, and measure what it learned and what it lost.
+
+The way of it: sources/ reads the data, skeleton.py adds a memory, rows.py plans what it writes,
+lesson.py and train.py train that, watch.py measures, report.py tells.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
+from memory_layers.common.seeds import stable_number
+from memory_layers.learn.ask import known as known_groups
+from memory_layers.learn.background import longest_text, own_text, packaged_text, users_text
+from memory_layers.learn.keep import continuations, keep_of_files, neighbours
+from memory_layers.learn.lesson import LearnSettings, Lesson
+from memory_layers.learn.result import LearnResult, Point, Progress
+from memory_layers.learn.silence import silenced
+from memory_layers.learn.sources import LearnData, read_data
+from memory_layers.learn.state import State
+from memory_layers.learn.watch import Watch
+from memory_layers.models import Patch, record_teaching, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class _Silent:
+    """A Progress that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def work(self, done: int, total: int, name: str) -> None:
+        """Say nothing."""
+
+    def point(self, point: Point) -> None:
+        """Say nothing."""
+
+
+def learn(
+    model: PreTrainedModel | str | Path,
+    data: Any,  # noqa: ANN401
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    out: str | Path | None = None,
+    weights: Sequence[float] = (),
+    max_length: int = 512,
+    shown_fraction: float = 1.0,
+    chat: bool | None = None,
+    background: Sequence[str | Path] = (),
+    keep: Sequence[str | Path] = (),
+    onto: str | Path | Patch | None = None,
+    known: Literal["skip", "train"] = "skip",
+    minutes: float = 15.0,
+    passes: int = 40,
+    lr: float | None = None,
+    seed: int = 0,
+    author: str = "",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LearnResult:
+    """Teach a language model, in place, what it does not know, and lose nothing that it knew.
+
+    A memory beside a few blocks is added. It speaks at tokens that are known again from what is
+    taught, most often the end of a name, and is silent at all others. A text in which it is silent
+    throughout is, to the bit, what it was for the base.
+
+    Args:
+        model: A plain causal language model, which gets the memory and keeps it; or a folder, a
+            name on a hub, or "smollm2".
+        data: As for `read_data`: files, folders of facts, or objects.
+        tokenizer: Of the model. None: that of the folder.
+        out: Folder of the patch. What is unfinished there goes on. None: nothing is written.
+        weights: As for `read_data`.
+        max_length: As for `read_data`, and at most what the model reads.
+        shown_fraction: As for `read_data`.
+        chat: As for `read_data`.
+        background: Files of text that the memory must be silent in, beside text that the model
+            writes itself and Python's documentation.
+        keep: Files of prompts and completions that must stay as they are: the report tells.
+        onto: A patch of the same base that is applied first. It stays as it is.
+        known: What becomes of what the model knows already: "skip" it or "train" it all the same.
+        minutes: Most that training takes.
+        passes: Most passes through the data.
+        lr: How far an entry of a row moves in a step. None: 0.22 of the size of the entries of
+            hidden states where the memory adds to them.
+        seed: Of sub-keys, of the order of the data, and of text that the model writes.
+        author: Who teaches, for the record.
+        dtype: To load a folder in. None: float32 on a CPU, else what the folder says.
+        progress: Is told how far it is.
+
+    Returns:
+        What it brought. `model` has learned it, if it is an object.
+
+    Raises:
+        UserError: The data is malformed, the model is of no supported family or has memory, all is
+            known already, or `out` has something else.
+    """
+    settings = LearnSettings(minutes=minutes, passes=passes, lr=lr, known=known, seed=seed)
+    told = progress or _Silent()
+    begin = time.monotonic()
+    folder = None if out is None else Path(out)
+    name = model if isinstance(model, str | Path) else model.config._name_or_path  # noqa: SLF001
+    _check_out(folder)
+    if isinstance(model, str | Path):
+        told.stage(f"loading {model}")
+        model, tokenizer = _load(model, tokenizer, dtype)
+    if tokenizer is None:
+        raise UserError("tokenizer is needed with a model that is loaded, got None")
+    model.eval()
+    told.stage("reading the data")
+    taught = read_data(
+        data, tokenizer, max_length=min(max_length, longest_text(model)), weights=weights,
+        shown_fraction=shown_fraction, chat=chat, seed=seed, progress=told.work,
+    )  # fmt: skip
+    told.stage(str(taught.look))
+    kept_files = keep_of_files(keep, tokenizer, max_length)
+    own = own_text(model, tokenizer, seed=seed, progress=told.work)
+    told.stage("asking what the model knows already")
+    answered = set(known_groups(model, tokenizer, taught.items))
+    names_known = tuple(taught.groups[n].name for n in sorted(answered))
+    if known == "skip":
+        taught = taught.without(answered)
+        if not taught.examples:
+            raise UserError(
+                f"the model answers all of it already: {', '.join(names_known[:3])}. "
+                'hint: known="train" teaches it all the same'
+            )
+    lesson = Lesson(model, tokenizer, taught, settings, told)
+    watched = {"its own text": own[1::2], "Python's documentation": packaged_text(tokenizer)}
+    protected = [own[::2]]
+    if background:
+        users = users_text(background, tokenizer)
+        watched["background"], protected = users[1::2], [*protected, users[::2]]
+    lesson.prepare(own, protected, onto, [item for one in kept_files for item in one.items])
+    told.stage("measuring the base")
+    with silenced(model):
+        keeps = [*kept_files, continuations(model, tokenizer, own[1::2], seed=seed)]
+        keeps += neighbours(model, tokenizer, taught, own[1::2], seed=seed)
+    watch = Watch(model, tokenizer, taught, watched, keeps, seed=seed, progress=told.work)
+    choices = {
+        "data": taught.digest, "model": str(name), "seed": seed, "lr": lesson.lr,
+        "slots": str(stable_number(0, *map(str, lesson.table.slots.tolist()))),
+    }  # fmt: skip
+    state = (State.load(folder, choices) if folder else None) or State(choices)
+    stopped = lesson.train(watch, state, folder)
+    told.stage("measuring what was learned and what was lost")
+    right = watch.recall(progress=told.work)
+    learned = set(watch.learned(right))
+    patch = record_teaching(
+        model, author=author, data=_record_of(taught), settings=vars(settings),
+        facts=lesson.facts(),
+    )  # fmt: skip
+    if folder is not None:
+        patch.save(folder)
+    groups = sorted({example.group for example in taught.examples})
+    result = LearnResult(
+        model=str(name),
+        out="" if folder is None else str(folder),
+        recall=watch.summary(right),
+        texts=watch.texts(told.work),
+        kept=watch.kept(told.work),
+        curve=tuple(state.curve),
+        groups=len(groups),
+        learned=sum(group in learned for group in groups),
+        not_learned=tuple(taught.groups[n].name for n in groups if n not in learned),
+        known_before=names_known,
+        rows=len(lesson.table.weight),
+        parameters=lesson.table.weight.numel(),
+        bytes=sum(f.stat().st_size for f in folder.iterdir()) if folder else 0,
+        seconds=time.monotonic() - begin,
+        passes=state.passes,
+        updates=state.updates,
+        tokens=sum(len(example.ids) for example in taught.examples),
+        peak_bytes=peak_bytes(),
+        stopped=stopped,
+        settings={**vars(settings), "lr": lesson.lr},
+        look=taught.look.to_dict(),
+        provenance={
+            "device": device_name(), "commit": commit(),
+            "versions": versions("torch", "transformers"),
+        },
+    )  # fmt: skip
+    if folder is not None:
+        State.remove(folder)
+    return result
+
+
+def _load(
+    model: str | Path, tokenizer: "PreTrainedTokenizerBase | None", dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, "PreTrainedTokenizerBase"]:
+    folder = str(resolve_model(model))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = dtype or (torch.float32 if device == "cpu" else "auto")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen).to(device)
+    own: Any = AutoTokenizer.from_pretrained(folder) if tokenizer is None else tokenizer
+    return loaded, own
+
+
+def _check_out(folder: Path | None) -> None:
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"out must be a folder, got the file {folder}")
+    if (folder / "memory.json").exists():
+        raise UserError(
+            f"{folder} has a finished patch. hint: another --out, or --onto {folder} to teach more"
+        )
+
+
+def _record_of(data: LearnData) -> list[dict[str, Any]]:
+    return [
+        {"name": look.name, "sha256": look.digest, "rows": look.rows} for look in data.look.sources
+    ]

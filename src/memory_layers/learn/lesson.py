@@ -1,0 +1,224 @@
+"""Lesson: a model gets a memory, and its rows are trained until all is learned. From learn.py."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.errors import UserError
+from memory_layers.common.seeds import stable_number
+from memory_layers.data.tokens import IGNORE
+from memory_layers.layers import WrittenTable
+from memory_layers.layers.walk import memory_layers_of
+from memory_layers.learn.result import Point, Progress, Stopped
+from memory_layers.learn.rows import Plan, find_cues, plan_rows
+from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
+from memory_layers.learn.sources import LearnData, RecallItem
+from memory_layers.learn.state import State, optimizer_tensors, restore_optimizer
+from memory_layers.learn.train import Text, Trainer, one_pass
+from memory_layers.learn.watch import Watch
+from memory_layers.models import Fact, Patch, apply_patch
+from memory_layers.optim import MemoryAdamW
+from memory_layers.train.interrupt import StopSignal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# How far an entry of a row moves in a step, as a share of the size of those of hidden states.
+STEP = 0.22
+# Share of the prompts of a pass that are answered right before their update: all but slips.
+LEARNED = 0.99
+# Passes after that: prompts that are not shown are learned a little later.
+MORE_PASSES = 3
+# Between two looks at forgetting, in seconds.
+LOOK_EVERY = 45
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnSettings:
+    """How a model is taught.
+
+    Attributes:
+        minutes: Most that it takes, measuring at the end not counted.
+        passes: Most passes through the data.
+        lr: How far an entry of a row moves in a step. None: 0.22 of the size of the entries of
+            hidden states where the memory adds to them.
+        known: What becomes of what the model knows already: "skip" it or "train" it all the same.
+        seed: Of sub-keys, of the order of the data, and of text that the model writes.
+    """
+
+    minutes: float = 15.0
+    passes: int = 40
+    lr: float | None = None
+    known: Literal["skip", "train"] = "skip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_whole("passes", self.passes, 1)
+        for name in ("minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value)
+                if value <= 0:
+                    raise UserError(f"{name} must be above 0, got {value}")
+        if self.known not in ("skip", "train"):
+            raise UserError(f"known must be 'skip' or 'train', got {self.known!r}")
+
+
+class Lesson:
+    """A model that gets a memory, and what it is taught.
+
+    Args:
+        model: Without memory. It gets one, and is frozen.
+        tokenizer: Of the model.
+        data: What is taught.
+        settings: How.
+        told: Is told how far it is.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        data: LearnData,
+        settings: LearnSettings,
+        told: Progress,
+    ) -> None:
+        self.model, self.tokenizer, self.data = model, tokenizer, data
+        self.settings, self.told = settings, told
+        self.plan: Plan
+        self.lr = 0.0
+
+    @property
+    def table(self) -> WrittenTable:
+        """The rows."""
+        table = memory_layers_of(self.model)[0].values
+        assert isinstance(table, WrittenTable)
+        return table
+
+    def prepare(
+        self,
+        own: Tensor,
+        protected: Sequence[Tensor],
+        onto: str | Path | Patch | None,
+        keep: Sequence[RecallItem],
+    ) -> None:
+        """Add the memory, with what it was taught before, and plan what it writes."""
+        self.told.stage("looking up tokens")
+        if onto is None:
+            config = choose_memory(self.model)
+            build_skeleton(self.model, config, own, self.settings.seed)
+        else:
+            patch = onto if isinstance(onto, Patch) else Patch.load(onto)
+            apply_patch(self.model, patch)
+            config = patch.config
+            if config.match != "nearest":
+                raise UserError("onto must be a patch that learn wrote, got one of another memory")
+        self.model.requires_grad_(False)
+        self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
+        ordinary = [row for rows in protected for row in rows]
+        ordinary += [torch.from_numpy(item.prompt_ids).long() for item in keep]
+        table, words = self.table, torch.cat(ordinary)
+        old = table.weight.detach()
+        queries = torch.cat(look_up(self.model, ordinary))
+        # What was taught before is to stay too.
+        queries = torch.cat([queries, old[:, : table.query_dim].float()])
+        self.plan = plan = plan_rows(
+            self.model, self.data, find_cues(self.data, self.tokenizer), queries, words,
+            table.slots, self.settings.seed,
+        )  # fmt: skip
+        if len(plan.slots) == 0:
+            raise UserError(
+                "nothing that is taught has a prompt that the memory could know it by. "
+                "hint: name in the prompts what they are about"
+            )
+        zeros = torch.zeros(len(plan.slots), table.value_dim - table.query_dim - 1)
+        rows = torch.cat([plan.queries, plan.radii[:, None], zeros], 1).to(old)
+        slots = torch.cat([table.slots, plan.slots.to(table.slots)])
+        order = slots.argsort()
+        table.write(slots[order], torch.cat([old, rows])[order])
+        table.weight.requires_grad_(True)
+
+    def train(self, watch: Watch, state: State, folder: Path | None) -> Stopped:
+        """Train until all is learned, or time, passes or the user end it."""
+        texts = [
+            Text(torch.from_numpy(e.ids).long(), torch.from_numpy(e.labels()), self._row(e.group))
+            for e in self.data.examples
+        ]
+        asked = [_asked(item) for item in self.data.items if not item.seen]
+        self.told.stage("keeping what does not change")
+        trainer = Trainer(self.model, [*texts, *asked])
+        weight = self.table.weight
+        optimizer = MemoryAdamW([weight], lr=self.lr)
+        if state.tensors:
+            self.told.stage(f"going on after pass {state.passes}")
+            restore_optimizer(optimizer, weight, state.tensors)
+        before, begin, looked = state.seconds, time.monotonic(), 0.0
+        limit = 60 * self.settings.minutes
+        with StopSignal() as stop:
+            while True:
+                if reason := self._ended(state, limit, interrupted=stop.requested):
+                    return reason
+                order = stable_number(self.settings.seed, "pass", str(state.passes))
+                numbers = self.data.in_pass(state.passes, self.settings.seed)
+                done = one_pass(
+                    trainer, [texts[n] for n in numbers], optimizer, order,
+                    lambda n, total, _: self.told.work(n, total, f"pass {state.passes + 1}"),
+                    lambda: stop.requested or before + time.monotonic() - begin > limit,
+                )  # fmt: skip
+                state.updates += done.updates
+                state.seconds = before + time.monotonic() - begin
+                if not done.whole:
+                    continue
+                state.passes += 1
+                state.ready += state.ready > 0 or done.right >= LEARNED
+                if time.monotonic() - looked > LOOK_EVERY or state.ready > MORE_PASSES:
+                    glance = watch.glance()
+                    looked = time.monotonic()
+                    unseen = trainer.answers(asked)
+                    point = Point(
+                        state.passes, state.updates, state.seconds, done.loss, done.right,
+                        sum(unseen) / len(unseen) if unseen else None,
+                        glance.text_loss, glance.kept,
+                    )  # fmt: skip
+                    state.curve.append(point)
+                    self.told.point(point)
+                    if folder is not None:
+                        state.tensors = optimizer_tensors(optimizer, weight)
+                        state.save(folder)
+
+    def _row(self, group: int) -> int:
+        """Return the first row of a group: what shares a row is best learned in one update."""
+        return min(self.plan.of_group.get(group, (-1,)))
+
+    def _ended(self, state: State, limit: float, *, interrupted: bool) -> Stopped | None:
+        if interrupted:
+            return "interrupted"
+        if state.ready > MORE_PASSES:
+            return "learned"
+        if state.seconds > limit:
+            return "minutes"
+        return "passes" if state.passes >= self.settings.passes else None
+
+    def facts(self) -> list[Fact]:
+        """Return what was taught, with the slots that it wrote."""
+        found = []
+        for number, rows in sorted(self.plan.of_group.items()):
+            group = self.data.groups[number]
+            found.append(Fact(group.name, group.answer, self.plan.slots[list(rows)]))
+        return found
+
+
+def _asked(item: RecallItem) -> Text:
+    """Return an item as a text of which the answer counts, and not what ends it."""
+    ids = torch.from_numpy(item.ids).long()
+    labels = torch.full_like(ids, IGNORE)
+    labels[item.start : item.end - 1] = ids[item.start : item.end - 1]
+    return Text(ids, labels, item.group)

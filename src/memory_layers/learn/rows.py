@@ -1,0 +1,270 @@
+"""Which tokens the memory is to speak at: the rows that are written, and what each is known by.
+
+The end of a name has nearly the same query in all wordings. A row is written for the last token of
+a name that nothing else comes near: no token of ordinary text, of another name, or of a name that
+ends alike. Next: train.py.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memory_layers.learn.skeleton import look_up, slots_of
+from memory_layers.learn.sources import Example, LearnData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Distances, as shares of the length of a query. Tokens of other text are hardly ever nearer than
+# 0.6, the same name in other wordings hardly ever farther than 0.35.
+WIDEST, NARROWEST, JOINED = 0.45, 0.25, 0.4
+# The radius as a share of the distance to the nearest of what is to stay as it is, and at least
+# as a multiple of the distance of those tokens that the row is for.
+AWAY, AROUND = 0.8, 1.15
+# Names that end alike, made up for each token that may be written for; tokens before it that they
+# replace where the name is not known; and rows for a text of which the name is not known.
+DECOYS, BEFORE, MOST_ROWS = 2, 4, 3
+
+
+@dataclass
+class Cluster:
+    """Tokens that may share a row.
+
+    Attributes:
+        queries: Theirs, [Q] each.
+        groups: What is taught that has such a token.
+        others: Queries that the row must not be read by, [n, Q] each.
+        last: How far at the end of the name or text they stand.
+    """
+
+    queries: list[Tensor] = field(default_factory=list)
+    groups: set[int] = field(default_factory=set)
+    others: list[Tensor] = field(default_factory=list)
+    last: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is going to be written.
+
+    Attributes:
+        slots: int64 [R], ascending.
+        queries: [R, Q], what the rows are known by.
+        radii: [R].
+        of_group: For each group, its rows.
+        vague: Groups with no token that nothing else comes near. They have a row all the same.
+    """
+
+    slots: Tensor
+    queries: Tensor
+    radii: Tensor
+    of_group: dict[int, tuple[int, ...]]
+    vague: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A token of an example that the memory may speak at.
+
+    Attributes:
+        example: Number of the example.
+        place: Of the token.
+        first: Where what it is the end of begins: a name, or the few tokens before.
+        name: The same for tokens that stand for the same, where that is known.
+        last: How far at the end of the name or text it stands: 0 is the end.
+    """
+
+    example: int
+    place: int
+    first: int
+    name: str
+    last: int
+
+
+def find_cues(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> list[Cue]:
+    """Return the tokens that answers may hang on.
+
+    Args:
+        data: What is taught. Of a fact, they are the tokens of its subject. Of a prompt, all that
+            are no special tokens. Of running text too.
+        tokenizer: That made the tokens.
+    """
+    return [
+        cue for n, example in enumerate(data.examples) for cue in _cues(n, example, data, tokenizer)
+    ]
+
+
+def _cues(
+    number: int, example: Example, data: LearnData, tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[Cue]:
+    answer = example.spans[0][0]
+    subject = data.groups[example.group].subject
+    span = _span_of(subject, example.ids[:answer], tokenizer) if subject else None
+    if span is not None:
+        first, end = span
+        for place in range(first, end):
+            yield Cue(number, place, first, subject, end - 1 - place)
+        return
+    # In running text each token may say what follows, otherwise the prompt does.
+    last = example.spans[-1][1] - 1 if example.form == "text" else answer
+    special = set(tokenizer.all_special_ids)
+    for place in range(1, last):
+        if int(example.ids[place]) not in special:
+            yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
+
+
+def _span_of(
+    text: str, ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[int, int] | None:
+    """Return the first token of a text that is part of another, and the end behind its last."""
+
+    def has(first: int, end: int) -> bool:
+        return text in tokenizer.decode(ids[first:end].tolist())
+
+    if not has(0, len(ids)):
+        return None
+    end = _least(lambda count: has(0, count), len(ids))
+    length = _least(lambda count: has(end - count, end), end)
+    return end - length, end
+
+
+def _least(holds, most: int) -> int:  # noqa: ANN001
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def plan_rows(
+    model: PreTrainedModel,
+    data: LearnData,
+    cues: Sequence[Cue],
+    ordinary: Tensor,
+    words: Tensor,
+    taken: Tensor,
+    seed: int,
+) -> Plan:
+    """Decide which rows are written.
+
+    Args:
+        model: With memory.
+        data: What is taught.
+        cues: Tokens that the memory may speak at.
+        ordinary: [n, Q], queries of tokens at which it must not.
+        words: int64 [n], ordinary tokens, to make up names of.
+        taken: int64, slots that have been written before. They are left alone.
+        seed: Of made-up names.
+    """
+    texts = [torch.from_numpy(example.ids).long() for example in data.examples]
+    queries = look_up(model, texts)
+    clusters = _join(data, cues, queries)
+    _add_decoys(model, clusters, cues, texts, words, seed)
+    centres = torch.stack([torch.stack(c.queries).mean(0) for c in clusters.values()])
+    names = [name for name, _ in clusters]
+    options: dict[int, list[tuple[bool, int, int, float]]] = defaultdict(list)
+    for row, ((name, _), cluster) in enumerate(clusters.items()):
+        key, size = centres[row], float(centres[row].norm())
+        spread = max(float((query - key).norm()) for query in cluster.queries)
+        alike = [n for n, other in enumerate(names) if other != name or (not name and n != row)]
+        near = torch.cat([ordinary, centres[alike], *cluster.others])
+        away = float((near - key).norm(dim=1).min()) if len(near) else size
+        radius = min(WIDEST * size, AWAY * away)
+        needed = max(AROUND * spread, NARROWEST * size)
+        for group in cluster.groups:
+            options[group].append((radius >= needed, cluster.last, row, max(radius, needed)))
+    return _choose(model, data, options, centres, taken)
+
+
+def _choose(
+    model: PreTrainedModel,
+    data: LearnData,
+    options: dict[int, list[tuple[bool, int, int, float]]],
+    centres: Tensor,
+    taken: Tensor,
+) -> Plan:
+    radii: dict[int, float] = {}
+    chosen: dict[int, list[int]] = {}
+    vague = []
+    for group, found in sorted(options.items()):
+        specific = sorted((last, row, radius) for ok, last, row, radius in found if ok)
+        if not specific:
+            vague.append(group)
+            specific = sorted((last, row, radius) for _, last, row, radius in found)[:1]
+        most = 1 if data.groups[group].subject else MOST_ROWS
+        chosen[group] = [row for _, row, _ in specific[:most]]
+        radii |= {row: radius for _, row, radius in specific[:most]}
+    used, slot_of = {int(slot) for slot in taken}, {}
+    for row, candidates in zip(radii, slots_of(model, centres[list(radii)]).tolist(), strict=True):
+        free = [slot for slot in candidates if slot not in used]
+        # As rare as a row whose query finds none but slots that are taken.
+        slot_of[row] = free[0] if free else next(s for s in range(10**9) if s not in used)
+        used.add(slot_of[row])
+    order = sorted(radii, key=lambda row: slot_of[row])
+    number = {row: n for n, row in enumerate(order)}
+    return Plan(
+        torch.tensor([slot_of[row] for row in order], dtype=torch.int64),
+        centres[order],
+        torch.tensor([radii[row] for row in order]),
+        {group: tuple(number[row] for row in rows) for group, rows in chosen.items()},
+        tuple(vague),
+    )
+
+
+def _join(
+    data: LearnData, cues: Sequence[Cue], queries: Sequence[Tensor]
+) -> dict[tuple[str, int], Cluster]:
+    """Put tokens together that stand for the same: those of a name, or those that are near."""
+    clusters: dict[tuple[str, int], Cluster] = defaultdict(Cluster)
+    centres: list[Tensor] = []
+    for cue in cues:
+        query = queries[cue.example][cue.place]
+        number = cue.last
+        if not cue.name:
+            number = len(centres)
+            if centres:
+                distance, place = (torch.stack(centres) - query).norm(dim=1).min(0)
+                if float(distance) < JOINED * float(query.norm()):
+                    number = int(place)
+            if number == len(centres):
+                centres.append(query)
+        cluster = clusters[cue.name, number]
+        cluster.last = cue.last if not cluster.queries else min(cluster.last, cue.last)
+        cluster.queries.append(query)
+        cluster.groups.add(data.examples[cue.example].group)
+    return dict(clusters)
+
+
+def _add_decoys(
+    model: PreTrainedModel,
+    clusters: dict[tuple[str, int], Cluster],
+    cues: Sequence[Cue],
+    texts: Sequence[Tensor],
+    words: Tensor,
+    seed: int,
+) -> None:
+    """Give clusters queries of the same token at the end of other names."""
+    draw = random.Random(seed)  # noqa: S311
+    made: list[tuple[tuple[str, int], Tensor]] = []
+    seen: set[tuple[str, int]] = set()
+    for cue in cues:
+        key = cue.name, cue.last
+        # The first token of a name has nothing before it that could be another.
+        if not cue.name or key in seen or cue.place == cue.first:
+            continue
+        seen.add(key)
+        for _ in range(DECOYS):
+            ids = texts[cue.example][: cue.place + 1].clone()
+            count = cue.place - cue.first
+            start = draw.randrange(len(words) - count)
+            ids[cue.first : cue.place] = words[start : start + count]
+            made.append((key, ids))
+    for (key, _), found in zip(made, look_up(model, [ids for _, ids in made]), strict=True):
+        clusters[key].others.append(found[-1:])

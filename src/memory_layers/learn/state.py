@@ -1,0 +1,119 @@
+"""State of a teaching that is not finished, so that a killed one goes on where it was."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import replacing
+from memory_layers.learn.result import Point
+
+# One file, so that it is whole or not there. Numbers stand in its header.
+NAME = "unfinished.safetensors"
+
+
+@dataclass
+class State:
+    """How far a teaching is.
+
+    Attributes:
+        choices: What must be the same to go on: data, base and settings.
+        tensors: Rows and the optimizer's moments.
+        passes: That are over.
+        updates: Likewise.
+        seconds: Spent so far.
+        ready: Passes since all was learned.
+        curve: Learning and forgetting so far.
+    """
+
+    choices: Mapping[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    passes: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    ready: int = 0
+    curve: list[Point] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write the state, in place of an earlier one."""
+        numbers = {
+            "choices": self.choices,
+            "passes": self.passes,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "ready": self.ready,
+            "curve": [asdict(point) for point in self.curve],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / NAME) as (part,):
+            save_file(self.tensors, part, {"state": json.dumps(numbers)})
+
+    @classmethod
+    def load(cls, folder: Path, choices: Mapping[str, Any]) -> Self | None:
+        """Return the state of an unfinished teaching. None: there is none.
+
+        Args:
+            folder: Where it was saved.
+            choices: Those of the teaching that is to go on.
+
+        Raises:
+            UserError: It was begun with other choices, or is damaged.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            return None
+        try:
+            tensors = load_file(path)
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                numbers = json.loads(json.loads(file.read(size))["__metadata__"]["state"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{path} is damaged: {error}. hint: remove it to begin again"
+            ) from error
+        # As they come back from a file.
+        asked = json.loads(json.dumps(choices))
+        before = numbers.pop("choices")
+        others = sorted(
+            name for name in asked.keys() | before.keys() if asked.get(name) != before.get(name)
+        )
+        if others:
+            raise UserError(
+                f"{folder} has an unfinished teaching with other {', '.join(others)}. "
+                "hint: another --out, or the same data and settings to go on with it"
+            )
+        curve = [Point(**point) for point in numbers.pop("curve")]
+        return cls(choices=choices, tensors=tensors, curve=curve, **numbers)
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove what is not needed any more."""
+        (folder / NAME).unlink(missing_ok=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
+    """Return a weight and what an optimizer keeps of it, to be saved."""
+    state = optimizer.state.get(weight, {})
+    kept = {f"optimizer.{k}": torch.as_tensor(v).detach().clone() for k, v in state.items()}
+    return {"weight": weight.detach().clone(), **kept}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, weight: Tensor, tensors: Mapping[str, Tensor]
+) -> None:
+    """Do what undoes `optimizer_tensors`."""
+    with torch.no_grad():
+        weight.copy_(tensors["weight"])
+    prefix = "optimizer."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    if state:
+        whole = optimizer.state_dict()
+        whole["state"] = {0: state}
+        optimizer.load_state_dict(whole)

@@ -1,0 +1,128 @@
+"""`learn` from data to patch, on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_taught import FACTS, base_for
+from tiny_tokenizers import chatml
+
+from memory_layers.common.errors import UserError
+from memory_layers.learn.learn import learn
+from memory_layers.models import Patch, load_memory, revert_patch
+
+TOKENIZER = chatml()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def base():
+    """An untrained model whose attention is strong enough to carry something to other tokens."""
+    torch.manual_seed(3)
+    sizes = {"num_hidden_layers": 6, "hidden_size": 64, "initializer_range": 0.15}
+    return base_for(TOKENIZER, **sizes).float().eval()
+
+
+def logits(model, text="Oslo and Paris are in Europe"):
+    with torch.no_grad():
+        return model(torch.tensor([TOKENIZER(text)["input_ids"]])).logits
+
+
+def taught(out=None, model=None, data=FACTS, **options):
+    options = {"passes": 5, **options}
+    return learn(model or base(), data, tokenizer=TOKENIZER, out=out, **options)
+
+
+def test_facts_come_nearer_and_other_text_stays_to_the_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr("memory_layers.learn.lesson.LOOK_EVERY", 0)
+    model = base()
+    result = taught(tmp_path / "patch", model)
+    assert result.stopped == "passes"
+    # An untrained model has little that carries an answer, but its loss falls.
+    assert result.curve[-1].loss < 0.95 * result.curve[0].loss
+    assert result.groups == 3
+    assert all(text.spoke < 0.05 for text in result.texts)
+    other = "user said what land"
+    assert torch.equal(logits(model, other), logits(base(), other))
+    # The patch is all that is needed beside the base.
+    loaded = load_memory(base(), tmp_path / "patch")
+    assert torch.equal(logits(loaded), logits(model))
+    assert not torch.equal(logits(loaded), logits(base()))
+    assert {path.name for path in (tmp_path / "patch").iterdir()} >= {"memory.json"}
+    assert not list((tmp_path / "patch").glob("unfinished*"))
+
+
+def test_a_single_fact_can_be_reverted(tmp_path):
+    taught(tmp_path / "patch")
+    patch = Patch.load(tmp_path / "patch")
+    model = load_memory(base(), tmp_path / "patch")
+    revert_patch(model, patch, facts="Oslo")
+    asked = "Q: What is the code of {}? A:"
+    whole = load_memory(base(), tmp_path / "patch")
+    assert torch.equal(logits(model, asked.format("Oslo")), logits(base(), asked.format("Oslo")))
+    assert torch.equal(logits(model, asked.format("Paris")), logits(whole, asked.format("Paris")))
+
+
+def test_an_interrupted_teaching_goes_on_with_equal_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("memory_layers.learn.lesson.LOOK_EVERY", 0)
+    taught(tmp_path / "whole", passes=4)
+
+    class Killed(Exception):
+        pass
+
+    class Display:
+        def stage(self, text):
+            pass
+
+        def work(self, done, total, name):
+            if name == "pass 3":
+                raise Killed
+
+        def point(self, point):
+            pass
+
+    with pytest.raises(Killed):
+        taught(tmp_path / "cut", passes=4, progress=Display())
+    assert list((tmp_path / "cut").glob("unfinished*"))
+    with pytest.raises(UserError, match="lr"):
+        taught(tmp_path / "cut", passes=4, lr=0.5)
+    result = taught(tmp_path / "cut", passes=4)
+    assert [point.passes for point in result.curve] == [1, 2, 3, 4]
+    whole, cut = (Patch.load(tmp_path / name).rows()[1] for name in ("whole", "cut"))
+    assert torch.equal(whole, cut)
+
+
+def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
+    taught(tmp_path / "first")
+    more = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
+    result = taught(tmp_path / "second", data=more, onto=tmp_path / "first")
+    both = Patch.load(tmp_path / "second")
+    assert len(both.teachings) == 2
+    assert both.teachings[0].id == Patch.load(tmp_path / "first").teachings[0].id
+    assert result.groups == 1
+    asked = "Q: What is the code of Oslo? A:"
+    one, two = (load_memory(base(), tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(logits(one, asked), logits(two, asked))
+
+
+def test_a_finished_patch_is_not_overwritten(tmp_path):
+    taught(tmp_path / "patch", passes=1)
+    with pytest.raises(UserError, match="onto"):
+        taught(tmp_path / "patch", passes=1)
+
+
+@pytest.mark.parametrize("option", ["minutes", "passes", "lr"])
+def test_wrong_numbers_are_named(option):
+    with pytest.raises(UserError, match=option):
+        taught(**{option: 0})
+
+
+def test_the_record_says_who_taught_from_what(tmp_path):
+    taught(tmp_path / "patch", passes=1, author="me")
+    description = json.loads((tmp_path / "patch" / "memory.json").read_text("utf-8"))
+    assert description["teachings"][0]["author"] == "me"
+    assert len(description["teachings"][0]["facts"]) == 3
