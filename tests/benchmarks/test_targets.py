@@ -179,7 +179,7 @@ sys.exit(main(["gpu", "--rehearse", "--out", {str(tmp_path)!r}]))
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out: it needs safetensors" in done.stdout
+    assert "left out: it needs transformers" in done.stdout
     found = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     assert {record["op"] for record in found} == {"read", "write", "step", "find", "layer"}
     (step,) = (record for record in found if record["op"] == "step")

@@ -1,5 +1,6 @@
 """Huge pages are asked for where a table is large, and nowhere else."""
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def test_tables_and_moments_are_advised() -> None:
     state = optimizer.state[table.weight]
     for tensor in (table.weight, state["exp_avg"], state["exp_avg_sq"]):
         assert is_advised(tensor)
-    assert not is_advised(torch.empty(*LARGE))
+    # Not torch.empty, which may get memory that such a tensor had before.
+    fresh = torch.frombuffer(mmap.mmap(-1, table.weight.nbytes), dtype=torch.float32)
+    assert not is_advised(fresh)
 
 
 def test_small_and_other_tensors_are_left_alone() -> None:
