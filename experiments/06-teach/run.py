@@ -135,8 +135,10 @@ def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, r
         "job": asdict(job), "facts": len(protocol.facts),
         "known": len(protocol.known), "replies": len(protocol.replies),
         "tokens_of_text": count * 256, "base": {"texts": measures.base},
-        "model": name, "threads": torch.get_num_threads(), "device": device_name(),
-        "commit": commit(), "versions": versions(*PACKAGES), "points": [],
+        # A result says which model, and not where it lay.
+        "model": Path(name).name if Path(name).exists() else name,
+        "threads": torch.get_num_threads(), "device": device_name(), "commit": commit(),
+        "versions": versions(*PACKAGES), "points": [],
     }  # fmt: skip
     if job.arm == "retrieval":
         retriever = Retriever(protocol, tokenizer)

@@ -159,8 +159,9 @@ def learn(
     )  # fmt: skip
     if folder is not None:
         patch.save(folder)
+        State.remove(folder)
     groups = sorted({example.group for example in taught.examples})
-    result = LearnResult(
+    return LearnResult(
         model=str(name),
         out="" if folder is None else str(folder),
         recall=watch.summary(right),
@@ -187,9 +188,6 @@ def learn(
             "versions": versions("torch", "transformers"),
         },
     )  # fmt: skip
-    if folder is not None:
-        State.remove(folder)
-    return result
 
 
 def _load(
