@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import ours
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from protocol import Item, Protocol, by_length, logits_at, padded
@@ -36,8 +37,9 @@ class Job:
     """One training.
 
     Attributes:
-        arm: "lora16", "lora64", "full", "memory" (as the guide has it) or "retrieval".
-        rate: Learning rate, constant after the warm-up. That of values is five times as large.
+        arm: "ours" (ours.py), "lora16", "lora64", "full", "memory" (as by hand) or "retrieval".
+        rate: Learning rate, constant after the warm-up. That of values is five times as large. For
+            "ours", 0 is the default of the command.
         guard: "none", "replay" (the base's own text as a training text) or "distill" (its
             distributions on that text).
         seed: Draws the facts, their order and the initial weights.
@@ -48,7 +50,7 @@ class Job:
     rate: float = 0.0
     guard: str = "none"
     seed: int = 0
-    passes: tuple[int, ...] = (1, 3, 5, 8)
+    passes: tuple[int, ...] = (1, 3, 5, 8, 12, 16)
 
     @property
     def name(self) -> str:
@@ -88,8 +90,10 @@ def _halve_frozen(model: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
-def result_bytes(model: nn.Module) -> int:
-    """Return the bytes of all trained parameters, the size of what has to be kept."""
+def result_bytes(job: Job, model: nn.Module, cache: Path) -> int:
+    """Return the bytes of what has to be kept: all trained parameters, or the patch."""
+    if job.arm == "ours":
+        return sum(path.stat().st_size for path in (cache / job.name).iterdir())
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     return sum(weight.numel() * weight.element_size() for weight in trained)
 
@@ -106,8 +110,15 @@ def train(
     """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass.
 
     What the job trained is kept in `cache` after each of its `passes`. With `done` passes, the
-    training goes on behind them: from there, or from the beginning where nothing is kept.
+    training goes on behind them: from there, or from the beginning where nothing is kept, as of
+    "ours".
     """
+    if job.arm == "ours":
+        yield from ours.train(
+            model, tokenizer, protocol,
+            lr=job.rate or None, seed=job.seed, passes=job.passes, out=cache / job.name,
+        )  # fmt: skip
+        return
     guard = None
     if job.guard != "none":
         text = partial(written, model, tokenizer, REPLAYED, replay_blocks)

@@ -19,7 +19,7 @@ from memory_layers.learn.ask import known as known_groups
 from memory_layers.learn.background import longest_text, own_text, packaged_text, users_text
 from memory_layers.learn.keep import continuations, keep_of_files, neighbours
 from memory_layers.learn.lesson import LearnSettings, Lesson
-from memory_layers.learn.result import LearnResult, Point, Progress
+from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
@@ -28,19 +28,6 @@ from memory_layers.models import Patch, record_teaching, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class _Silent:
-    """A Progress that says nothing."""
-
-    def stage(self, text: str) -> None:
-        """Say nothing."""
-
-    def work(self, done: int, total: int, name: str) -> None:
-        """Say nothing."""
-
-    def point(self, point: Point) -> None:
-        """Say nothing."""
 
 
 def learn(
@@ -103,7 +90,7 @@ def learn(
             known already, or `out` has something else.
     """
     settings = LearnSettings(minutes=minutes, passes=passes, lr=lr, known=known, seed=seed)
-    told = progress or _Silent()
+    told = progress or Silent()
     begin = time.monotonic()
     folder = None if out is None else Path(out)
     name = model if isinstance(model, str | Path) else model.config._name_or_path  # noqa: SLF001

@@ -1,7 +1,7 @@
 """Lesson: a model gets a memory, and its rows are trained until all is learned. From learn.py."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from memory_layers.learn.rows import Plan, find_cues, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
 from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State, optimizer_tensors, restore_optimizer
-from memory_layers.learn.train import Text, Trainer, one_pass
+from memory_layers.learn.train import Pass, Text, Trainer, one_pass
 from memory_layers.learn.watch import Watch
 from memory_layers.models import Fact, Patch, apply_patch
 from memory_layers.optim import MemoryAdamW
@@ -146,33 +146,51 @@ class Lesson:
         table.write(slots[order], torch.cat([old, rows])[order])
         table.weight.requires_grad_(True)
 
-    def train(self, watch: Watch, state: State, folder: Path | None) -> Stopped:
-        """Train until all is learned, or time, passes or the user end it."""
-        texts = [
+    def begin(self) -> None:
+        """Make ready what is the same in all passes."""
+        self.told.stage("keeping what does not change")
+        self.texts = [
             Text(torch.from_numpy(e.ids).long(), torch.from_numpy(e.labels()), self._row(e.group))
             for e in self.data.examples
         ]
-        asked = [_asked(item) for item in self.data.items if not item.seen]
-        self.told.stage("keeping what does not change")
-        trainer = Trainer(self.model, [*texts, *asked])
+        self.asked = [_asked(item) for item in self.data.items if not item.seen]
+        self.trainer = Trainer(self.model, [*self.texts, *self.asked])
+        self.optimizer = MemoryAdamW([self.table.weight], lr=self.lr)
+
+    def one_pass(self, number: int, ends: Callable[[], bool] = lambda: False) -> Pass:
+        """Train on all that is taught once, after `begin`.
+
+        Args:
+            number: Of the pass, counted from 0.
+            ends: Asked before each update: the rest of the pass is left out.
+        """
+        seed = self.settings.seed
+        return one_pass(
+            self.trainer,
+            [self.texts[n] for n in self.data.in_pass(number, seed)],
+            self.optimizer,
+            stable_number(seed, "pass", str(number)),
+            lambda n, total, _: self.told.work(n, total, f"pass {number + 1}"),
+            ends,
+        )
+
+    def train(self, watch: Watch, state: State, folder: Path | None) -> Stopped:
+        """Train until all is learned, or time, passes or the user end it."""
+        self.begin()
         weight = self.table.weight
-        optimizer = MemoryAdamW([weight], lr=self.lr)
         if state.tensors:
             self.told.stage(f"going on after pass {state.passes}")
-            restore_optimizer(optimizer, weight, state.tensors)
+            restore_optimizer(self.optimizer, weight, state.tensors)
         before, begin, looked = state.seconds, time.monotonic(), 0.0
         limit = 60 * self.settings.minutes
         with StopSignal() as stop:
             while True:
                 if reason := self._ended(state, limit, interrupted=stop.requested):
                     return reason
-                order = stable_number(self.settings.seed, "pass", str(state.passes))
-                numbers = self.data.in_pass(state.passes, self.settings.seed)
-                done = one_pass(
-                    trainer, [texts[n] for n in numbers], optimizer, order,
-                    lambda n, total, _: self.told.work(n, total, f"pass {state.passes + 1}"),
+                done = self.one_pass(
+                    state.passes,
                     lambda: stop.requested or before + time.monotonic() - begin > limit,
-                )  # fmt: skip
+                )
                 state.updates += done.updates
                 state.seconds = before + time.monotonic() - begin
                 if not done.whole:
@@ -182,7 +200,7 @@ class Lesson:
                 if time.monotonic() - looked > LOOK_EVERY or state.ready > MORE_PASSES:
                     glance = watch.glance()
                     looked = time.monotonic()
-                    unseen = trainer.answers(asked)
+                    unseen = self.trainer.answers(self.asked)
                     point = Point(
                         state.passes, state.updates, state.seconds, done.loss, done.right,
                         sum(unseen) / len(unseen) if unseen else None,
@@ -191,7 +209,7 @@ class Lesson:
                     state.curve.append(point)
                     self.told.point(point)
                     if folder is not None:
-                        state.tensors = optimizer_tensors(optimizer, weight)
+                        state.tensors = optimizer_tensors(self.optimizer, weight)
                         state.save(folder)
 
     def _row(self, group: int) -> int:

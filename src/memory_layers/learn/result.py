@@ -112,6 +112,19 @@ class Progress(Protocol):
         """Note how far learning and forgetting are."""
 
 
+class Silent:
+    """A Progress that says nothing."""
+
+    def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def work(self, done: int, total: int, name: str) -> None:
+        """Say nothing."""
+
+    def point(self, point: Point) -> None:
+        """Say nothing."""
+
+
 @dataclass(frozen=True)
 class LearnResult:
     """What a teaching brought and what it cost.

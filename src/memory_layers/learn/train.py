@@ -4,8 +4,9 @@ The memory is silent before the first token that it speaks at. Keys and values o
 tokens before are those of the base in every pass, and are kept.
 """
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from memory_layers.learn.skeleton import speaks_at
 from memory_layers.models.classes import backbone_of
 
 BATCH = 32
+# Tokens of padding that cost as much as another forward and backward pass.
+PADDING = 64
 # Of the free memory: what the kept keys and values may take.
 KEPT_SHARE = 0.3
 # Between the loss with kept keys and values and without, as a share: the order of sums differs.
@@ -44,6 +47,11 @@ class Text:
     group: int
     start: int = 0
     cache: Tensor | None = None
+
+    @property
+    def computed(self) -> int:
+        """How many tokens are computed in every pass."""
+        return len(self.ids) - 1 - self.start
 
 
 class Trainer:
@@ -134,11 +142,26 @@ class Trainer:
         wrong = set(rows[~right].tolist())
         return F.cross_entropy(logits, targets), [n not in wrong for n in range(len(texts))]
 
+    def backward(self, texts: Sequence[Text]) -> tuple[float, list[bool]]:
+        """Add the gradient of `loss`, in parts of like length, and return what `loss` does."""
+        learned = [int((text.labels[text.start + 1 :] != IGNORE).sum()) for text in texts]
+        order = sorted(range(len(texts)), key=lambda n: texts[n].computed)
+        right = [False] * len(texts)
+        total = 0.0
+        for numbers in _alike(order, [text.computed for text in texts]):
+            loss, ok = self.loss([texts[n] for n in numbers])
+            loss = loss * (sum(learned[n] for n in numbers) / sum(learned))
+            loss.backward()
+            total += float(loss.detach())
+            for n, is_right in zip(numbers, ok, strict=True):
+                right[n] = is_right
+        return total, right
+
     def _logits(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits and targets of all labelled tokens, and the text of each."""
         device, count = self.model.device, len(texts)
         before = max(t.start for t in texts)
-        after = max(len(t.ids) - 1 - t.start for t in texts)
+        after = max(t.computed for t in texts)
         # Both parts end where they meet, so that padding stands before them.
         ids = torch.zeros(count, after, dtype=torch.int64)
         mask = torch.zeros(count, before + after, dtype=torch.int64)
@@ -187,13 +210,24 @@ class Trainer:
     @torch.no_grad()
     def answers(self, texts: Sequence[Text]) -> list[bool]:
         """Return whether each text answers right, greedily."""
-        order = sorted(range(len(texts)), key=lambda n: len(texts[n].ids) - texts[n].start)
+        order = sorted(range(len(texts)), key=lambda n: texts[n].computed)
         right = [False] * len(texts)
         for low in range(0, len(order), 2 * BATCH):
             numbers = order[low : low + 2 * BATCH]
             for n, ok in zip(numbers, self.loss([texts[n] for n in numbers])[1], strict=True):
                 right[n] = ok
         return right
+
+
+def _alike(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Cut numbers that are sorted by length where padding would cost more than another part."""
+    part: list[int] = []
+    for n in order:
+        if part and (lengths[n] - lengths[part[0]]) * len(part) > PADDING:
+            yield part
+            part = []
+        part.append(n)
+    yield part
 
 
 def batches(groups: Sequence[int], generator: random.Random) -> list[list[int]]:
@@ -259,14 +293,13 @@ def one_pass(
     for number, numbers in enumerate(todo, 1):
         if ends():
             return Pass(loss_sum / max(seen, 1), right / max(seen, 1), number - 1, whole=False)
-        loss, ok = trainer.loss([texts[n] for n in numbers])
-        if not loss.isfinite():
-            raise UserError(f"the loss is {float(loss.detach())}. hint: a lower lr")
         optimizer.zero_grad()
-        loss.backward()
+        loss, ok = trainer.backward([texts[n] for n in numbers])
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss}. hint: a lower lr")
         optimizer.step()
-        loss_sum += float(loss.detach()) * len(numbers)
+        loss_sum += loss * len(numbers)
         right += sum(ok)
         seen += len(ok)
-        step_done(number, len(todo), float(loss.detach()))
+        step_done(number, len(todo), loss)
     return Pass(loss_sum / seen, right / seen, len(todo), whole=True)
