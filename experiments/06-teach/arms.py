@@ -90,10 +90,10 @@ def _halve_frozen(model: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.to(torch.bfloat16)
 
 
-def result_bytes(job: Job, model: nn.Module, cache: Path) -> int:
-    """Return the bytes of what has to be kept: all trained parameters, or the patch."""
-    if job.arm == "ours":
-        return sum(path.stat().st_size for path in (cache / job.name).iterdir())
+def result_bytes(model: nn.Module) -> int:
+    """Return the bytes of what has to be kept: all trained parameters, or the memory."""
+    if ours.is_taught(model):
+        return ours.memory_bytes(model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     return sum(weight.numel() * weight.element_size() for weight in trained)
 
@@ -116,7 +116,7 @@ def train(
     if job.arm == "ours":
         yield from ours.train(
             model, tokenizer, protocol,
-            lr=job.rate or None, seed=job.seed, passes=job.passes, out=cache / job.name,
+            lr=job.rate or None, seed=job.seed, passes=max(job.passes),
         )  # fmt: skip
         return
     guard = None

@@ -5,19 +5,20 @@ it plans and how it trains them is the same.
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from protocol import Item, Protocol
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memory_layers.layers import WrittenTable
+from memory_layers.layers.walk import memory_layers_of
 from memory_layers.learn.background import own_text
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import Silent
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import Example, Group, LearnData, Look
-from memory_layers.models import record_teaching
 
 
 def data_of(protocol: Protocol) -> LearnData:
@@ -44,25 +45,33 @@ def train(
     *,
     lr: float | None,
     seed: int,
-    passes: Sequence[int],
-    out: Path,
+    passes: int,
 ) -> Iterator[tuple[int, int, float]]:
-    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass.
-
-    What the command would write is in `out` after each of `passes`.
-    """
+    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass."""
     settings = LearnSettings(lr=lr, seed=seed)
     lesson = Lesson(model, tokenizer, data_of(protocol), settings, Silent())
     own = own_text(model, tokenizer, seed=seed)
     lesson.prepare(own, [own[::2]], None, [])
     lesson.begin()
     updates = 0
-    for number in range(max(passes)):
+    for number in range(passes):
         done = lesson.one_pass(number)
         updates += done.updates
-        if number + 1 in passes:
-            record_teaching(model, facts=lesson.facts()).save(out)
         yield number + 1, updates, done.loss
+
+
+def is_taught(model: nn.Module) -> bool:
+    """Return whether a model has a memory of this kind."""
+    layers = memory_layers_of(model)
+    return bool(layers) and isinstance(layers[0].values, WrittenTable)
+
+
+def memory_bytes(model: nn.Module) -> int:
+    """Return the size of the tensors of a patch: the rows, and what they are found by."""
+    layers = memory_layers_of(model)
+    tensors = {id(t): t for layer in layers for t in layer.state_dict(keep_vars=True).values()}
+    tensors |= {id(t): t for t in layers[0].values.state_dict(keep_vars=True).values()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def spoken(model: PreTrainedModel, texts: Sequence[torch.Tensor]) -> float:

@@ -155,9 +155,15 @@ def prepare(
         probes += [item for item in items if item.form == "heldout"]
         probes += [statements[number // 2 % len(statements)]] if number % 2 else []
         probes += [chat] if number % 4 in (0, 1) else []
-    known = [_item(row) for row in (*common["known"], *chosen["neighbours"])]
     taught = {fact.subject for fact in facts}
+    known = [_item(row) for row in (*common["known"], *chosen["neighbours"])]
     known = [item for item in known if item.subject not in taught]
+    # Asked once more in the batches in which they are measured: the rounding depends on them.
+    path = cache / f"again-{count}-seed{seed}.json"
+    if not path.is_file():
+        write_json(path, [right for right, _ in answered(model, known)])
+    again = json.loads(path.read_text("utf-8"))
+    known = [item for item, right in zip(known, again, strict=True) if right]
     replies = [_item(row) for row in common["replies"]]
     return Protocol(facts, tuple(train), tuple(probes), tuple(known), tuple(replies))
 

@@ -124,7 +124,6 @@ class Measures:
             "kept_by_form": by(known, kept, "form"),
         }
 
-
     def spoken(self, model: PreTrainedModel) -> dict[str, float]:
         """Return the share of tokens of running text, and of known prompts, that memory adds to."""
         texts = {kind: list(teacher.text) for kind, teacher in self.teachers.items()}
@@ -186,7 +185,7 @@ def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, r
                 # Generating takes as long as all the rest.
                 point["replies_kept"] = share(replied(model, protocol.replies))
             record["points"].append(point)
-            record["bytes"] = result_bytes(job, model, work)
+            record["bytes"] = result_bytes(model)
             record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             write_json(path, record)
             print(job.name, passes, summary(point, measures.base), flush=True)
