@@ -26,7 +26,7 @@ STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
-    ROOT / "docs" / "guides" / "add_memory.md",
+    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("add_memory", "learn")),
     *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
@@ -54,9 +54,9 @@ def largest_section(name: str) -> str:
     return scale_section(load_run(find_config(name)), DEVICES["h100"])
 
 
-def arms_section() -> str:
-    """Return what ways to teach a real model learn and lose."""
-    return runpy.run_path(str(ROOT / "experiments" / "06-teach" / "report.py"))["section"]()
+def of_teaching(name: str, *args: str) -> str:
+    """Return what the report of experiments/06-teach has for documents."""
+    return runpy.run_path(str(ROOT / "experiments" / "06-teach" / "report.py"))[name](*args)
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -77,7 +77,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "recipe-remedy-usage": partial(studies.usage_section, "02-recipe", "remedy.json"),
     "recipe-remedy-differences": partial(studies.recipe_differences, "02-recipe", "remedy.json"),
     "teach": studies.teach_section,
-    "teach-arms": arms_section,
+    "teach-arms": partial(of_teaching, "section"),
+    "teach-headline": partial(of_teaching, "headline", ""),
+    "teach-guide": partial(of_teaching, "headline", "../../"),
     "generate-parts": speed.generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": speed.targets_section,

@@ -163,6 +163,40 @@ def section(folder: Path = HERE / "results") -> str:
     return "\n\n".join([markdown_table(head, rows), about(points), *plots])
 
 
+def headline(root: str, folder: Path = HERE / "results") -> str:
+    """Return in a few sentences and a plot what the best point of each way is.
+
+    Args:
+        root: Path from the document to the root of the repository.
+        folder: Of result files.
+    """
+    points = {point.arm: point for point in best(load(folder))}
+    ours = points.pop(NAMES["ours"], None)
+    if ours is None:
+        return "No results yet."
+    record, last = ours.records[0], ours.points[0]
+    relations, seeds = len(last["heldout_by_relation"]), len(ours.points)
+    minutes = mean([value / 60 for value in ours.field("cpu_seconds")])
+    lines = [
+        f"{record['facts']} facts in {relations} relations that SmolLM2-135M-Instruct does not "
+        f"know, four wordings of each ({seeds} {'seeds' if seeds > 1 else 'seed'}, least to most in "
+        f"brackets): `learn` answers {spread(ours.recall(), '{:.2f}')} of two wordings that it was "
+        f"not shown, keeps {spread(ours.field('kept'), '{:.1%}')} of what the model knew, and the "
+        f"loss on other text moves by {spread(ours.rise(), '{:+.2%}')}, in {minutes:.0f} minutes of "
+        "one core."
+    ]
+    lines += [
+        f"{point.arm[0].upper()}{point.arm[1:]}: {spread(point.recall(), '{:.2f}')}, keeps "
+        f"{spread(point.field('kept'), '{:.0%}')}, loss {spread(point.rise(), '{:+.1%}')}."
+        for point in points.values()
+    ]
+    place = f"{root}experiments/06-teach"
+    return (
+        f"{' '.join(lines)} [How it was measured]({place}/README.md).\n\n"
+        f"![Recall over the rise of loss on unseen text]({place}/plots/frontier_text.png)"
+    )
+
+
 def size(count: int) -> str:
     """Write a number of bytes."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"

@@ -20,11 +20,11 @@ from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, find_cues, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
 from memory_layers.learn.sources import LearnData, RecallItem
-from memory_layers.learn.state import State, optimizer_tensors, restore_optimizer
+from memory_layers.learn.state import State
+from memory_layers.learn.steps import RowSteps
 from memory_layers.learn.train import Pass, Text, Trainer, one_pass
 from memory_layers.learn.watch import Watch
 from memory_layers.models import Fact, Patch, apply_patch
-from memory_layers.optim import MemoryAdamW
 from memory_layers.train.interrupt import StopSignal
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class Lesson:
         ]
         self.asked = [_asked(item) for item in self.data.items if not item.seen]
         self.trainer = Trainer(self.model, [*self.texts, *self.asked])
-        self.optimizer = MemoryAdamW([self.table.weight], lr=self.lr)
+        new = torch.searchsorted(self.table.slots, self.plan.slots.to(self.table.slots))
+        self.steps = RowSteps(self.table, new, self.lr)
 
     def one_pass(self, number: int, ends: Callable[[], bool] = lambda: False) -> Pass:
         """Train on all that is taught once, after `begin`.
@@ -168,7 +169,7 @@ class Lesson:
         return one_pass(
             self.trainer,
             [self.texts[n] for n in self.data.in_pass(number, seed)],
-            self.optimizer,
+            self.steps,
             stable_number(seed, "pass", str(number)),
             lambda n, total, _: self.told.work(n, total, f"pass {number + 1}"),
             ends,
@@ -177,10 +178,9 @@ class Lesson:
     def train(self, watch: Watch, state: State, folder: Path | None) -> Stopped:
         """Train until all is learned, or time, passes or the user end it."""
         self.begin()
-        weight = self.table.weight
         if state.tensors:
             self.told.stage(f"going on after pass {state.passes}")
-            restore_optimizer(self.optimizer, weight, state.tensors)
+            self.steps.restore(state.tensors)
         before, begin, looked = state.seconds, time.monotonic(), 0.0
         limit = 60 * self.settings.minutes
         with StopSignal() as stop:
@@ -209,7 +209,7 @@ class Lesson:
                     state.curve.append(point)
                     self.told.point(point)
                     if folder is not None:
-                        state.tensors = optimizer_tensors(self.optimizer, weight)
+                        state.tensors = self.steps.tensors()
                         state.save(folder)
 
     def _row(self, group: int) -> int:

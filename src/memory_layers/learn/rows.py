@@ -88,6 +88,25 @@ class Cue:
     last: int
 
 
+@dataclass(frozen=True)
+class _Option:
+    """A cluster as a row for a group.
+
+    Attributes:
+        specific: Nothing else comes near.
+        last: As in Cluster.
+        apart: Distance to the nearest of what is to stay, as a share of the length of the query.
+        row: Number of the cluster.
+        radius: For the row.
+    """
+
+    specific: bool
+    last: int
+    apart: float
+    row: int
+    radius: float
+
+
 def find_cues(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> list[Cue]:
     """Return the tokens that answers may hang on.
 
@@ -169,7 +188,7 @@ def plan_rows(
     _add_decoys(model, clusters, cues, texts, words, seed)
     centres = torch.stack([torch.stack(c.queries).mean(0) for c in clusters.values()])
     names = [name for name, _ in clusters]
-    options: dict[int, list[tuple[bool, int, int, float]]] = defaultdict(list)
+    options: dict[int, list[_Option]] = defaultdict(list)
     for row, ((name, _), cluster) in enumerate(clusters.items()):
         key, size = centres[row], float(centres[row].norm())
         spread = max(float((query - key).norm()) for query in cluster.queries)
@@ -178,15 +197,16 @@ def plan_rows(
         away = float((near - key).norm(dim=1).min()) if len(near) else size
         radius = min(WIDEST * size, AWAY * away)
         needed = max(AROUND * spread, NARROWEST * size)
+        option = _Option(radius >= needed, cluster.last, away / size, row, max(radius, needed))
         for group in cluster.groups:
-            options[group].append((radius >= needed, cluster.last, row, max(radius, needed)))
+            options[group].append(option)
     return _choose(model, data, options, centres, taken)
 
 
 def _choose(
     model: PreTrainedModel,
     data: LearnData,
-    options: dict[int, list[tuple[bool, int, int, float]]],
+    options: dict[int, list[_Option]],
     centres: Tensor,
     taken: Tensor,
 ) -> Plan:
@@ -194,13 +214,15 @@ def _choose(
     chosen: dict[int, list[int]] = {}
     vague = []
     for group, found in sorted(options.items()):
-        specific = sorted((last, row, radius) for ok, last, row, radius in found if ok)
+        named = bool(data.groups[group].subject)
+        # The end of a name has all of it before it. Elsewhere the rarest tokens are most like one.
+        best = sorted(found, key=lambda o: (o.last if named else -o.apart, o.row))
+        specific = [option for option in best if option.specific][: 1 if named else MOST_ROWS]
         if not specific:
             vague.append(group)
-            specific = sorted((last, row, radius) for _, last, row, radius in found)[:1]
-        most = 1 if data.groups[group].subject else MOST_ROWS
-        chosen[group] = [row for _, row, _ in specific[:most]]
-        radii |= {row: radius for _, row, radius in specific[:most]}
+            specific = best[:1]
+        chosen[group] = [option.row for option in specific]
+        radii |= {option.row: option.radius for option in specific}
     used, slot_of = {int(slot) for slot in taken}, {}
     for row, candidates in zip(radii, slots_of(model, centres[list(radii)]).tolist(), strict=True):
         free = [slot for slot in candidates if slot not in used]

@@ -24,6 +24,8 @@ DEPTHS = (0.14, 0.27, 0.4, 0.54, 0.67, 0.8)
 WIDEST_QUERY = 1024
 # Tokens at the beginning of a text, whose hidden states are unlike all others.
 SKIPPED = 3
+# Tokens of a short text.
+PIECE = 8
 # Of the variance along the first direction: less is taken for noise and not blown up further.
 NOISE = 1e-5
 _BATCH = 16
@@ -70,7 +72,12 @@ def build_skeleton(model: PreTrainedModel, config: MemoryConfig, tokens: Tensor,
         freeze_all_but_memory(model)
         layer = memory_layers_of(model)[0]
         layer.requires_grad_(False)
-        _whiten(layer, hidden_at_lookup(model, tokens)[:, SKIPPED:].flatten(0, 1))
+        whole = hidden_at_lookup(model, tokens)[:, SKIPPED:].flatten(0, 1)
+        # Names stand at the beginning of a text more often than other tokens do.
+        count = tokens.shape[1] // PIECE
+        pieces = tokens[:, : count * PIECE].reshape(-1, PIECE) if count else tokens
+        begun = hidden_at_lookup(model, pieces)[:, 1:].flatten(0, 1)
+        _whiten(layer, torch.cat([whole, begun]))
 
 
 def _whiten(layer: MemoryLayer, hidden: Tensor) -> None:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,7 +24,7 @@ class State:
 
     Attributes:
         choices: What must be the same to go on: data, base and settings.
-        tensors: Rows and the optimizer's moments.
+        tensors: Those of `RowSteps`.
         passes: That are over.
         updates: Likewise.
         seconds: Spent so far.
@@ -96,24 +95,3 @@ class State:
     def remove(folder: Path) -> None:
         """Remove what is not needed any more."""
         (folder / NAME).unlink(missing_ok=True)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    """Return a weight and what an optimizer keeps of it, to be saved."""
-    state = optimizer.state.get(weight, {})
-    kept = {f"optimizer.{k}": torch.as_tensor(v).detach().clone() for k, v in state.items()}
-    return {"weight": weight.detach().clone(), **kept}
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, weight: Tensor, tensors: Mapping[str, Tensor]
-) -> None:
-    """Do what undoes `optimizer_tensors`."""
-    with torch.no_grad():
-        weight.copy_(tensors["weight"])
-    prefix = "optimizer."
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    if state:
-        whole = optimizer.state_dict()
-        whole["state"] = {0: state}
-        optimizer.load_state_dict(whole)

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.data.tokens import IGNORE
 from memory_layers.learn.skeleton import speaks_at
+from memory_layers.learn.steps import RowSteps
 from memory_layers.models.classes import backbone_of
 
 BATCH = 32
@@ -270,7 +271,7 @@ class Pass:
 def one_pass(
     trainer: Trainer,
     texts: Sequence[Text],
-    optimizer: torch.optim.Optimizer,
+    steps: RowSteps,
     seed: int,
     step_done: Callable[[int, int, float], None],
     ends: Callable[[], bool],
@@ -280,7 +281,7 @@ def one_pass(
     Args:
         trainer: Computes the losses.
         texts: To train on.
-        optimizer: Of the rows.
+        steps: Of the rows.
         seed: Draws the order.
         step_done: Called after each update with its number, how many there are, and its loss.
         ends: Asked before each update: the rest of the pass is left out.
@@ -293,11 +294,11 @@ def one_pass(
     for number, numbers in enumerate(todo, 1):
         if ends():
             return Pass(loss_sum / max(seen, 1), right / max(seen, 1), number - 1, whole=False)
-        optimizer.zero_grad()
+        steps.zero_grad()
         loss, ok = trainer.backward([texts[n] for n in numbers])
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss}. hint: a lower lr")
-        optimizer.step()
+        steps.step()
         loss_sum += loss * len(numbers)
         right += sum(ok)
         seen += len(ok)
