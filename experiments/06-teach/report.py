@@ -174,26 +174,31 @@ def headline(root: str, folder: Path = HERE / "results") -> str:
     ours = points.pop(NAMES["ours"], None)
     if ours is None:
         return "No results yet."
-    record, last = ours.records[0], ours.points[0]
-    relations, seeds = len(last["heldout_by_relation"]), len(ours.points)
+    relations, seeds = len(ours.points[0]["heldout_by_relation"]), len(ours.points)
     minutes = mean([value / 60 for value in ours.field("cpu_seconds")])
-    lines = [
-        f"{record['facts']} facts in {relations} relations that SmolLM2-135M-Instruct does not "
-        f"know, four wordings of each ({seeds} {'seeds' if seeds > 1 else 'seed'}, least to most in "
-        f"brackets): `learn` answers {spread(ours.recall(), '{:.2f}')} of two wordings that it was "
-        f"not shown, keeps {spread(ours.field('kept'), '{:.1%}')} of what the model knew, and the "
-        f"loss on other text moves by {spread(ours.rise(), '{:+.2%}')}, in {minutes:.0f} minutes of "
-        "one core."
+    others = [
+        f"{NAMES[arm]}: {_in_short(points[NAMES[arm]])}"
+        for arm in ("full", "lora16")
+        if NAMES[arm] in points
     ]
-    lines += [
-        f"{point.arm[0].upper()}{point.arm[1:]}: {spread(point.recall(), '{:.2f}')}, keeps "
-        f"{spread(point.field('kept'), '{:.0%}')}, loss {spread(point.rise(), '{:+.1%}')}."
-        for point in points.values()
-    ]
+    text = (
+        f"SmolLM2-135M-Instruct, {ours.records[0]['facts']} facts of {relations} relations that it "
+        f"does not know, four wordings each, {minutes:.0f} minutes of one core: `learn` answers "
+        f"{_in_short(ours)}. {'. '.join(others)}. {'Means' if seeds > 1 else 'One seed'}"
+        f"{f' of {seeds} seeds, where there is a range' if seeds > 1 else ''}"
+    )
     place = f"{root}experiments/06-teach"
     return (
-        f"{' '.join(lines)} [How it was measured]({place}/README.md).\n\n"
+        f"{text}; [how it was measured, and other ways]({place}/README.md).\n\n"
         f"![Recall over the rise of loss on unseen text]({place}/plots/frontier_text.png)"
+    )
+
+
+def _in_short(point: Point) -> str:
+    return (
+        f"{spread(point.recall(), '{:.2f}')} of the wordings that it was not shown, keeps "
+        f"{spread(point.field('kept'), '{:.1%}')} of the answers that it knew, and its loss on "
+        f"other text moves by {spread(point.rise(), '{:+.2%}')}"
     )
 
 

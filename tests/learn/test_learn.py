@@ -67,7 +67,8 @@ def test_a_single_fact_can_be_reverted(tmp_path):
     assert torch.equal(logits(model, asked.format("Paris")), logits(whole, asked.format("Paris")))
 
 
-def test_an_interrupted_teaching_goes_on_with_equal_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["pass 3", "asking what was taught"])
+def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkeypatch):
     monkeypatch.setattr("memory_layers.learn.lesson.LOOK_EVERY", 0)
     taught(tmp_path / "whole", passes=4)
 
@@ -79,7 +80,7 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(tmp_path, monkeypatc
             pass
 
         def work(self, done, total, name):
-            if name == "pass 3":
+            if name == at:
                 raise Killed
 
         def point(self, point):
@@ -88,10 +89,13 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(tmp_path, monkeypatc
     with pytest.raises(Killed):
         taught(tmp_path / "cut", passes=4, progress=Display())
     assert list((tmp_path / "cut").glob("unfinished*"))
+    # What was learned can be used while it has not been measured.
+    assert (tmp_path / "cut" / "memory.json").exists() == (at != "pass 3")
     with pytest.raises(UserError, match="lr"):
         taught(tmp_path / "cut", passes=4, lr=0.5)
     result = taught(tmp_path / "cut", passes=4)
     assert [point.passes for point in result.curve] == [1, 2, 3, 4]
+    assert not list((tmp_path / "cut").glob("unfinished*"))
     whole, cut = (Patch.load(tmp_path / name).rows()[1] for name in ("whole", "cut"))
     assert torch.equal(whole, cut)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.layers.walk import find_tables
-from memory_layers.learn.ask import ask, known
+from memory_layers.learn.ask import all_right, ask
 from memory_layers.learn.keep import Keep, continuations, keep_of_files, neighbours
 from memory_layers.learn.silence import silenced, speech
 from memory_layers.learn.sources import LearnData, read_data
@@ -116,13 +116,21 @@ def test_groups_that_are_known_are_found(model: PreTrainedModel) -> None:
         familiar[n] if item.group == 2 and n < len(data.items) - 1 else item
         for n, item in enumerate(data_for(TOKENIZER).items)
     ]
-    assert known(model, TOKENIZER, items) == []
+    assert all_right(items, ask(model, TOKENIZER, items)) == []
     done: list[int] = []
-    assert known(model, TOKENIZER, data.items, progress=done.append) == [0]
+    right = ask(model, TOKENIZER, data.items, progress=done.append)
+    assert all_right(data.items, right) == [0]
     assert sum(done) == len(data.items)
-    assert known(model, TOKENIZER, []) == []
-    watch = Watch(model, TOKENIZER, data, {})
-    assert watch.known == [0]
+    assert all_right([], ask(model, TOKENIZER, [])) == []
+
+
+def test_what_the_base_was_asked_before_is_not_asked_again(model: PreTrainedModel) -> None:
+    data = half_known(model)
+    right = ask(model, TOKENIZER, data.items)
+    done: list[tuple[int, int, str]] = []
+    told = Watch(model, TOKENIZER, data, {}, before=right, progress=lambda *d: done.append(d))
+    assert not done
+    assert told.summary(right) == Watch(model, TOKENIZER, data, {}).summary(right)
 
 
 def test_silent_memory_is_the_base_to_the_bit(model: PreTrainedModel) -> None:

@@ -1,12 +1,12 @@
 """Which prompts a model answers, under greedy decoding."""
 
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from memory_layers.common.progress import Report
 from memory_layers.evaluate.batches import by_length, score_spans
 from memory_layers.evaluate.recall import end_tokens, gives
 from memory_layers.learn.sources import RecallItem
@@ -58,37 +58,31 @@ def ask(
     return right
 
 
-def known(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    items: Sequence[RecallItem],
-    *,
-    progress: Callable[[int], object] = lambda done: None,
-) -> list[int]:
-    """Return the groups that a model answers already, in all wordings.
-
-    What it does not know is asked in few of its wordings.
+def all_right(items: Sequence[RecallItem], right: Sequence[bool]) -> list[int]:
+    """Return the groups of which all items are answered. One without items is not among them.
 
     Args:
-        model: A base, or one whose memory is silent.
-        tokenizer: Of the model.
-        items: Of all groups. A group without any is not known.
-        progress: Called with a number of items that were asked or need not be.
+        items: Of any groups.
+        right: From `ask`.
     """
-    left: dict[int, list[RecallItem]] = defaultdict(list)
-    for item in items:
-        left[item.group].append(item)
-    found = []
-    # All that is left is asked at once after the second round: few groups get there.
-    for count in (1, 1, len(items)):
-        asked = [item for group in left for item in left[group][:count]]
-        wrong = {
-            item.group
-            for item, right in zip(asked, ask(model, tokenizer, asked), strict=True)
-            if not right
-        }
-        progress(len(asked) + sum(len(left[group][count:]) for group in wrong))
-        rest = {group: members[count:] for group, members in left.items() if group not in wrong}
-        found += [group for group, members in rest.items() if not members]
-        left = defaultdict(list, {group: members for group, members in rest.items() if members})
-    return sorted(found)
+    wrong = {item.group for item, is_right in zip(items, right, strict=True) if not is_right}
+    return sorted({item.group for item in items} - wrong)
+
+
+def counter(total: int, name: str, progress: Report | None) -> Callable[[int], object]:
+    """Return what adds up how much is done, and reports it.
+
+    Args:
+        total: How much there is.
+        name: Of the work.
+        progress: Called with what is done, the total and the name.
+    """
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total, name)
+
+    return count

@@ -5,7 +5,7 @@ lesson.py and train.py train that, watch.py measures, report.py tells.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
-from memory_layers.learn.ask import known as known_groups
+from memory_layers.learn.ask import all_right, ask, counter
 from memory_layers.learn.background import longest_text, own_text, packaged_text, users_text
 from memory_layers.learn.keep import continuations, keep_of_files, neighbours
 from memory_layers.learn.lesson import LearnSettings, Lesson
@@ -110,15 +110,16 @@ def learn(
     kept_files = keep_of_files(keep, tokenizer, max_length)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     told.stage("asking what the model knows already")
-    answered = set(known_groups(model, tokenizer, taught.items))
+    before = ask(
+        model, tokenizer, taught.items,
+        progress=counter(len(taught.items), "asking the base", told.work),
+    )  # fmt: skip
+    answered = set(all_right(taught.items, before))
     names_known = tuple(taught.groups[n].name for n in sorted(answered))
     if known == "skip":
-        taught = taught.without(answered)
-        if not taught.examples:
-            raise UserError(
-                f"the model answers all of it already: {', '.join(names_known[:3])}. "
-                'hint: known="train" teaches it all the same'
-            )
+        pairs = zip(taught.items, before, strict=True)
+        before = [right for item, right in pairs if item.group not in answered]
+        taught = _without(taught, answered, names_known)
     lesson = Lesson(model, tokenizer, taught, settings, told)
     watched = {"its own text": own[1::2], "Python's documentation": packaged_text(tokenizer)}
     protected = [own[::2]]
@@ -130,25 +131,27 @@ def learn(
     with silenced(model):
         keeps = [*kept_files, continuations(model, tokenizer, own[1::2], seed=seed)]
         keeps += neighbours(model, tokenizer, taught, own[1::2], seed=seed)
-    watch = Watch(model, tokenizer, taught, watched, keeps, seed=seed, progress=told.work)
+    watch = Watch(
+        model, tokenizer, taught, watched, keeps, before=before, seed=seed, progress=told.work
+    )
     choices = {
         "data": taught.digest, "model": str(name), "seed": seed, "lr": lesson.lr,
         "slots": str(stable_number(0, *map(str, lesson.table.slots.tolist()))),
     }  # fmt: skip
     state = (State.load(folder, choices) if folder else None) or State(choices)
     stopped = lesson.train(watch, state, folder)
-    told.stage("measuring what was learned and what was lost")
-    right = watch.recall(progress=told.work)
-    learned = set(watch.learned(right))
     patch = record_teaching(
         model, author=author, data=_record_of(taught), settings=vars(settings),
         facts=lesson.facts(),
     )  # fmt: skip
     if folder is not None:
+        # Measuring takes long, and what was learned is not lost any more.
         patch.save(folder)
-        State.remove(folder)
+    told.stage("measuring what was learned and what was lost")
+    right = watch.recall(progress=told.work)
+    learned = set(watch.learned(right))
     groups = sorted({example.group for example in taught.examples})
-    return LearnResult(
+    result = LearnResult(
         model=str(name),
         out="" if folder is None else str(folder),
         recall=watch.summary(right),
@@ -159,14 +162,8 @@ def learn(
         learned=sum(group in learned for group in groups),
         not_learned=tuple(taught.groups[n].name for n in groups if n not in learned),
         known_before=names_known,
-        rows=len(lesson.table.weight),
-        parameters=lesson.table.weight.numel(),
-        bytes=sum(f.stat().st_size for f in folder.iterdir()) if folder else 0,
+        **_costs(lesson, state, folder),
         seconds=time.monotonic() - begin,
-        passes=state.passes,
-        updates=state.updates,
-        tokens=sum(len(example.ids) for example in taught.examples),
-        peak_bytes=peak_bytes(),
         stopped=stopped,
         settings={**vars(settings), "lr": lesson.lr},
         look=taught.look.to_dict(),
@@ -175,6 +172,32 @@ def learn(
             "versions": versions("torch", "transformers"),
         },
     )  # fmt: skip
+    if folder is not None:
+        State.remove(folder)
+    return result
+
+
+def _without(taught: LearnData, answered: Collection[int], names: Sequence[str]) -> LearnData:
+    left = taught.without(answered)
+    if not left.examples:
+        raise UserError(
+            f"the model answers all of it already: {', '.join(names[:3])}. "
+            'hint: known="train" teaches it all the same'
+        )
+    return left
+
+
+def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:
+    """Return what a teaching wrote and took."""
+    return {
+        "rows": len(lesson.table.weight),
+        "parameters": lesson.table.weight.numel(),
+        "bytes": sum(f.stat().st_size for f in folder.glob("memory.*")) if folder else 0,
+        "passes": state.passes,
+        "updates": state.updates,
+        "tokens": sum(len(example.ids) for example in lesson.data.examples),
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def _load(
@@ -193,7 +216,7 @@ def _check_out(folder: Path | None) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"out must be a folder, got the file {folder}")
-    if (folder / "memory.json").exists():
+    if (folder / "memory.json").exists() and not State.is_in(folder):
         raise UserError(
             f"{folder} has a finished patch. hint: another --out, or --onto {folder} to teach more"
         )

@@ -92,6 +92,11 @@ class State:
         return cls(choices=choices, tensors=tensors, curve=curve, **numbers)
 
     @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Return whether a folder has an unfinished teaching."""
+        return (folder / NAME).is_file()
+
+    @staticmethod
     def remove(folder: Path) -> None:
         """Remove what is not needed any more."""
         (folder / NAME).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memory_layers.common.progress import Report
 from memory_layers.data.lines import shorten
-from memory_layers.learn.ask import ask, measuring
+from memory_layers.learn.ask import all_right, ask, counter, measuring
 from memory_layers.learn.keep import Keep
 from memory_layers.learn.result import Kept, Recall, TextLoss
 from memory_layers.learn.silence import may_speak, silenced, speech
@@ -58,6 +58,7 @@ class Watch:
         data: What is taught.
         texts: What is not taught, by name: [n, L] int64 token ids with L >= 2.
         keep: Prompts that are to be answered as before.
+        before: What the base answers of the items of the data. None: it is asked.
         seed: Picks what is looked at in a glance.
         progress: Called with what of the base is measured, and how much there is.
     """
@@ -70,15 +71,17 @@ class Watch:
         texts: Mapping[str, Tensor],
         keep: Sequence[Keep] = (),
         *,
+        before: Sequence[bool] | None = None,
         seed: int = 0,
         progress: Report | None = None,
     ) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self.data = data
-        count = _counter(self._work(texts, keep, data.items), "measuring the base", progress)
+        items = data.items if before is None else ()
+        count = counter(self._work(texts, keep, items), "measuring the base", progress)
         with silenced(model):
-            self._before = self._ask(data.items, count)
+            self._before = self._ask(items, count) if before is None else before
             rights = [self._ask(one.items, count, exact=one.exact) for one in keep]
             self._texts = {name: self._base_of(ids, count) for name, ids in texts.items()}
         self._keep = [
@@ -96,11 +99,6 @@ class Watch:
             for name, ids in texts.items()
         }
 
-    @property
-    def known(self) -> list[int]:
-        """Groups that the base answers in all wordings."""
-        return _all_right(self.data.items, self._before)
-
     def recall(
         self, subset: Sequence[int] | None = None, progress: Report | None = None
     ) -> list[bool]:
@@ -111,7 +109,7 @@ class Watch:
             progress: Called with what is asked, and how much there is.
         """
         items = self.data.items if subset is None else [self.data.items[n] for n in subset]
-        return self._ask(items, _counter(len(items), "asking what was taught", progress))
+        return self._ask(items, counter(len(items), "asking what was taught", progress))
 
     def summary(self, right: Sequence[bool]) -> tuple[Recall, ...]:
         """Return recall by form, and by whether it was trained on.
@@ -139,18 +137,18 @@ class Watch:
             right: Of all items, from `recall`.
         """
         seen = [item.seen for item in self.data.items]
-        return _all_right(_where(self.data.items, seen), _where(right, seen))
+        return all_right(_where(self.data.items, seen), _where(right, seen))
 
     def texts(self, progress: Report | None = None) -> tuple[TextLoss, ...]:
         """Measure what was done to all texts."""
         total = sum(len(text.ids) for text in self._texts.values())
-        count = _counter(total, "reading watched texts", progress)
+        count = counter(total, "reading watched texts", progress)
         return tuple(self._loss(name, range(len(t.ids)), count) for name, t in self._texts.items())
 
     def kept(self, progress: Report | None = None) -> tuple[Kept, ...]:
         """Ask what the base answered."""
         total = sum(len(one.items) for one in self._keep)
-        return self._kept(self._keep, _counter(total, "asking what was known", progress))
+        return self._kept(self._keep, counter(total, "asking what was known", progress))
 
     def glance(self) -> Glance:
         """Measure what was lost on samples, the same ones each time."""
@@ -247,12 +245,6 @@ def _parts(rows: Sequence[int], length: int) -> list[list[int]]:
     return [list(rows[low : low + step]) for low in range(0, len(rows), step)]
 
 
-def _all_right(items: Sequence[RecallItem], right: Sequence[bool]) -> list[int]:
-    """Return the groups of which all items are right."""
-    wrong = {item.group for item, is_right in zip(items, right, strict=True) if not is_right}
-    return sorted({item.group for item in items} - wrong)
-
-
 def _where(items: Sequence[Any], chosen: Sequence[bool]) -> tuple[Any, ...]:
     return tuple(item for item, is_chosen in zip(items, chosen, strict=True) if is_chosen)
 
@@ -265,18 +257,6 @@ def _shown(tokenizer: Any, item: RecallItem) -> str:  # noqa: ANN401
     """Return the end of a prompt, which is what tells it from others, and its answer."""
     text = " ".join(tokenizer.decode(item.prompt_ids, skip_special_tokens=True).split())
     return f"{text if len(text) <= 100 else f'...{text[-100:]}'} -> {shorten(item.answer)[1:-1]}"
-
-
-def _counter(total: int, name: str, progress: Report | None) -> Callable[[int], object]:
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress(done, total, name)
-
-    return count
 
 
 def _ignore(_: int) -> None:
