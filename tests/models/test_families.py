@@ -53,6 +53,18 @@ def trained(name: str, dtype: torch.dtype = torch.float32, **memory: object) -> 
 
 
 @every_family
+def test_hidden_states_come_with_memory_as_without(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    before = model(IDS, output_hidden_states=True).hidden_states
+    add_memory(model, tiny_memory(placement="beside"))
+    model.save_pretrained(tmp_path)
+    for taken in (model, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        after = taken(IDS, output_hidden_states=True).hidden_states
+        assert [states.shape for states in after] == [states.shape for states in before]
+        torch.testing.assert_close(after[-1], before[-1])
+
+
+@every_family
 def test_beside_changes_no_bit_until_it_is_trained_and_goes_again(name: str) -> None:
     model = tiny_model(name)
     before, weights = logits(model), copy.deepcopy(model.state_dict())

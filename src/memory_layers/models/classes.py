@@ -5,6 +5,7 @@ A generated model builds its base, then replaces the feed-forward blocks that `c
 the Auto classes work as for any other model.
 """
 
+import copy
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -83,7 +84,7 @@ class MemoryModelMixin(PreTrainedModel):
         value_dtype = None if config.value_dtype is None else getattr(torch, config.value_dtype)
         install(backbone, added, family, value_dtype, written=config.written)
         if backbone is not self:
-            backbone.__class__ = memory_classes(family).backbone
+            take_class(backbone, memory_classes(family).backbone)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -169,6 +170,13 @@ class MemoryModelMixin(PreTrainedModel):
                 raise UserError(f"{description} is of another memory than the model beside it")
             setattr(backbone_of(model), RECORD, patch)
         return loaded
+
+
+def take_class(model: PreTrainedModel, kind: type[PreTrainedModel]) -> None:
+    """Make a model an instance of another class, in place."""
+    model.__class__ = kind
+    # transformers notes what the models of a class can output when it makes one of them.
+    PreTrainedModel.__init__(kind.__new__(kind), copy.copy(model.config))
 
 
 @cache

@@ -21,6 +21,7 @@ from memory_layers.models.classes import (
     install,
     memory_classes,
     register_family,
+    take_class,
 )
 from memory_layers.models.families import (
     Family,
@@ -229,5 +230,5 @@ def _become(model: PreTrainedModel, classes: FamilyClasses, config: PreTrainedCo
             setattr(module, "config", config)  # noqa: B010  (not a parameter or module)
     if backbone is not model:
         assert classes.causal_lm is not None
-        model.__class__ = classes.causal_lm
-    backbone.__class__ = classes.backbone
+        take_class(model, classes.causal_lm)
+    take_class(backbone, classes.backbone)
