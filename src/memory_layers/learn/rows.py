@@ -5,6 +5,7 @@ a name that nothing else comes near: no token of ordinary text, of another name,
 ends alike. Next: train.py.
 """
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ AWAY, AROUND = 0.8, 1.15
 # Names that end alike, made up for each token that may be written for; tokens before it that they
 # replace where the name is not known; and rows for a text of which the name is not known.
 DECOYS, BEFORE, MOST_ROWS = 2, 4, 3
+# That are compared with all others at a time.
+_CENTRES = 256
 
 
 @dataclass
@@ -187,20 +190,35 @@ def plan_rows(
     clusters = _join(data, cues, queries)
     _add_decoys(model, clusters, cues, texts, words, seed)
     centres = torch.stack([torch.stack(c.queries).mean(0) for c in clusters.values()])
-    names = [name for name, _ in clusters]
+    nearest = _nearest(centres, list(clusters), ordinary)
     options: dict[int, list[_Option]] = defaultdict(list)
-    for row, ((name, _), cluster) in enumerate(clusters.items()):
+    for row, cluster in enumerate(clusters.values()):
         key, size = centres[row], float(centres[row].norm())
         spread = max(float((query - key).norm()) for query in cluster.queries)
-        alike = [n for n, other in enumerate(names) if other != name or (not name and n != row)]
-        near = torch.cat([ordinary, centres[alike], *cluster.others])
-        away = float((near - key).norm(dim=1).min()) if len(near) else size
+        made_up = [float((other - key).norm(dim=1).min()) for other in cluster.others]
+        away = min([nearest[row], *made_up])
         radius = min(WIDEST * size, AWAY * away)
         needed = max(AROUND * spread, NARROWEST * size)
         option = _Option(radius >= needed, cluster.last, away / size, row, max(radius, needed))
         for group in cluster.groups:
             options[group].append(option)
     return _choose(model, data, options, centres, taken)
+
+
+def _nearest(centres: Tensor, keys: Sequence[tuple[str, int]], ordinary: Tensor) -> list[float]:
+    """Return how far each centre is from what it must not be taken for: text and other names."""
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(name for name, _ in keys))}
+    # Tokens without a name stand for themselves alone.
+    names = torch.tensor([numbers[name] if name else -1 - n for n, (name, _) in enumerate(keys)])
+    found = []
+    for part in torch.arange(len(centres)).split(_CENTRES):
+        others = torch.cdist(centres[part], centres)
+        others[names[part, None] == names] = math.inf
+        near = others.min(1).values
+        if len(ordinary):
+            near = near.minimum(torch.cdist(centres[part], ordinary).min(1).values)
+        found.append(torch.where(near.isfinite(), near, centres[part].norm(dim=1)))
+    return torch.cat(found).tolist()
 
 
 def _choose(
@@ -245,18 +263,19 @@ def _join(
 ) -> dict[tuple[str, int], Cluster]:
     """Put tokens together that stand for the same: those of a name, or those that are near."""
     clusters: dict[tuple[str, int], Cluster] = defaultdict(Cluster)
-    centres: list[Tensor] = []
+    first = queries[0]
+    centres, count = first.new_empty(sum(not cue.name for cue in cues), first.shape[1]), 0
     for cue in cues:
         query = queries[cue.example][cue.place]
         number = cue.last
         if not cue.name:
-            number = len(centres)
-            if centres:
-                distance, place = (torch.stack(centres) - query).norm(dim=1).min(0)
+            number = count
+            if count:
+                distance, place = (centres[:count] - query).norm(dim=1).min(0)
                 if float(distance) < JOINED * float(query.norm()):
                     number = int(place)
-            if number == len(centres):
-                centres.append(query)
+            if number == count:
+                centres[count], count = query, count + 1
         cluster = clusters[cue.name, number]
         cluster.last = cue.last if not cluster.queries else min(cluster.last, cue.last)
         cluster.queries.append(query)
