@@ -126,7 +126,9 @@ def train(
     optimizer = install(job, model)
     rates = [group["lr"] for group in optimizer.param_groups]
     state = cache / f"{job.name}.safetensors"
-    kept = done > 0 and load_state(state, model, optimizer) == done
+    kept = done > 0 and passes_of(state) == done
+    if kept:
+        load_state(state, model, optimizer)
     order = random.Random(job.seed)
     facts = list(protocol.train)
     updates = 0
@@ -167,10 +169,16 @@ def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, p
         save_file(weights | moments, part, {"passes": str(passes)})
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Read what save_state wrote, and return after how many passes. 0: there is nothing."""
+def passes_of(path: Path) -> int:
+    """Return after how many passes save_state wrote. 0: it did not."""
     if not path.is_file():
         return 0
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["passes"])
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read what save_state wrote."""
     weights = dict(model.named_parameters())
     moments: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(path, "pt") as file:
@@ -180,9 +188,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
                 weights[tail].data.copy_(file.get_tensor(name))
             else:
                 moments.setdefault(int(head), {})[tail] = file.get_tensor(name)
-        passes = int(file.metadata()["passes"])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-    return passes
 
 
 def _backward(model: PreTrainedModel, items: Sequence[Item], tokens: int = 900) -> float:

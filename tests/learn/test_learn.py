@@ -10,6 +10,8 @@ from tiny_tokenizers import chatml
 
 from memory_layers.common.errors import UserError
 from memory_layers.learn.learn import learn
+from memory_layers.learn.rows import find_cues
+from memory_layers.learn.sources import read_data
 from memory_layers.models import Patch, load_memory, revert_patch
 
 TOKENIZER = chatml()
@@ -91,8 +93,9 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkey
     assert list((tmp_path / "cut").glob("unfinished*"))
     # What was learned can be used while it has not been measured.
     assert (tmp_path / "cut" / "memory.json").exists() == (at != "pass 3")
-    with pytest.raises(UserError, match="lr"):
-        taught(tmp_path / "cut", passes=4, lr=0.5)
+    for other in ({"lr": 0.5}, {"known": "train"}):
+        with pytest.raises(UserError, match=next(iter(other))):
+            taught(tmp_path / "cut", passes=4, **other)
     result = taught(tmp_path / "cut", passes=4)
     assert [point.passes for point in result.curve] == [1, 2, 3, 4]
     assert not list((tmp_path / "cut").glob("unfinished*"))
@@ -111,6 +114,39 @@ def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
     asked = "Q: What is the code of Oslo? A:"
     one, two = (load_memory(base(), tmp_path / name) for name in ("first", "second"))
     assert torch.equal(logits(one, asked), logits(two, asked))
+
+
+def test_rows_of_an_earlier_teaching_stay_where_their_names_are_taught_again(tmp_path):
+    taught(tmp_path / "first")
+    more = [{"prompt": "Q: Who is the mayor of Oslo? A:", "completion": "Anne"}]
+    taught(tmp_path / "second", data=more, onto=tmp_path / "first")
+    slots, rows = Patch.load(tmp_path / "first").rows()
+    now, all_rows = Patch.load(tmp_path / "second").rows()
+    assert len(now) > len(slots)
+    assert torch.equal(all_rows[torch.isin(now, slots)], rows)
+
+
+def test_rows_that_are_shown_in_every_other_pass_are_learned_too():
+    row = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
+    assert taught(data=row, weights=[0.5], passes=4).updates == 2
+
+
+def test_in_a_conversation_all_turns_of_the_user_count():
+    turns = [("user", "said"), ("assistant", "land"), ("user", "Oslo?"), ("assistant", "Norway")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    data = read_data([{"messages": messages}], TOKENIZER, max_length=256)
+    (example,) = data.examples
+    (_, end), (start, _) = example.spans
+    places = {cue.place for cue in find_cues(data, TOKENIZER)}
+    assert any(end < place < start for place in places)
+    assert not any(low <= place < high for low, high in example.spans for place in places)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "result.json").write_text("mine")
+    with pytest.raises(UserError, match=r"result\.json"):
+        taught(tmp_path)
+    assert (tmp_path / "result.json").read_text() == "mine"
 
 
 def test_a_finished_patch_is_not_overwritten(tmp_path):

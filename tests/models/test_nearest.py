@@ -13,6 +13,7 @@ from memory_layers.models import (
     apply_patch,
     load_memory,
     memory_layers_of,
+    merge_patches,
     record_teaching,
     remove_memory,
     revert_patch,
@@ -61,6 +62,24 @@ def taught():
 def logits(model):
     with torch.no_grad():
         return model(IDS).logits
+
+
+def test_the_sum_of_two_teachings_of_a_row_is_found_by_the_query_of_one():
+    # Both patches have slot 7, for queries that are alike and not the same.
+    patches = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model = add_memory(base(), memory())
+        query = torch.ones(WIDTH) + 0.01 * seed
+        values = torch.randn(WIDTH * len(LAYERS), generator=torch.Generator().manual_seed(seed))
+        row = torch.cat([query, torch.tensor([2.0]), values])
+        memory_layers_of(model)[0].values.write(torch.tensor([7]), row[None])
+        patches.append(record_teaching(model, author=str(seed)))
+    torch.manual_seed(0)
+    both, rows = merge_patches(patches, rule="sum"), [patch.rows()[1][0] for patch in patches]
+    merged = both.rows()[1][0]
+    assert any(torch.equal(merged[: WIDTH + 1], row[: WIDTH + 1]) for row in rows)
+    torch.testing.assert_close(merged[WIDTH + 1 :], sum(row[WIDTH + 1 :] for row in rows))
 
 
 def test_nothing_written_changes_nothing_to_the_bit():

@@ -102,12 +102,13 @@ def learn(
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
     told.stage("reading the data")
+    longest = min(max_length, longest_text(model))
     taught = read_data(
-        data, tokenizer, max_length=min(max_length, longest_text(model)), weights=weights,
+        data, tokenizer, max_length=longest, weights=weights,
         shown_fraction=shown_fraction, chat=chat, seed=seed, progress=told.work,
     )  # fmt: skip
     told.stage(str(taught.look))
-    kept_files = keep_of_files(keep, tokenizer, max_length)
+    kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     told.stage("asking what the model knows already")
     before = ask(
@@ -135,7 +136,9 @@ def learn(
         model, tokenizer, taught, watched, keeps, before=before, seed=seed, progress=told.work
     )
     choices = {
-        "data": taught.digest, "model": str(name), "seed": seed, "lr": lesson.lr,
+        "data": taught.digest, "model": str(name), "seed": seed, "lr": lr, "known": known,
+        "background": [*map(str, background)], "keep": [*map(str, keep)],
+        "onto": onto.ids if isinstance(onto, Patch) else onto and str(onto),
         "slots": str(stable_number(0, *map(str, lesson.table.slots.tolist()))),
     }  # fmt: skip
     state = (State.load(folder, choices) if folder else None) or State(choices)
@@ -216,9 +219,16 @@ def _check_out(folder: Path | None) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"out must be a folder, got the file {folder}")
-    if (folder / "memory.json").exists() and not State.is_in(folder):
+    if State.is_in(folder):
+        return
+    if (folder / "memory.json").exists():
         raise UserError(
             f"{folder} has a finished patch. hint: another --out, or --onto {folder} to teach more"
+        )
+    if others := sorted(path.name for path in folder.iterdir()):
+        raise UserError(
+            f"out {folder} has other files, such as {others[0]}, expected an empty folder "
+            "or none. hint: another --out"
         )
 
 

@@ -126,22 +126,28 @@ class Lesson:
         ordinary = [row for rows in protected for row in rows]
         ordinary += [torch.from_numpy(item.prompt_ids).long() for item in keep]
         table, words = self.table, torch.cat(ordinary)
-        old = table.weight.detach()
+        old, slots = table.weight.detach().cpu(), table.slots.cpu()
         queries = torch.cat(look_up(self.model, ordinary))
         # What was taught before is to stay too.
         queries = torch.cat([queries, old[:, : table.query_dim].float()])
         self.plan = plan = plan_rows(
             self.model, self.data, find_cues(self.data, self.tokenizer), queries, words,
-            table.slots, self.settings.seed,
+            slots, self.settings.seed,
         )  # fmt: skip
         if len(plan.slots) == 0:
             raise UserError(
                 "nothing that is taught has a prompt that the memory could know it by. "
                 "hint: name in the prompts what they are about"
             )
+        if plan.vague:
+            names = ", ".join(self.data.groups[group].name for group in plan.vague[:5])
+            self.told.stage(
+                f"{len(plan.vague)} of {len(plan.of_group)} have no token that nothing else comes "
+                f"near, so the memory may speak in other text too: {names}"
+            )
         zeros = torch.zeros(len(plan.slots), table.value_dim - table.query_dim - 1)
         rows = torch.cat([plan.queries, plan.radii[:, None], zeros], 1).to(old)
-        slots = torch.cat([table.slots, plan.slots.to(table.slots)])
+        slots = torch.cat([slots, plan.slots])
         order = slots.argsort()
         table.write(slots[order], torch.cat([old, rows])[order])
         table.weight.requires_grad_(True)
@@ -186,6 +192,7 @@ class Lesson:
         with StopSignal() as stop:
             while True:
                 if reason := self._ended(state, limit, interrupted=stop.requested):
+                    self._save(state, folder)
                     return reason
                 done = self.one_pass(
                     state.passes,
@@ -208,9 +215,12 @@ class Lesson:
                     )  # fmt: skip
                     state.curve.append(point)
                     self.told.point(point)
-                    if folder is not None:
-                        state.tensors = self.steps.tensors()
-                        state.save(folder)
+                    self._save(state, folder)
+
+    def _save(self, state: State, folder: Path | None) -> None:
+        if folder is not None:
+            state.tensors = self.steps.tensors()
+            state.save(folder)
 
     def _row(self, group: int) -> int:
         """Return the first row of a group: what shares a row is best learned in one update."""

@@ -27,7 +27,6 @@ REASONS = {
     "minutes": "the minutes were over",
     "passes": "the passes were over",
     "interrupted": "it was interrupted, and what was learned is kept",
-    "no progress": "more training brought nothing",
 }
 # Of names, in the report for a terminal.
 _LISTED = 5

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, Self
 
 from memory_layers.common.reader import from_dict
 
-Stopped = Literal["learned", "minutes", "passes", "interrupted", "no progress"]
+Stopped = Literal["learned", "minutes", "passes", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,11 +134,13 @@ def _cues(
         for place in range(first, end):
             yield Cue(number, place, first, subject, end - 1 - place)
         return
-    # In running text each token may say what follows, otherwise the prompt does.
-    last = example.spans[-1][1] - 1 if example.form == "text" else answer
+    # In running text each token may say what follows, otherwise what stands before answers does.
+    is_text = example.form == "text"
+    last = example.spans[-1][1] - 1 if is_text else example.spans[-1][0]
+    learned = {n for low, high in example.spans for n in range(low, high)} if not is_text else ()
     special = set(tokenizer.all_special_ids)
     for place in range(1, last):
-        if int(example.ids[place]) not in special:
+        if int(example.ids[place]) not in special and place not in learned:
             yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
 
 
@@ -185,6 +187,9 @@ def plan_rows(
         taken: int64, slots that have been written before. They are left alone.
         seed: Of made-up names.
     """
+    if not cues:
+        empty = torch.empty(0, dtype=torch.int64)
+        return Plan(empty, ordinary[:0], ordinary[:0, 0], {}, ())
     texts = [torch.from_numpy(example.ids).long() for example in data.examples]
     queries = look_up(model, texts)
     clusters = _join(data, cues, queries)
@@ -263,24 +268,35 @@ def _join(
 ) -> dict[tuple[str, int], Cluster]:
     """Put tokens together that stand for the same: those of a name, or those that are near."""
     clusters: dict[tuple[str, int], Cluster] = defaultdict(Cluster)
-    first = queries[0]
-    centres, count = first.new_empty(sum(not cue.name for cue in cues), first.shape[1]), 0
+    found = _gathered([queries[cue.example][cue.place] for cue in cues if not cue.name])
     for cue in cues:
-        query = queries[cue.example][cue.place]
-        number = cue.last
-        if not cue.name:
-            number = count
-            if count:
-                distance, place = (centres[:count] - query).norm(dim=1).min(0)
-                if float(distance) < JOINED * float(query.norm()):
-                    number = int(place)
-            if number == count:
-                centres[count], count = query, count + 1
-        cluster = clusters[cue.name, number]
+        cluster = clusters[cue.name, cue.last if cue.name else next(found)]
         cluster.last = cue.last if not cluster.queries else min(cluster.last, cue.last)
-        cluster.queries.append(query)
+        cluster.queries.append(queries[cue.example][cue.place])
         cluster.groups.add(data.examples[cue.example].group)
     return dict(clusters)
+
+
+def _gathered(queries: Sequence[Tensor]) -> Iterator[int]:
+    """Yield for each query the number of the first one that it is near, or its own."""
+    firsts: list[int] = []
+    for low in range(0, len(queries), _CENTRES):
+        some = torch.stack([*queries[low : low + _CENTRES]])
+        near, within = JOINED * some.norm(dim=1), torch.cdist(some, some)
+        before: list[tuple[float, int]] = [(math.inf, -1)] * len(some)
+        if firsts:
+            known = torch.stack([queries[n] for n in firsts])
+            distances, places = torch.cdist(some, known).min(1)
+            pairs = zip(distances.tolist(), places.tolist(), strict=True)
+            before = [(distance, firsts[place]) for distance, place in pairs]
+        new: list[int] = []
+        for n, best in enumerate(before):
+            distance, first = min([best, *((float(within[n, m]), low + m) for m in new)])
+            if distance >= float(near[n]):
+                new.append(n)
+                first = low + n
+            yield first
+        firsts += [low + n for n in new]
 
 
 def _add_decoys(

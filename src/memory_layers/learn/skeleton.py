@@ -87,7 +87,9 @@ def _whiten(layer: MemoryLayer, hidden: Tensor) -> None:
     mean = hidden.mean(0)
     values, vectors = torch.linalg.eigh((hidden - mean).T.cov())
     scale = values.clamp_min(values[-1] * NOISE).rsqrt()
+    # Drawn on the CPU, so that every device gets the same.
     turn, _ = torch.linalg.qr(torch.randn(len(mean), len(mean), dtype=torch.float64))
+    turn = turn.to(hidden.device)
     weight = (turn.T @ (vectors * scale).T)[: projection.out_features]
     with torch.no_grad():
         projection.weight.copy_(weight)

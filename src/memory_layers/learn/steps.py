@@ -17,6 +17,7 @@ class RowSteps:
 
     What is common to all that is taught, such as how an answer begins and ends, is in the gradients
     of all rows: their sum moves all of them in every update, also those that it does not touch.
+    What was written before the lesson stays.
 
     Args:
         table: The rows.
@@ -26,6 +27,9 @@ class RowSteps:
 
     def __init__(self, table: WrittenTable, rows: Tensor, lr: float) -> None:
         self.weight, self.rows = table.weight, rows.to(table.weight.device)
+        others = torch.ones(len(self.weight), dtype=torch.bool, device=self.weight.device)
+        others[self.rows] = False
+        self.others = others.nonzero()[:, 0]
         self.values = slice(table.query_dim + 1, None)
         self.common = nn.Parameter(torch.zeros_like(self.weight[0, self.values]))
         self.own = MemoryAdamW([self.weight], lr=lr)
@@ -42,7 +46,9 @@ class RowSteps:
         gradient = self.weight.grad.to_sparse()
         mine = torch.isin(gradient.indices()[0], self.rows)
         self.common.grad = gradient.values()[mine, self.values].sum(0).to(self.common)
+        before = self.weight[self.others]
         self.own.step()
+        self.weight[self.others] = before
         self.together.step()
         self.weight[self.rows, self.values] += self.common
         self.common.zero_()

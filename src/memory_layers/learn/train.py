@@ -25,6 +25,8 @@ from memory_layers.models.classes import backbone_of
 BATCH = 32
 # Tokens of padding that cost as much as another forward and backward pass.
 PADDING = 64
+# Of a part: what is computed at a time must fit into memory.
+MOST_TOKENS, MOST_LOGITS = 8192, 2**26
 # Of the free memory: what the kept keys and values may take.
 KEPT_SHARE = 0.3
 # Between the loss with kept keys and values and without, as a share: the order of sums differs.
@@ -146,10 +148,9 @@ class Trainer:
     def backward(self, texts: Sequence[Text]) -> tuple[float, list[bool]]:
         """Add the gradient of `loss`, in parts of like length, and return what `loss` does."""
         learned = [int((text.labels[text.start + 1 :] != IGNORE).sum()) for text in texts]
-        order = sorted(range(len(texts)), key=lambda n: texts[n].computed)
         right = [False] * len(texts)
         total = 0.0
-        for numbers in _alike(order, [text.computed for text in texts]):
+        for numbers in self._parts(texts):
             loss, ok = self.loss([texts[n] for n in numbers])
             loss = loss * (sum(learned[n] for n in numbers) / sum(learned))
             loss.backward()
@@ -208,27 +209,31 @@ class Trainer:
             cache.update(keys, values, number)
         return cache
 
+    def _parts(self, texts: Sequence[Text]) -> Iterator[list[int]]:
+        """Put texts of like length together, where padding costs less than another part."""
+        part: list[int] = []
+        labels = 0
+        for n in sorted(range(len(texts)), key=lambda n: texts[n].computed):
+            text, more = texts[n], int((texts[n].labels != IGNORE).sum())
+            padding = (text.computed - texts[part[0]].computed) * len(part) if part else 0
+            tokens = (len(part) + 1) * len(text.ids)
+            logits = (labels + more) * self.head.weight.shape[0]
+            if part and (padding > PADDING or tokens > MOST_TOKENS or logits > MOST_LOGITS):
+                yield part
+                part, labels = [], 0
+            part.append(n)
+            labels += more
+        if part:
+            yield part
+
     @torch.no_grad()
     def answers(self, texts: Sequence[Text]) -> list[bool]:
         """Return whether each text answers right, greedily."""
-        order = sorted(range(len(texts)), key=lambda n: texts[n].computed)
         right = [False] * len(texts)
-        for low in range(0, len(order), 2 * BATCH):
-            numbers = order[low : low + 2 * BATCH]
+        for numbers in self._parts(texts):
             for n, ok in zip(numbers, self.loss([texts[n] for n in numbers])[1], strict=True):
                 right[n] = ok
         return right
-
-
-def _alike(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Cut numbers that are sorted by length where padding would cost more than another part."""
-    part: list[int] = []
-    for n in order:
-        if part and (lengths[n] - lengths[part[0]]) * len(part) > PADDING:
-            yield part
-            part = []
-        part.append(n)
-    yield part
 
 
 def batches(groups: Sequence[int], generator: random.Random) -> list[list[int]]:
@@ -248,7 +253,7 @@ def batches(groups: Sequence[int], generator: random.Random) -> list[list[int]]:
         if found[-1] and len(found[-1]) + len(numbers) > BATCH:
             found.append([])
         found[-1] += numbers
-    return found
+    return [numbers for numbers in found if numbers]
 
 
 @dataclass(frozen=True)
@@ -303,4 +308,4 @@ def one_pass(
         right += sum(ok)
         seen += len(ok)
         step_done(number, len(todo), loss)
-    return Pass(loss_sum / seen, right / seen, len(todo), whole=True)
+    return Pass(loss_sum / max(seen, 1), right / max(seen, 1), len(todo), whole=True)

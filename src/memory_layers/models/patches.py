@@ -97,7 +97,11 @@ class Patch:
         Returns:
             Slots, int64 [R] and ascending, and values [R, V].
         """
-        return combine(self.teachings, self.rule)
+        if self.config.match != "nearest":
+            return combine(self.teachings, self.rule)
+        # A row is [query | radius | values].
+        maps = (t for name, t in self.skeleton.items() if name.endswith("query.proj.weight"))
+        return combine(self.teachings, self.rule, next(maps).shape[0] + 1)
 
     def conflicts(self) -> list[Conflict]:
         """Return the rows that several teachings wrote, which `rule` has settled, pair by pair."""

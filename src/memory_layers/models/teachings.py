@@ -244,13 +244,15 @@ def current_rows(teachings: Sequence[Teaching]) -> Iterator[tuple[Teaching, Tens
         yield teaching, ~torch.isin(slots, torch.cat(later)) if later else slots >= 0
 
 
-def combine(teachings: Sequence[Teaching], rule: Rule) -> tuple[Tensor, Tensor]:
+def combine(teachings: Sequence[Teaching], rule: Rule, known_by: int = 0) -> tuple[Tensor, Tensor]:
     """Return the rows of all teachings together: a function of these, however they came together.
 
     Args:
         teachings: Of one memory, in the order in which they were added.
         rule: For a row that several wrote: the "first" of them, the "last" or the "sum", which is
             taken in the order of their ids.
+        known_by: Columns of a row that say what it is for, before its values. They are never added
+            up: the first of the ids has them.
 
     Returns:
         Slots, int64 [R] and ascending, and values [R, V] in the widest type of the teachings.
@@ -270,7 +272,9 @@ def combine(teachings: Sequence[Teaching], rule: Rule) -> tuple[Tensor, Tensor]:
         places, new = torch.searchsorted(slots, some), rows.to(dtype)
         if rule == "sum":
             # Not added to zero, which would lose the sign of -0.
-            new = torch.where(written[places], values[places] + new, new)
+            both = values[places] + new
+            both[:, :known_by] = values[places][:, :known_by]
+            new = torch.where(written[places], both, new)
         values[places], written[places] = new, True
     return slots, values
 
