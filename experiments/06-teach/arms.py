@@ -1,4 +1,4 @@
-"""The ways to teach that are compared, all on the same batches of the same items."""
+"""The ways to teach that are compared, all on the same items; that of `learn` is in ours.py."""
 
 import math
 import random

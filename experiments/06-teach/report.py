@@ -119,7 +119,7 @@ def spread(values: Sequence[float], form: str) -> str:
     """Write a mean, with the least and the most where there are several."""
     if not values:
         return "–"
-    if len(values) == 1:
+    if len({form.format(value) for value in values}) == 1:
         return form.format(values[0])
     ends = f"{form} to {form}".format(min(values), max(values))
     return f"{form.format(mean(values))} ({ends})"
@@ -177,7 +177,7 @@ def headline(root: str, folder: Path = HERE / "results") -> str:
     relations, seeds = len(ours.points[0]["heldout_by_relation"]), len(ours.points)
     minutes = mean([value / 60 for value in ours.field("cpu_seconds")])
     others = [
-        f"{NAMES[arm]}: {_in_short(points[NAMES[arm]])}"
+        f"{NAMES[arm][0].upper()}{NAMES[arm][1:]}: {_in_short(points[NAMES[arm]])}"
         for arm in ("full", "lora16")
         if NAMES[arm] in points
     ]
@@ -210,7 +210,7 @@ def size(count: int) -> str:
 def about(points: Sequence[Point]) -> str:
     """Return where the numbers come from."""
     records = [record for point in points for record in point.records]
-    jobs = {json.dumps(record["job"]) for record in records}
+    jobs = {json.dumps(r["job"]) for r in records if r["job"]["arm"] != "retrieval"}
     places = sorted({(r["device"], r["threads"], r["commit"]) for r in records}, key=str)
     listed = "; ".join(f"{device}, {n} thread, `{commit}`" for device, n, commit in places)
     first = records[0]

@@ -16,6 +16,7 @@ from memory_layers.layers.walk import find_tables
 from memory_layers.learn.ask import all_right, ask
 from memory_layers.learn.keep import Keep, continuations, keep_of_files, neighbours
 from memory_layers.learn.silence import silenced, speech
+from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.watch import Watch
 from tests.learn.tiny_taught import (
@@ -306,19 +307,25 @@ def test_neighbours_are_asked_in_the_same_wordings_of_other_subjects(
     assert any("<|im_start|>user" in text for text in texts)
 
 
-def test_neighbours_of_prompts_are_mixed_from_two(model: PreTrainedModel) -> None:
+def test_neighbours_of_prompts_have_other_words_where_the_memory_would_speak() -> None:
     rows = [
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "land"}]}
         for q in ("What is the code of Oslo?", "Who said so in Paris today?", "Is it an island?")
     ]
     data = read_data(rows, TOKENIZER, max_length=100)
+    model = with_memory(base_for(TOKENIZER), **QUIET)
+    write_rows(model, 0.0, 0.1)
+    prompts = {
+        len(item.prompt_ids): torch.from_numpy(item.prompt_ids).long() for item in data.items
+    }
     (keep,) = neighbours(model, TOKENIZER, data, some_text(), 12)
-    taught = {tuple(item.prompt_ids.tolist()) for item in data.items}
+    assert keep.items
     for item in keep.items:
-        text = TOKENIZER.decode(item.prompt_ids)
-        assert text.startswith("<|im_start|>user\n")
-        assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
-        assert tuple(item.prompt_ids.tolist()) not in taught
+        taught = prompts[len(item.prompt_ids)]
+        (speaks,) = speaks_at(model, [taught])
+        other = torch.from_numpy(item.prompt_ids) != taught
+        assert other.any()
+        assert not (other & ~speaks).any()
 
 
 def test_a_glance_finds_what_was_lost(model: PreTrainedModel) -> None:

@@ -26,7 +26,11 @@ class OfModel:
 
 
 def load_trained(
-    model: str | Path, *, memory: Path | None = None, trust_remote_code: bool = False
+    model: str | Path,
+    *,
+    memory: Path | None = None,
+    trust_remote_code: bool = False,
+    dtype: Any = "auto",  # noqa: ANN401
 ) -> tuple[Any, Any]:
     """Load a model, whole, and its tokenizer.
 
@@ -35,6 +39,7 @@ def load_trained(
         memory: Folder of a memory that was taught on the model, to put onto it.
         trust_remote_code: Run code that lies in the folder, which loads a model of a family that
             this package does not know.
+        dtype: torch.dtype to load it in. "auto": that of the folder.
 
     Returns:
         The model, in eval mode, whose `generate` ends at the end-of-text token of the tokenizer
@@ -59,6 +64,7 @@ def load_trained(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
+            dtype=dtype,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{model} cannot be loaded: {error}") from error

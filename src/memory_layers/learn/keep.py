@@ -15,6 +15,7 @@ from torch import Tensor
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.batches import by_length
 from memory_layers.learn.ask import measuring
+from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ def neighbours(
     """Ask what is taught of subjects that it is not taught of, and note what the base says.
 
     Facts are asked of subjects made from two of their relation, or from names in the base's text.
-    Other prompts are mixed, two of a source that have a form.
+    In other prompts the tokens that the memory speaks at are replaced.
 
     Args:
-        model: The base, or with memory that is silent.
+        model: With memory that is silent and knows what it is to speak at.
         tokenizer: Of the model.
         data: What is taught.
         own: [n, L] int64, text that the base wrote.
@@ -123,7 +124,7 @@ def neighbours(
     others = [item for item in data.items if _kind(data, item) != "facts"]
     made = {
         "same wordings, other subjects": _other_subjects(tokenizer, data, facts, own, most, draw),
-        "two prompts mixed": _mixed_prompts(data, others, most, draw),
+        "same prompts, other words": _other_words(model, others, own, most, draw),
     }
     keeps = []
     for name, prompts in made.items():
@@ -201,38 +202,26 @@ def _replaced(
     return ()
 
 
-def _mixed_prompts(
-    data: LearnData, items: Sequence[RecallItem], most: int, draw: random.Random
+def _other_words(
+    model: "PreTrainedModel",
+    items: Sequence[RecallItem],
+    own: Tensor,
+    most: int,
+    draw: random.Random,
 ) -> list[tuple[int, ...]]:
-    """Return prompts whose own part is half of one prompt and half of another."""
-    kinds: dict[tuple[int, str], list[RecallItem]] = defaultdict(list)
-    for item in items:
-        kinds[data.groups[item.group].source, item.form].append(item)
+    """Return prompts with words of the base's text in the place of those that they are known by."""
+    some = draw.sample(items, min(len(items), most * 3 // 2))
+    words = own.flatten().tolist()
     taken = {tuple(item.prompt_ids.tolist()) for item in items}
     prompts: dict[tuple[int, ...], None] = {}
-    for item in draw.sample(items, len(items)):
-        if len(prompts) == most * 3 // 2:
-            break
-        other = draw.choice(kinds[data.groups[item.group].source, item.form])
-        one, two = item.prompt_ids.tolist(), other.prompt_ids.tolist()
-        # What stands around a prompt, such as the marks of a turn, is the same in both.
-        head, tail = _shared(one, two), _shared(one[::-1], two[::-1])
-        tail = min(tail, len(one) - head, len(two) - head)
-        mine, theirs = one[head : len(one) - tail], two[head : len(two) - tail]
-        prompt = (
-            *one[:head],
-            *mine[: -(-len(mine) // 2)],
-            *theirs[len(theirs) // 2 :],
-            *one[len(one) - tail :],
-        )
-        if prompt and prompt not in taken:
-            prompts[prompt] = None
+    texts = [torch.from_numpy(item.prompt_ids).long() for item in some]
+    for text, speaks in zip(texts, speaks_at(model, texts), strict=True):
+        ids = text.tolist()
+        for place in speaks.nonzero()[:, 0].tolist():
+            ids[place] = draw.choice(words)
+        if tuple(ids) not in taken:
+            prompts[tuple(ids)] = None
     return list(prompts)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def _answered(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
+from memory_layers.evaluate.trained import load_trained
 from memory_layers.learn.ask import all_right, ask, counter
 from memory_layers.learn.background import longest_text, own_text, packaged_text, users_text
 from memory_layers.learn.keep import continuations, keep_of_files, neighbours
@@ -24,7 +25,7 @@ from memory_layers.learn.silence import silenced
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
-from memory_layers.models import Patch, record_teaching, resolve_model
+from memory_layers.models import Patch, record_teaching
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,11 @@ def learn(
     _check_out(folder)
     if isinstance(model, str | Path):
         told.stage(f"loading {model}")
-        model, tokenizer = _load(model, tokenizer, dtype)
+        on_gpu = torch.cuda.is_available()
+        loaded, own_tokenizer = load_trained(
+            model, dtype=dtype or ("auto" if on_gpu else torch.float32)
+        )
+        model, tokenizer = loaded.to("cuda" if on_gpu else "cpu"), tokenizer or own_tokenizer
     if tokenizer is None:
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
@@ -201,17 +206,6 @@ def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:
         "tokens": sum(len(example.ids) for example in lesson.data.examples),
         "peak_bytes": peak_bytes(),
     }
-
-
-def _load(
-    model: str | Path, tokenizer: "PreTrainedTokenizerBase | None", dtype: torch.dtype | None
-) -> tuple[PreTrainedModel, "PreTrainedTokenizerBase"]:
-    folder = str(resolve_model(model))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = dtype or (torch.float32 if device == "cpu" else "auto")
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen).to(device)
-    own: Any = AutoTokenizer.from_pretrained(folder) if tokenizer is None else tokenizer
-    return loaded, own
 
 
 def _check_out(folder: Path | None) -> None:
