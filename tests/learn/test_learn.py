@@ -39,8 +39,13 @@ def taught(out=None, model=None, data=FACTS, **options):
     return learn(model or base(), data, tokenizer=TOKENIZER, out=out, **options)
 
 
+def look_after_each_pass(monkeypatch):
+    for name in ("LOOK_EVERY", "LOOKS"):
+        monkeypatch.setattr(f"memory_layers.learn.lesson.{name}", 0)
+
+
 def test_facts_come_nearer_and_other_text_stays_to_the_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr("memory_layers.learn.lesson.LOOK_EVERY", 0)
+    look_after_each_pass(monkeypatch)
     model = base()
     result = taught(tmp_path / "patch", model)
     assert result.stopped == "passes"
@@ -71,7 +76,7 @@ def test_a_single_fact_can_be_reverted(tmp_path):
 
 @pytest.mark.parametrize("at", ["pass 3", "asking what was taught"])
 def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkeypatch):
-    monkeypatch.setattr("memory_layers.learn.lesson.LOOK_EVERY", 0)
+    look_after_each_pass(monkeypatch)
     taught(tmp_path / "whole", passes=4)
 
     class Killed(Exception):

@@ -292,8 +292,9 @@ def test_neighbours_are_asked_in_the_same_wordings_of_other_subjects(
     data = data_for(TOKENIZER)
     said = "the land of {} and the capital of {}.".format(*names)
     own = torch.tensor([TOKENIZER(said)["input_ids"]])
-    (keep,) = neighbours(model, TOKENIZER, data, own, 12)
-    texts = [TOKENIZER.decode(item.prompt_ids) for item in keep.items]
+    keeps = neighbours(model, TOKENIZER, data, own, 12)
+    assert [keep.alike for keep in keeps] == ([False, True] if names[0] == "Kyoto" else [True])
+    texts = [TOKENIZER.decode(item.prompt_ids) for keep in keeps for item in keep.items]
     assert len(set(texts)) == len(texts) > 4
     subjects = set()
     for text in texts:

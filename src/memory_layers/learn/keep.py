@@ -38,11 +38,14 @@ class Keep:
         name: Of the prompts, for people.
         items: Prompts and answers.
         exact: All tokens of an answer must stay, since it does not end where they do.
+        alike: Made to be taken for what is taught. It is the hardest test, and no measure of what
+            is lost in use.
     """
 
     name: str
     items: tuple[RecallItem, ...]
     exact: bool
+    alike: bool = False
 
 
 def keep_of_files(
@@ -117,19 +120,21 @@ def neighbours(
         seed: Of what is mixed.
 
     Returns:
-        Prompts of each of the two kinds that the data has.
+        Prompts of each of the kinds that the data has.
     """
     draw = random.Random(seed)  # noqa: S311
     facts = [item for item in data.items if _kind(data, item) == "facts"]
     others = [item for item in data.items if _kind(data, item) != "facts"]
-    made = {
-        "same wordings, other subjects": _other_subjects(tokenizer, data, facts, own, most, draw),
-        "same prompts, other words": _other_words(model, others, own, most, draw),
-    }
+    natural, mixed = _other_subjects(tokenizer, data, facts, own, most, draw)
+    made = (
+        ("same wordings, other names", natural, False),
+        ("same wordings, halves of two names", mixed, True),
+        ("same prompts, words replaced", _other_words(model, others, own, most, draw), True),
+    )
     keeps = []
-    for name, prompts in made.items():
+    for name, prompts, alike in made:
         if items := _answered(model, tokenizer, prompts, most):
-            keeps.append(Keep(name, items, exact=True))
+            keeps.append(Keep(name, items, exact=True, alike=alike))
     return keeps
 
 
@@ -144,26 +149,24 @@ def _other_subjects(
     own: Tensor,
     most: int,
     draw: random.Random,
-) -> list[tuple[int, ...]]:
-    """Return prompts of facts with another subject in the place of theirs."""
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Return prompts of facts with a name of the base's text as subject, and with a mixed one."""
     named = {item.group: data.groups[item.group].name.partition(": ") for item in items}
     of_relation: dict[str, list[str]] = defaultdict(list)
     for relation, _, subject in named.values():
         of_relation[relation].append(subject)
     taken = {subject for subjects in of_relation.values() for subject in subjects}
     names = _names(" ".join(tokenizer.batch_decode(own, skip_special_tokens=True)))
-    prompts: dict[tuple[int, ...], None] = {}
-    for n, item in enumerate(draw.sample(items, len(items))):
-        if len(prompts) == most * 3 // 2:
-            break
+    natural: dict[tuple[int, ...], None] = {}
+    mixed: dict[tuple[int, ...], None] = {}
+    for item in draw.sample(items, min(len(items), most)):
         relation, _, subject = named[item.group]
-        other = _mixed(subject, draw.choice(of_relation[relation]))
-        # Mixed names are the harder test, and names of the base's own are more natural.
-        if names and (n % 4 == 0 or other in taken):
-            other = draw.choice(names)
-        if other not in taken and (prompt := _replaced(tokenizer, item, subject, other)):
-            prompts[prompt] = None
-    return list(prompts)
+        others = [(mixed, _mixed(subject, draw.choice(of_relation[relation])))]
+        others += [(natural, draw.choice(names))] if names else []
+        for found, other in others:
+            if other not in taken and (prompt := _replaced(tokenizer, item, subject, other)):
+                found[prompt] = None
+    return list(natural), list(mixed)
 
 
 def _names(text: str) -> list[str]:

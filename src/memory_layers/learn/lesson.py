@@ -36,8 +36,10 @@ STEP = 0.22
 LEARNED = 0.99
 # Passes after that: prompts that are not shown are learned a little later.
 MORE_PASSES = 3
-# Between two looks at forgetting, in seconds.
-LOOK_EVERY = 45
+# Between two looks at forgetting, in seconds, and as a multiple of what a look takes.
+LOOK_EVERY, LOOKS = 45, 9
+# Between two times that the state is written, in seconds.
+SAVE_EVERY = 45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +189,8 @@ class Lesson:
         if state.tensors:
             self.told.stage(f"going on after pass {state.passes}")
             self.steps.restore(state.tensors)
-        before, begin, looked = state.seconds, time.monotonic(), 0.0
+        before, begin, next_look = state.seconds, time.monotonic(), 0.0
+        next_save = begin + SAVE_EVERY
         limit = 60 * self.settings.minutes
         with StopSignal() as stop:
             while True:
@@ -204,10 +207,12 @@ class Lesson:
                     continue
                 state.passes += 1
                 state.ready += state.ready > 0 or done.right >= LEARNED
-                if time.monotonic() - looked > LOOK_EVERY or state.ready > MORE_PASSES:
+                now = time.monotonic()
+                if now >= next_look or state.ready > MORE_PASSES:
                     glance = watch.glance()
-                    looked = time.monotonic()
                     unseen = self.trainer.answers(self.asked)
+                    took = time.monotonic() - now
+                    next_look = now + took + max(LOOK_EVERY, LOOKS * took)
                     point = Point(
                         state.passes, state.updates, state.seconds, done.loss, done.right,
                         sum(unseen) / len(unseen) if unseen else None,
@@ -215,7 +220,10 @@ class Lesson:
                     )  # fmt: skip
                     state.curve.append(point)
                     self.told.point(point)
+                    next_save = 0.0
+                if time.monotonic() >= next_save:
                     self._save(state, folder)
+                    next_save = time.monotonic() + SAVE_EVERY
 
     def _save(self, state: State, folder: Path | None) -> None:
         if folder is not None:

@@ -3,7 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,13 +85,14 @@ class Watch:
             rights = [self._ask(one.items, count, exact=one.exact) for one in keep]
             self._texts = {name: self._base_of(ids, count) for name, ids in texts.items()}
         self._keep = [
-            Keep(one.name, _where(one.items, right), one.exact)
+            replace(one, items=_where(one.items, right))
             for one, right in zip(keep, rights, strict=True)
         ]
         draw = random.Random(seed)  # noqa: S311
-        most = GLANCE_KEPT // max(1, len(self._keep))
+        usual = [one for one in self._keep if not one.alike]
+        most = GLANCE_KEPT // max(1, len(usual))
         self._keep_sample = [
-            Keep(one.name, tuple(_some(one.items, most, draw)), one.exact) for one in self._keep
+            replace(one, items=tuple(_some(one.items, most, draw))) for one in usual
         ]
         tokens = GLANCE_TOKENS // max(1, len(texts))
         self._rows = {
