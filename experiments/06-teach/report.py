@@ -174,24 +174,29 @@ def headline(root: str, folder: Path = HERE / "results") -> str:
     ours = points.pop(NAMES["ours"], None)
     if ours is None:
         return "No results yet."
-    relations, seeds = len(ours.points[0]["heldout_by_relation"]), len(ours.points)
+    relations = len(ours.points[0]["heldout_by_relation"])
     minutes = mean([value / 60 for value in ours.field("cpu_seconds")])
     others = [
-        f"{NAMES[arm][0].upper()}{NAMES[arm][1:]}: {_in_short(points[NAMES[arm]])}"
+        f"{NAMES[arm][0].upper()}{NAMES[arm][1:]} ({_seeds(points[NAMES[arm]])}): "
+        f"{_in_short(points[NAMES[arm]])}"
         for arm in ("full", "lora16")
         if NAMES[arm] in points
     ]
     text = (
         f"SmolLM2-135M-Instruct, {ours.records[0]['facts']} facts of {relations} relations that it "
-        f"does not know, four wordings each, {minutes:.0f} minutes of one core: `learn` answers "
-        f"{_in_short(ours)}. {'. '.join(others)}. {'Means' if seeds > 1 else 'One seed'}"
-        f"{f' of {seeds} seeds, where there is a range' if seeds > 1 else ''}"
+        f"does not know, four wordings each, {minutes:.0f} minutes of one core: `learn` "
+        f"({_seeds(ours)}) answers {_in_short(ours)}. {'. '.join(others)}"
     )
     place = f"{root}experiments/06-teach"
     return (
-        f"{text}; [how it was measured, and other ways]({place}/README.md).\n\n"
+        f"{text}. [How it was measured, and other ways]({place}/README.md).\n\n"
         f"![Recall over the rise of loss on unseen text]({place}/plots/frontier_text.png)"
     )
+
+
+def _seeds(point: Point) -> str:
+    count = len(point.points)
+    return f"mean of {count} seeds" if count > 1 else "one seed"
 
 
 def _in_short(point: Point) -> str:
