@@ -134,8 +134,8 @@ def section(folder: Path = HERE / "results") -> str:
         )
     head = (
         "Way", "rate", "passes (updates)", "held-out wordings", "wordings seen",
-        "chat, question not shown", "loss on unseen text", "KL", "known answers kept",
-        "free answers kept", "core minutes", "peak memory", "size of the result",
+        "chat, question shown", "chat, question not shown", "loss on unseen text", "KL",
+        "known answers kept", "free answers kept", "core minutes", "peak memory", "size of the result",
     )  # fmt: skip
     rows = [
         (
@@ -144,6 +144,7 @@ def section(folder: Path = HERE / "results") -> str:
             f"{point.passes} ({point.points[0]['updates']})" if point.passes else "–",
             spread(point.recall(), "{:.2f}"),
             spread(point.recall("seen"), "{:.2f}"),
+            spread(point.recall("chat_shown"), "{:.2f}"),
             spread(point.recall("chat_heldout"), "{:.2f}"),
             spread(point.rise(), "{:+.1%}"),
             spread(point.kl(), "{:.3f}"),

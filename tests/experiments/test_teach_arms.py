@@ -168,6 +168,20 @@ def test_the_statement_of_the_subject_is_found(
     )
 
 
+def test_the_headline_has_ours_beside_the_usual_ways(
+    harness: SimpleNamespace, tmp_path: Path
+) -> None:
+    for seed, recall in enumerate((0.91, 0.95)):
+        write(tmp_path, "ours", 0, seed, (recall, 0.0))
+    write(tmp_path, "full", 1e-4, 0, (0.92, 0.2))
+    text = harness.report.headline("../", tmp_path)
+    assert "mean of 2 seeds" in text
+    assert "0.93 (0.91 to 0.95) of the wordings" in text
+    assert "Full finetuning (one seed): 0.92" in text
+    assert "+20.00%" in text
+    assert "(../experiments/06-teach/plots/frontier_text.png)" in text
+
+
 def test_jobs_have_names_of_their_own(harness: SimpleNamespace) -> None:
     names = [job.name for job in harness.run.jobs(FOLDER / "jobs.yaml")]
     assert len(set(names)) == len(names)
@@ -183,7 +197,8 @@ def write(folder: Path, arm: str, rate: float, seed: int, *points: tuple[float, 
         "points": [
             {
                 "passes": n + 1, "updates": 25 * (n + 1), "kept": 0.5, "cpu_seconds": 60.0,
-                "recall": {"heldout": recall, "seen": recall, "chat_heldout": recall},
+                "heldout_by_relation": {"r": recall},
+                "recall": dict.fromkeys(("heldout", "seen", "chat_shown", "chat_heldout"), recall),
                 "texts": {kind: {"loss": 2.0 * (1 + rise), "kl": rise} for kind in kinds},
             }
             for n, (recall, rise) in enumerate(points)
