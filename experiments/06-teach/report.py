@@ -135,7 +135,8 @@ def section(folder: Path = HERE / "results") -> str:
     head = (
         "Way", "rate", "passes (updates)", "held-out wordings", "wordings seen",
         "chat, question shown", "chat, question not shown", "loss on unseen text", "KL",
-        "known answers kept", "free answers kept", "core minutes", "peak memory", "size of the result",
+        "known answers kept", "free answers kept", "core minutes", "peak memory",
+        "size of the result",
     )  # fmt: skip
     rows = [
         (
