@@ -121,16 +121,6 @@ def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
     assert torch.equal(logits(one, asked), logits(two, asked))
 
 
-def test_rows_of_an_earlier_teaching_stay_where_their_names_are_taught_again(tmp_path):
-    taught(tmp_path / "first")
-    more = [{"prompt": "Q: Who is the mayor of Oslo? A:", "completion": "Anne"}]
-    taught(tmp_path / "second", data=more, onto=tmp_path / "first")
-    slots, rows = Patch.load(tmp_path / "first").rows()
-    now, all_rows = Patch.load(tmp_path / "second").rows()
-    assert len(now) > len(slots)
-    assert torch.equal(all_rows[torch.isin(now, slots)], rows)
-
-
 def test_rows_that_are_shown_in_every_other_pass_are_learned_too():
     row = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
     assert taught(data=row, weights=[0.5], passes=4).updates == 2

@@ -102,7 +102,8 @@ def learn(
         loaded, own_tokenizer = load_trained(
             model, dtype=dtype or ("auto" if on_gpu else torch.float32)
         )
-        model, tokenizer = loaded.to("cuda" if on_gpu else "cpu"), tokenizer or own_tokenizer
+        model = loaded.to("cuda" if on_gpu else "cpu")
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
