@@ -12,6 +12,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.learn.learn import learn
 from memory_layers.learn.rows import find_cues
 from memory_layers.learn.sources import read_data
+from memory_layers.learn.train import Trainer
 from memory_layers.models import Patch, load_memory, revert_patch
 
 TOKENIZER = chatml()
@@ -74,9 +75,16 @@ def test_a_single_fact_can_be_reverted(tmp_path):
     assert torch.equal(logits(model, asked.format("Paris")), logits(whole, asked.format("Paris")))
 
 
-@pytest.mark.parametrize("at", ["pass 3", "asking what was taught"])
+@pytest.mark.parametrize("at", ["pass 2", "pass 3", "asking what was taught"])
 def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkeypatch):
     look_after_each_pass(monkeypatch)
+    backward = Trainer.backward
+    # An untrained model never learns, and what is learned rests for a pass.
+    monkeypatch.setattr(
+        Trainer,
+        "backward",
+        lambda self, texts: (backward(self, texts)[0], [text.group == 0 for text in texts]),
+    )
     taught(tmp_path / "whole", passes=4)
 
     class Killed(Exception):
@@ -97,7 +105,7 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkey
         taught(tmp_path / "cut", passes=4, progress=Display())
     assert list((tmp_path / "cut").glob("unfinished*"))
     # What was learned can be used while it has not been measured.
-    assert (tmp_path / "cut" / "memory.json").exists() == (at != "pass 3")
+    assert (tmp_path / "cut" / "memory.json").exists() == at.startswith("asking")
     for other in ({"lr": 0.5}, {"known": "train"}):
         with pytest.raises(UserError, match=next(iter(other))):
             taught(tmp_path / "cut", passes=4, **other)

@@ -97,6 +97,7 @@ class Lesson:
         self.settings, self.told = settings, told
         self.plan: Plan
         self.lr = 0.0
+        self.resting: frozenset[int] = frozenset()
 
     @property
     def table(self) -> WrittenTable:
@@ -169,19 +170,25 @@ class Lesson:
     def one_pass(self, number: int, ends: Callable[[], bool] = lambda: False) -> Pass:
         """Train on all that is taught once, after `begin`.
 
+        What is answered right in all its texts rests in the next pass: the time goes to the others.
+
         Args:
             number: Of the pass, counted from 0.
             ends: Asked before each update: the rest of the pass is left out.
         """
         seed = self.settings.seed
-        return one_pass(
+        done = one_pass(
             self.trainer,
             [self.texts[n] for n in self.data.in_pass(number, seed)],
             self.steps,
             stable_number(seed, "pass", str(number)),
             lambda n, total, _: self.told.work(n, total, f"pass {number + 1}"),
             ends,
+            self.resting,
         )
+        if done.whole:
+            self.resting = done.learned
+        return done
 
     def train(self, watch: Watch, state: State, folder: Path | None) -> Stopped:
         """Train until all is learned, or time, passes or the user end it."""
@@ -189,6 +196,7 @@ class Lesson:
         if state.tensors:
             self.told.stage(f"going on after pass {state.passes}")
             self.steps.restore(state.tensors)
+            self.resting = frozenset(state.resting)
         before, begin, next_look = state.seconds, time.monotonic(), 0.0
         next_save = begin + SAVE_EVERY
         limit = 60 * self.settings.minutes
@@ -227,7 +235,7 @@ class Lesson:
 
     def _save(self, state: State, folder: Path | None) -> None:
         if folder is not None:
-            state.tensors = self.steps.tensors()
+            state.tensors, state.resting = self.steps.tensors(), sorted(self.resting)
             state.save(folder)
 
     def _row(self, group: int) -> int:

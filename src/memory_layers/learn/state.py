@@ -29,6 +29,7 @@ class State:
         updates: Likewise.
         seconds: Spent so far.
         ready: Passes since all was learned.
+        resting: Groups of texts that are left out of the next pass.
         curve: Learning and forgetting so far.
     """
 
@@ -38,6 +39,7 @@ class State:
     updates: int = 0
     seconds: float = 0.0
     ready: int = 0
+    resting: list[int] = field(default_factory=list)
     curve: list[Point] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
@@ -48,6 +50,7 @@ class State:
             "updates": self.updates,
             "seconds": self.seconds,
             "ready": self.ready,
+            "resting": self.resting,
             "curve": [asdict(point) for point in self.curve],
         }
         folder.mkdir(parents=True, exist_ok=True)

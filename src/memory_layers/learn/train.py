@@ -6,7 +6,7 @@ tokens before are those of the base in every pass, and are kept.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,16 +261,18 @@ class Pass:
     """What a pass through the texts brought.
 
     Attributes:
-        loss: Mean over the texts.
+        loss: Mean over the texts that were trained on.
         right: Share of the texts that were answered right before their update.
         updates: Of the rows.
         whole: It was not ended before all texts were seen.
+        learned: Groups of which all texts were answered right.
     """
 
     loss: float
     right: float
     updates: int
     whole: bool
+    learned: frozenset[int]
 
 
 def one_pass(
@@ -280,6 +282,7 @@ def one_pass(
     seed: int,
     step_done: Callable[[int, int, float], None],
     ends: Callable[[], bool],
+    resting: Collection[int] = (),
 ) -> Pass:
     """Train on all texts once.
 
@@ -290,22 +293,32 @@ def one_pass(
         seed: Draws the order.
         step_done: Called after each update with its number, how many there are, and its loss.
         ends: Asked before each update: the rest of the pass is left out.
+        resting: Groups that are left out, and count as answered right. All: none is.
 
     Raises:
         UserError: The loss is not finite.
     """
-    loss_sum, right, seen = 0.0, 0, 0
-    todo = batches([text.group for text in texts], random.Random(seed))  # noqa: S311
-    for number, numbers in enumerate(todo, 1):
+    awake = [text for text in texts if text.group not in resting] or texts
+    losses, right = [], [True] * (len(texts) - len(awake))
+    wrong: set[int] = set()
+    todo = batches([text.group for text in awake], random.Random(seed))  # noqa: S311
+    updates, whole = 0, True
+    for numbers in todo:
         if ends():
-            return Pass(loss_sum / max(seen, 1), right / max(seen, 1), number - 1, whole=False)
+            whole = False
+            break
         steps.zero_grad()
-        loss, ok = trainer.backward([texts[n] for n in numbers])
+        batch = [awake[n] for n in numbers]
+        loss, ok = trainer.backward(batch)
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss}. hint: a lower lr")
         steps.step()
-        loss_sum += loss * len(numbers)
-        right += sum(ok)
-        seen += len(ok)
-        step_done(number, len(todo), loss)
-    return Pass(loss_sum / max(seen, 1), right / max(seen, 1), len(todo), whole=True)
+        updates += 1
+        losses += [loss] * len(ok)
+        right += ok
+        wrong |= {text.group for text, is_right in zip(batch, ok, strict=True) if not is_right}
+        step_done(updates, len(todo), loss)
+    return Pass(
+        sum(losses) / max(1, len(losses)), sum(right) / max(1, len(right)), updates, whole,
+        frozenset(text.group for text in awake) - wrong,
+    )  # fmt: skip
