@@ -47,7 +47,7 @@ def texts_for(model: torch.nn.Module) -> list[Text]:
 
 def passed(model: torch.nn.Module, texts: list[Text], resting: Sequence[int] = ()) -> Pass:
     trainer = Trainer(model, texts)
-    steps = RowSteps(memory_layers_of(model)[0].values, torch.arange(2), 1e-6)
+    steps = RowSteps(memory_layers_of(model)[0].values, torch.arange(2), torch.arange(2), 1e-6)
     return one_pass(trainer, texts, steps, 0, lambda *_: None, lambda: False, resting)
 
 

@@ -70,6 +70,9 @@ class Learn:
     shown_fraction: float = 1.0
     """Share of the subjects of facts whose questions are trained on. The others show whether
     questions are answered from statements alone."""
+    wordings: int = 4
+    """Prompts to train on for each question, as a prompt or in a chat. Where you give fewer, some
+    words of yours are left out, each time others: so other words bring the answer too. 1: none."""
     known: Literal["skip", "train"] = "skip"
     """What to do with facts that the model knows already. They are listed."""
     onto: Path | None = None
@@ -143,6 +146,7 @@ class Learn:
             keep=self.keep,
             chat=self._chat,
             shown_fraction=self.shown_fraction,
+            wordings=self.wordings,
             known=self.known,
             author=self.author,
             progress=progress,
@@ -164,6 +168,7 @@ class Learn:
                 weights=self.weights,
                 shown_fraction=self.shown_fraction,
                 chat=self._chat,
+                wordings=self.wordings,
                 seed=self.seed,
                 progress=display.work,
             ).look
@@ -219,8 +224,9 @@ def _check(asked: Learn) -> None:
     for name, value in (("minutes", asked.minutes), ("lr", asked.lr)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} must be a finite number > 0, got {value}")
-    if asked.passes is not None and asked.passes < 1:
-        raise UserError(f"--passes must be >= 1, got {asked.passes}")
+    for name, count in (("passes", asked.passes), ("wordings", asked.wordings)):
+        if count is not None and count < 1:
+            raise UserError(f"--{name} must be >= 1, got {count}")
     named = [*asked.data, *asked.background, *asked.keep]
     for path in named:
         if not Path(path).exists():

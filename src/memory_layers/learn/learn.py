@@ -41,6 +41,7 @@ def learn(
     max_length: int = 512,
     shown_fraction: float = 1.0,
     chat: bool | None = None,
+    wordings: int = 4,
     background: Sequence[str | Path] = (),
     keep: Sequence[str | Path] = (),
     onto: str | Path | Patch | None = None,
@@ -69,6 +70,7 @@ def learn(
         max_length: As for `read_data`, and at most what the model reads.
         shown_fraction: As for `read_data`.
         chat: As for `read_data`.
+        wordings: As for `read_data`.
         background: Files of text that the memory must be silent in, beside text that the model
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells.
@@ -111,7 +113,8 @@ def learn(
     longest = min(max_length, longest_text(model))
     taught = read_data(
         data, tokenizer, max_length=longest, weights=weights,
-        shown_fraction=shown_fraction, chat=chat, seed=seed, progress=told.work,
+        shown_fraction=shown_fraction, chat=chat, wordings=wordings, seed=seed,
+        progress=told.work,
     )  # fmt: skip
     told.stage(str(taught.look))
     kept_files = keep_of_files(keep, tokenizer, longest)

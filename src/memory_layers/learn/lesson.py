@@ -165,7 +165,7 @@ class Lesson:
         self.asked = [_asked(item) for item in self.data.items if not item.seen]
         self.trainer = Trainer(self.model, [*self.texts, *self.asked])
         new = torch.searchsorted(self.table.slots, self.plan.slots.to(self.table.slots))
-        self.steps = RowSteps(self.table, new, self.lr)
+        self.steps = RowSteps(self.table, new, self.plan.values, self.lr)
 
     def one_pass(self, number: int, ends: Callable[[], bool] = lambda: False) -> Pass:
         """Train on all that is taught once, after `begin`.

@@ -7,8 +7,8 @@ ends alike. Next: train.py.
 
 import math
 import random
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Distances, as shares of the length of a query. Tokens of other text are hardly ever nearer than
 # 0.6, the same name in other wordings hardly ever farther than 0.35.
 WIDEST, NARROWEST, JOINED = 0.45, 0.25, 0.4
-# The radius as a share of the distance to the nearest of what is to stay as it is, and at least
-# as a multiple of the distance of those tokens that the row is for.
+# The radius as a share of the distance to the nearest of what is to stay as it is, and as a
+# multiple of the distance of tokens that the row is taken to know again.
 AWAY, AROUND = 0.8, 1.15
 # Names that end alike, made up for each token that may be written for; tokens before it that they
 # replace where the name is not known; and rows for a text of which the name is not known.
@@ -36,19 +36,25 @@ DECOYS, BEFORE, MOST_ROWS = 2, 4, 3
 _CENTRES = 256
 
 
+# Of a cluster: the name, how far at its end the token stands, and the token, which is another one
+# where a text begins with the name; its complement if nothing like the others. Without a name: "",
+# the number of the first cue, 0.
+_Key = tuple[str, int, int]
+
+
 @dataclass
 class Cluster:
     """Tokens that may share a row.
 
     Attributes:
         queries: Theirs, [Q] each.
-        groups: What is taught that has such a token.
+        examples: For each of them, the example that it is in.
         others: Queries that the row must not be read by, [n, Q] each.
         last: How far at the end of the name or text they stand.
     """
 
     queries: list[Tensor] = field(default_factory=list)
-    groups: set[int] = field(default_factory=set)
+    examples: list[int] = field(default_factory=list)
     others: list[Tensor] = field(default_factory=list)
     last: int = 0
 
@@ -61,15 +67,19 @@ class Plan:
         slots: int64 [R], ascending.
         queries: [R, Q], what the rows are known by.
         radii: [R].
+        values: int64 [R]. Rows of the same number stand for the same and have one value.
         of_group: For each group, its rows.
         vague: Groups with no token that nothing else comes near. They have a row all the same.
+        missed: Examples of the other groups at which no row speaks.
     """
 
     slots: Tensor
     queries: Tensor
     radii: Tensor
+    values: Tensor
     of_group: dict[int, tuple[int, ...]]
     vague: tuple[int, ...]
+    missed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,17 +103,17 @@ class Cue:
 
 @dataclass(frozen=True)
 class _Option:
-    """A cluster as a row for a group.
+    """A cluster as a row.
 
     Attributes:
-        specific: Nothing else comes near.
+        known: Examples that the row knows again. None, if something else comes near.
         last: As in Cluster.
         apart: Distance to the nearest of what is to stay, as a share of the length of the query.
         row: Number of the cluster.
         radius: For the row.
     """
 
-    specific: bool
+    known: frozenset[int]
     last: int
     apart: float
     row: int
@@ -189,32 +199,37 @@ def plan_rows(
     """
     if not cues:
         empty = torch.empty(0, dtype=torch.int64)
-        return Plan(empty, ordinary[:0], ordinary[:0, 0], {}, ())
+        return Plan(empty, ordinary[:0], ordinary[:0, 0], empty, {}, ())
     texts = [torch.from_numpy(example.ids).long() for example in data.examples]
     queries = look_up(model, texts)
     clusters = _join(data, cues, queries)
-    _add_decoys(model, clusters, cues, texts, words, seed)
+    _add_decoys(model, data, clusters, cues, words, seed)
     centres = torch.stack([torch.stack(c.queries).mean(0) for c in clusters.values()])
     nearest = _nearest(centres, list(clusters), ordinary)
     options: dict[int, list[_Option]] = defaultdict(list)
     for row, cluster in enumerate(clusters.values()):
         key, size = centres[row], float(centres[row].norm())
-        spread = max(float((query - key).norm()) for query in cluster.queries)
+        distances = (torch.stack(cluster.queries) - key).norm(dim=1).tolist()
         made_up = [float((other - key).norm(dim=1).min()) for other in cluster.others]
         away = min([nearest[row], *made_up])
         radius = min(WIDEST * size, AWAY * away)
-        needed = max(AROUND * spread, NARROWEST * size)
-        option = _Option(radius >= needed, cluster.last, away / size, row, max(radius, needed))
-        for group in cluster.groups:
+        near = {
+            example
+            for example, distance in zip(cluster.examples, distances, strict=True)
+            if AROUND * distance <= radius
+        }
+        known = frozenset(near if radius >= NARROWEST * size else ())
+        option = _Option(known, cluster.last, away / size, row, max(radius, NARROWEST * size))
+        for group in {data.examples[example].group for example in cluster.examples}:
             options[group].append(option)
-    return _choose(model, data, options, centres, taken)
+    return _choose(model, data, list(clusters), options, centres, taken)
 
 
-def _nearest(centres: Tensor, keys: Sequence[tuple[str, int]], ordinary: Tensor) -> list[float]:
+def _nearest(centres: Tensor, keys: Sequence[_Key], ordinary: Tensor) -> list[float]:
     """Return how far each centre is from what it must not be taken for: text and other names."""
-    numbers = {name: n for n, name in enumerate(dict.fromkeys(name for name, _ in keys))}
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(name for name, *_ in keys))}
     # Tokens without a name stand for themselves alone.
-    names = torch.tensor([numbers[name] if name else -1 - n for n, (name, _) in enumerate(keys)])
+    names = torch.tensor([numbers[name] if name else -1 - n for n, (name, *_) in enumerate(keys)])
     found = []
     for part in torch.arange(len(centres)).split(_CENTRES):
         others = torch.cdist(centres[part], centres)
@@ -229,6 +244,7 @@ def _nearest(centres: Tensor, keys: Sequence[tuple[str, int]], ordinary: Tensor)
 def _choose(
     model: PreTrainedModel,
     data: LearnData,
+    keys: Sequence[_Key],
     options: dict[int, list[_Option]],
     centres: Tensor,
     taken: Tensor,
@@ -236,16 +252,26 @@ def _choose(
     radii: dict[int, float] = {}
     chosen: dict[int, list[int]] = {}
     vague = []
+    rows_of: Counter[int] = Counter()
+    members: dict[int, set[int]] = defaultdict(set)
+    for n, example in enumerate(data.examples):
+        members[example.group].add(n)
     for group, found in sorted(options.items()):
         named = bool(data.groups[group].subject)
         # The end of a name has all of it before it. Elsewhere the rarest tokens are most like one.
         best = sorted(found, key=lambda o: (o.last if named else -o.apart, o.row))
-        specific = [option for option in best if option.specific][: 1 if named else MOST_ROWS]
-        if not specific:
+        taken_up = []
+        for option in best:
+            known = option.known & members[group]
+            if any(rows_of[example] < (1 if named else MOST_ROWS) for example in known):
+                taken_up.append(option)
+                rows_of.update(known)
+        if not taken_up:
             vague.append(group)
-            specific = best[:1]
-        chosen[group] = [option.row for option in specific]
-        radii |= {option.row: option.radius for option in specific}
+            taken_up = best[:1]
+            rows_of.update(members[group])
+        chosen[group] = [option.row for option in taken_up]
+        radii |= {option.row: option.radius for option in taken_up}
     used, slot_of = {int(slot) for slot in taken}, {}
     for row, candidates in zip(radii, slots_of(model, centres[list(radii)]).tolist(), strict=True):
         free = [slot for slot in candidates if slot not in used]
@@ -258,23 +284,63 @@ def _choose(
         torch.tensor([slot_of[row] for row in order], dtype=torch.int64),
         centres[order],
         torch.tensor([radii[row] for row in order]),
+        _values_of(keys, chosen, order),
         {group: tuple(number[row] for row in rows) for group, rows in chosen.items()},
         tuple(vague),
+        tuple(n for n in range(len(data.examples)) if not rows_of[n]),
     )
 
 
-def _join(
-    data: LearnData, cues: Sequence[Cue], queries: Sequence[Tensor]
-) -> dict[tuple[str, int], Cluster]:
+def _values_of(
+    keys: Sequence[_Key], chosen: Mapping[int, Sequence[int]], order: Sequence[int]
+) -> Tensor:
+    """Return for each row the first one that has the same value as it."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for group, rows in chosen.items():
+        for row in rows:
+            groups[row].append(group)
+    first: dict[tuple[str, int, int], int] = {}
+    found = []
+    for n, row in enumerate(order):
+        name = keys[row][0]
+        if name:
+            same = name, -1, -1
+        elif len(groups[row]) == 1:
+            same = "", groups[row][0], -1
+        else:
+            # What several prompts have in common cannot say what only one of them means.
+            same = "", -1, row
+        found.append(first.setdefault(same, n))
+    return torch.tensor(found)
+
+
+def _join(data: LearnData, cues: Sequence[Cue], queries: Sequence[Tensor]) -> dict[_Key, Cluster]:
     """Put tokens together that stand for the same: those of a name, or those that are near."""
-    clusters: dict[tuple[str, int], Cluster] = defaultdict(Cluster)
+    clusters: dict[_Key, list[Cue]] = defaultdict(list)
     found = _gathered([queries[cue.example][cue.place] for cue in cues if not cue.name])
     for cue in cues:
-        cluster = clusters[cue.name, cue.last if cue.name else next(found)]
-        cluster.last = cue.last if not cluster.queries else min(cluster.last, cue.last)
-        cluster.queries.append(queries[cue.example][cue.place])
-        cluster.groups.add(data.examples[cue.example].group)
-    return dict(clusters)
+        clusters[_key_of(cue, data) if cue.name else ("", next(found), 0)].append(cue)
+    for (name, last, token), same in list(clusters.items()):
+        of = torch.stack([queries[cue.example][cue.place] for cue in same])
+        centre = of.mean(0)
+        far = AROUND * (of - centre).norm(dim=1) > WIDEST * centre.norm()
+        if name and far.any() and not far.all():
+            # At the beginning of a text, where nothing stands before the name.
+            parts = {token: ~far, ~token: far}
+            for key, part in parts.items():
+                clusters[name, last, key] = [same[n] for n in part.nonzero()[:, 0].tolist()]
+    return {
+        key: Cluster(
+            [queries[cue.example][cue.place] for cue in same],
+            [cue.example for cue in same],
+            last=min(cue.last for cue in same),
+        )
+        for key, same in clusters.items()
+    }
+
+
+def _key_of(cue: Cue, data: LearnData) -> _Key:
+    return cue.name, cue.last, int(data.examples[cue.example].ids[cue.place])
 
 
 def _gathered(queries: Sequence[Tensor]) -> Iterator[int]:
@@ -301,24 +367,24 @@ def _gathered(queries: Sequence[Tensor]) -> Iterator[int]:
 
 def _add_decoys(
     model: PreTrainedModel,
-    clusters: dict[tuple[str, int], Cluster],
+    data: LearnData,
+    clusters: dict[_Key, Cluster],
     cues: Sequence[Cue],
-    texts: Sequence[Tensor],
     words: Tensor,
     seed: int,
 ) -> None:
     """Give clusters queries of the same token at the end of other names."""
     draw = random.Random(seed)  # noqa: S311
-    made: list[tuple[tuple[str, int], Tensor]] = []
-    seen: set[tuple[str, int]] = set()
+    made: list[tuple[_Key, Tensor]] = []
+    seen: set[_Key] = set()
     for cue in cues:
-        key = cue.name, cue.last
+        key = _key_of(cue, data)
         # The first token of a name has nothing before it that could be another.
         if not cue.name or key in seen or cue.place == cue.first:
             continue
         seen.add(key)
         for _ in range(DECOYS):
-            ids = texts[cue.example][: cue.place + 1].clone()
+            ids = torch.from_numpy(data.examples[cue.example].ids[: cue.place + 1]).long()
             count = cue.place - cue.first
             start = draw.randrange(len(words) - count)
             ids[cue.first : cue.place] = words[start : start + count]

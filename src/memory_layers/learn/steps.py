@@ -13,25 +13,27 @@ COMMON = 0.1
 
 
 class RowSteps:
-    """Adam for the rows of a lesson: a step of each row, and one that all of them take together.
+    """Adam for the rows of a lesson: a step of each value, and one that all of them take together.
 
-    What is common to all that is taught, such as how an answer begins and ends, is in the gradients
-    of all rows: their sum moves all of them in every update, also those that it does not touch.
-    What was written before the lesson stays.
+    Rows that stand for one name have one value, and all that is learned where one of them is read
+    is learned for all of them. What is common to all that is taught, such as how an answer begins
+    and ends, is in the gradients of all rows: their sum moves all of them in every update, also
+    those that it does not touch. What was written before the lesson stays.
 
     Args:
         table: The rows.
-        rows: int64, those of the lesson.
+        rows: int64 [R], those of the lesson.
+        values: int64 [R], those with the same number have one value.
         lr: How far an entry of a row moves in a step.
     """
 
-    def __init__(self, table: WrittenTable, rows: Tensor, lr: float) -> None:
+    def __init__(self, table: WrittenTable, rows: Tensor, values: Tensor, lr: float) -> None:
         self.weight, self.rows = table.weight, rows.to(table.weight.device)
-        others = torch.ones(len(self.weight), dtype=torch.bool, device=self.weight.device)
-        others[self.rows] = False
-        self.others = others.nonzero()[:, 0]
-        self.values = slice(table.query_dim + 1, None)
-        self.common = nn.Parameter(torch.zeros_like(self.weight[0, self.values]))
+        # Of each row of the table. Those of earlier lessons have none.
+        self.value_of = torch.full((len(self.weight),), -1).to(self.rows)
+        self.value_of[self.rows] = values.to(self.rows)
+        self.columns = slice(table.query_dim + 1, None)
+        self.common = nn.Parameter(torch.zeros_like(self.weight[0, self.columns]))
         self.own = MemoryAdamW([self.weight], lr=lr)
         self.together = torch.optim.Adam([self.common], lr=COMMON * lr, betas=(0.9, 0.95))
 
@@ -43,14 +45,21 @@ class RowSteps:
     def step(self) -> None:
         """Move the rows."""
         assert self.weight.grad is not None
-        gradient = self.weight.grad.to_sparse()
-        mine = torch.isin(gradient.indices()[0], self.rows)
-        self.common.grad = gradient.values()[mine, self.values].sum(0).to(self.common)
-        before = self.weight[self.others]
+        gradient = self.weight.grad.to_sparse().coalesce()
+        rows, sums = gradient.indices()[0], gradient.values()
+        # A silent token reads a row with weight 0.
+        moved = sums.any(1) & (self.value_of[rows] >= 0)
+        values, place = self.value_of[rows[moved]].unique(return_inverse=True)
+        of_values = sums.new_zeros(len(values), sums.shape[1]).index_add_(0, place, sums[moved])
+        rows = torch.isin(self.value_of, values).nonzero()[:, 0]
+        of_rows = of_values[torch.searchsorted(values, self.value_of[rows])]
+        self.weight.grad = torch.sparse_coo_tensor(
+            rows[None], of_rows, self.weight.shape, is_coalesced=True, check_invariants=False
+        )
         self.own.step()
-        self.weight[self.others] = before
+        self.common.grad = of_values[:, self.columns].sum(0).to(self.common)
         self.together.step()
-        self.weight[self.rows, self.values] += self.common
+        self.weight[self.rows, self.columns] += self.common
         self.common.zero_()
 
     def tensors(self) -> dict[str, Tensor]:

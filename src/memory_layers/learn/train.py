@@ -70,7 +70,7 @@ class Trainer:
         self.backbone: Any = backbone_of(model)
         self.head: Any = model.get_output_embeddings()
         self.bare_head = self._is_bare()
-        self.spoken = self._find_starts(texts)
+        self._find_starts(texts)
         self._keep(texts)
 
     def _is_bare(self) -> bool:
@@ -80,16 +80,13 @@ class Trainer:
             hidden = self.backbone(input_ids=ids, use_cache=False)[0]
             return torch.equal(self.head(hidden), self.model(input_ids=ids, use_cache=False).logits)
 
-    def _find_starts(self, texts: Sequence[Text]) -> list[bool]:
-        """Set where each text begins to differ from the base. Return whether it does."""
-        spoken = []
+    def _find_starts(self, texts: Sequence[Text]) -> None:
+        """Set where each text begins to differ from the base."""
         for text, speaks in zip(texts, speaks_at(self.model, [t.ids for t in texts]), strict=True):
             places = speaks.nonzero()[:, 0].tolist()
             # What is learned or asked is predicted by the token before.
             first = int((text.labels != IGNORE).nonzero()[0]) - 1
             text.start = min([first, *places[:1]])
-            spoken.append(bool(places))
-        return spoken
 
     def _keep(self, texts: Sequence[Text]) -> None:
         config = self.model.config

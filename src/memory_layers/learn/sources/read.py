@@ -18,6 +18,7 @@ from memory_layers.learn.sources.look import Look, SourceLook, marked, notes_of
 from memory_layers.learn.sources.objects import sources_of
 from memory_layers.learn.sources.pieces import Piece, fact_pieces, row_pieces
 from memory_layers.learn.sources.rows import Asked
+from memory_layers.learn.sources.shorter import with_shorter
 from memory_layers.learn.sources.tables import Answers, Table, read_table
 from memory_layers.learn.sources.types import Group, LearnData
 
@@ -35,6 +36,7 @@ def read_data(
     weights: Sequence[float] = (),
     shown_fraction: float = 0.5,
     chat: bool | None = None,
+    wordings: int = 1,
     seed: int = 0,
     progress: Report | None = None,
 ) -> LearnData:
@@ -52,7 +54,9 @@ def read_data(
             others are asked, to see whether they are answered without having been shown.
         chat: Word the questions of facts as turns of a conversation as well. None: if the
             tokenizer has a chat template.
-        seed: Picks the subjects.
+        wordings: Prompts that are trained on for each row or group of `prompts` and `messages`.
+            Where there are fewer, some of their words are left out, each time others.
+        seed: Picks the subjects, and the words that are left out.
         progress: Called with the number of texts that are encoded, and how many there are.
 
     Returns:
@@ -64,6 +68,7 @@ def read_data(
         ImportError: A package for Parquet or chat templates is not installed.
     """
     check_whole("max_length", max_length, 2)
+    check_whole("wordings", wordings, 1)
     if not 0 <= shown_fraction <= 1:
         raise UserError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
     sources = sources_of(data)
@@ -76,6 +81,9 @@ def read_data(
     answers.check()
     talks = any(t.kind == "messages" or (t.kind == "facts" and chat) for t in tables)
     groups, pieces = _pieces(tables, weights, shown_fraction, seed, chat=chat)
+    given = len(pieces)
+    if wordings > 1:
+        pieces = with_shorter(pieces, wordings, encoder, seed)
     build = Build(encoder, ChatEncoder(encoder) if talks else None, max_length, groups)
     build.run(pieces, progress)
     looks = tuple(
@@ -96,9 +104,15 @@ def read_data(
         marked(tokenizer, example.ids, example.spans)
         for example in samples_of(build.examples, groups, SAMPLES)
     ]
-    look = Look(looks, max_length, tuple(samples), tuple(notes_of(looks, tables, max_length)))
+    notes = notes_of(looks, tables, max_length)
+    if shorter := len(pieces) - given:
+        notes.insert(0, f"{shorter:,} of the texts are prompts with some of their words left out.")
+    look = Look(looks, max_length, tuple(samples), tuple(notes))
     # Of rows, not of tokens: some chat templates write the date of the day.
-    choices = [[look.digest, look.weight] for look in looks], max_length, shown_fraction, chat, seed
+    choices = [
+        [[look.digest, look.weight] for look in looks],
+        max_length, shown_fraction, chat, wordings, seed,
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
     return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, digest)
 
