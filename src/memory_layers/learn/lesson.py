@@ -148,6 +148,11 @@ class Lesson:
                 f"{len(plan.vague)} of {len(plan.of_group)} have no token that nothing else comes "
                 f"near, so the memory may speak in other text too: {names}"
             )
+        if plan.missed:
+            self.told.stage(
+                f"in {len(plan.missed)} of {len(self.data.examples)} texts the memory stays "
+                "silent: nothing in them is like what it knows the others by"
+            )
         zeros = torch.zeros(len(plan.slots), table.value_dim - table.query_dim - 1)
         rows = torch.cat([plan.queries, plan.radii[:, None], zeros], 1).to(old)
         slots = torch.cat([slots, plan.slots])

@@ -35,28 +35,10 @@ DECOYS, BEFORE, MOST_ROWS = 2, 4, 3
 # That are compared with all others at a time.
 _CENTRES = 256
 
-
 # Of a cluster: the name, how far at its end the token stands, and the token, which is another one
 # where a text begins with the name; its complement if nothing like the others. Without a name: "",
 # the number of the first cue, 0.
 _Key = tuple[str, int, int]
-
-
-@dataclass
-class Cluster:
-    """Tokens that may share a row.
-
-    Attributes:
-        queries: Theirs, [Q] each.
-        examples: For each of them, the example that it is in.
-        others: Queries that the row must not be read by, [n, Q] each.
-        last: How far at the end of the name or text they stand.
-    """
-
-    queries: list[Tensor] = field(default_factory=list)
-    examples: list[int] = field(default_factory=list)
-    others: list[Tensor] = field(default_factory=list)
-    last: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +83,28 @@ class Cue:
     last: int
 
 
+@dataclass
+class Cluster:
+    """Tokens that may share a row.
+
+    Attributes:
+        cues: Where they stand.
+        queries: Theirs, [n, Q].
+        others: Queries that the row must not be read by, [Q] each.
+    """
+
+    cues: list[Cue]
+    queries: Tensor
+    others: list[Tensor] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class _Option:
     """A cluster as a row.
 
     Attributes:
         known: Examples that the row knows again. None, if something else comes near.
-        last: As in Cluster.
+        last: How far at the end of the name or text the nearest of its tokens stands.
         apart: Distance to the nearest of what is to stay, as a share of the length of the query.
         row: Number of the cluster.
         radius: For the row.
@@ -203,24 +200,22 @@ def plan_rows(
     texts = [torch.from_numpy(example.ids).long() for example in data.examples]
     queries = look_up(model, texts)
     clusters = _join(data, cues, queries)
-    _add_decoys(model, data, clusters, cues, words, seed)
-    centres = torch.stack([torch.stack(c.queries).mean(0) for c in clusters.values()])
+    _add_decoys(model, data, clusters, words, seed)
+    centres = torch.stack([cluster.queries.mean(0) for cluster in clusters.values()])
     nearest = _nearest(centres, list(clusters), ordinary)
     options: dict[int, list[_Option]] = defaultdict(list)
     for row, cluster in enumerate(clusters.values()):
         key, size = centres[row], float(centres[row].norm())
-        distances = (torch.stack(cluster.queries) - key).norm(dim=1).tolist()
-        made_up = [float((other - key).norm(dim=1).min()) for other in cluster.others]
-        away = min([nearest[row], *made_up])
+        away = min([nearest[row], *(float((other - key).norm()) for other in cluster.others)])
         radius = min(WIDEST * size, AWAY * away)
-        near = {
-            example
-            for example, distance in zip(cluster.examples, distances, strict=True)
-            if AROUND * distance <= radius
-        }
-        known = frozenset(near if radius >= NARROWEST * size else ())
-        option = _Option(known, cluster.last, away / size, row, max(radius, NARROWEST * size))
-        for group in {data.examples[example].group for example in cluster.examples}:
+        near = AROUND * (cluster.queries - key).norm(dim=1) <= radius
+        if radius < NARROWEST * size:
+            near[:], radius = False, NARROWEST * size
+        pairs = zip(cluster.cues, near.tolist(), strict=True)
+        known = frozenset(cue.example for cue, is_near in pairs if is_near)
+        last = min(cue.last for cue in cluster.cues)
+        option = _Option(known, last, away / size, row, radius)
+        for group in {data.examples[cue.example].group for cue in cluster.cues}:
             options[group].append(option)
     return _choose(model, data, list(clusters), options, centres, taken)
 
@@ -284,7 +279,7 @@ def _choose(
         torch.tensor([slot_of[row] for row in order], dtype=torch.int64),
         centres[order],
         torch.tensor([radii[row] for row in order]),
-        _values_of(keys, chosen, order),
+        _values_of(data, keys, chosen, order),
         {group: tuple(number[row] for row in rows) for group, rows in chosen.items()},
         tuple(vague),
         tuple(n for n in range(len(data.examples)) if not rows_of[n]),
@@ -292,25 +287,28 @@ def _choose(
 
 
 def _values_of(
-    keys: Sequence[_Key], chosen: Mapping[int, Sequence[int]], order: Sequence[int]
+    data: LearnData,
+    keys: Sequence[_Key],
+    chosen: Mapping[int, Sequence[int]],
+    order: Sequence[int],
 ) -> Tensor:
     """Return for each row the first one that has the same value as it."""
     groups: dict[int, list[int]] = defaultdict(list)
     for group, rows in chosen.items():
         for row in rows:
             groups[row].append(group)
-    first: dict[tuple[str, int, int], int] = {}
+    first: dict[tuple[str, int], int] = {}
     found = []
     for n, row in enumerate(order):
-        name = keys[row][0]
+        name, (group, *others) = keys[row][0], groups[row]
         if name:
-            same = name, -1, -1
-        elif len(groups[row]) == 1:
-            same = "", groups[row][0], -1
+            found.append(first.setdefault((name, -1), n))
+        elif others or not data.groups[group].answer:
+            # What several prompts have in common cannot say what only one of them means, and of a
+            # running text each row says what follows on it.
+            found.append(n)
         else:
-            # What several prompts have in common cannot say what only one of them means.
-            same = "", -1, row
-        found.append(first.setdefault(same, n))
+            found.append(first.setdefault(("", group), n))
     return torch.tensor(found)
 
 
@@ -330,11 +328,7 @@ def _join(data: LearnData, cues: Sequence[Cue], queries: Sequence[Tensor]) -> di
             for key, part in parts.items():
                 clusters[name, last, key] = [same[n] for n in part.nonzero()[:, 0].tolist()]
     return {
-        key: Cluster(
-            [queries[cue.example][cue.place] for cue in same],
-            [cue.example for cue in same],
-            last=min(cue.last for cue in same),
-        )
+        key: Cluster(same, torch.stack([queries[cue.example][cue.place] for cue in same]))
         for key, same in clusters.items()
     }
 
@@ -369,25 +363,22 @@ def _add_decoys(
     model: PreTrainedModel,
     data: LearnData,
     clusters: dict[_Key, Cluster],
-    cues: Sequence[Cue],
     words: Tensor,
     seed: int,
 ) -> None:
     """Give clusters queries of the same token at the end of other names."""
     draw = random.Random(seed)  # noqa: S311
-    made: list[tuple[_Key, Tensor]] = []
-    seen: set[_Key] = set()
-    for cue in cues:
-        key = _key_of(cue, data)
+    made: list[tuple[Cluster, Tensor]] = []
+    for cluster in clusters.values():
+        cue = cluster.cues[0]
         # The first token of a name has nothing before it that could be another.
-        if not cue.name or key in seen or cue.place == cue.first:
+        if not cue.name or cue.place == cue.first:
             continue
-        seen.add(key)
         for _ in range(DECOYS):
             ids = torch.from_numpy(data.examples[cue.example].ids[: cue.place + 1]).long()
             count = cue.place - cue.first
             start = draw.randrange(len(words) - count)
             ids[cue.first : cue.place] = words[start : start + count]
-            made.append((key, ids))
-    for (key, _), found in zip(made, look_up(model, [ids for _, ids in made]), strict=True):
-        clusters[key].others.append(found[-1:])
+            made.append((cluster, ids))
+    for (cluster, _), found in zip(made, look_up(model, [ids for _, ids in made]), strict=True):
+        cluster.others.append(found[-1])
