@@ -470,7 +470,8 @@ def test_eval_asks_what_the_run_was_taught(
     assert "--facts is missing" in error_of(capsys, "eval", copy)
     own = ["--shown-fraction", "0.2", "--seed", "3"]
     assert recall(copy, "--facts", facts, *own) == in_training
-    assert recall(copy, "--facts", facts) == recall(out, "--shown-fraction", "0.5", "--seed", "0")
+    # Of a model alone it is not known which questions it was shown.
+    assert recall(copy, "--facts", facts).keys() == {"statement", "question", "by_relation"}
 
 
 def test_eval_of_all_builtin_facts_says_what_it_asks(

@@ -204,7 +204,7 @@ def test_the_papers_tasks_offline(
         "mmlu": "acc,none",
         "humaneval_pass1": "pass_at_1,none",
         "mbpp_pass1": "pass_at_1,none",
-        "facts_question_heldout": "f1,none",
+        "facts_question": "f1,none",
     }
     for task, metric in metrics.items():
         found = {**results["results"], **results["groups"]}[task]

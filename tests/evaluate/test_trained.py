@@ -112,12 +112,14 @@ def test_an_untouched_model_is_credited_with_what_it_knows(
     (facts / "facts.jsonl").write_text("\n".join(lines))
     (facts / "templates.yaml").write_text(
         'capital: {statements: ["{subject} has the capital {answer}."], '
-        'question: "The capital of {subject} is {answer}"}'
+        'question: "The capital of {subject} is {answer}", '
+        'heldout: ["The seat of government of {subject} is {answer}"]}'
     )
     assert main(["eval", str(smollm2), "--facts", str(facts), "--answered", "0"]) == 0
     recall = json.loads(capsys.readouterr().out)["recall"]
-    assert recall["question_heldout"] > 0.5
-    assert recall["question_shown"] > 0.5
+    # Nobody knows what it was shown.
+    assert recall.keys() == {"statement", "question", "heldout", "by_relation"}
+    assert recall["question"] > 0.5
     monkeypatch.chdir(tmp_path)
     # A folder of that name does not stand in the way.
     Path("smollm2").mkdir()

@@ -17,6 +17,7 @@ RESULT = LearnResult(
     parameters=1200,
     bytes=5000,
     seconds=61.5,
+    training_seconds=40.0,
     passes=3,
     updates=30,
     tokens=500,

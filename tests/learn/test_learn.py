@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_taught import FACTS, base_for
 from tiny_tokenizers import chatml
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from memory_layers.common.errors import UserError
 from memory_layers.learn.learn import learn
@@ -150,6 +151,18 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"result\.json"):
         taught(tmp_path)
     assert (tmp_path / "result.json").read_text() == "mine"
+
+
+def test_a_base_in_four_bits_is_taught_where_it_computes_before_it_has_a_memory(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base",
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        device_map="cpu",
+    )
+    result = taught(tmp_path / "patch", model, passes=2)
+    assert result.updates == 2
 
 
 def test_a_finished_patch_is_not_overwritten(tmp_path):

@@ -77,6 +77,8 @@ def test_questions_become_turns_where_there_is_a_chat_template() -> None:
 @pytest.mark.parametrize(
     ("question", "turn"),
     [
+        ("Q: Who found {subject}? A: Professor {answer}", "Who found Place 0?"),
+        ("Which one is it? Name: {subject} {answer}", "Which one is it? Name: Place 0"),
         ("Q: Where is {subject}? A: {answer}", "Where is Place 0?"),
         ("Frage: Wo ist {subject}?\nAntwort: {answer}", "Wo ist Place 0?"),
         ("{subject}はどこ？答え：{answer}", "Place 0はどこ？"),

@@ -18,7 +18,7 @@ from memory_layers.common.progress import Report, counted
 from memory_layers.common.seeds import stable_hash, stable_number
 from memory_layers.data.lines import shorten
 
-ProbeKind = Literal["statement", "question_shown", "question_heldout"]
+ProbeKind = Literal["statement", "question_shown", "question_heldout", "question", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,8 @@ class Probe:
 
     Attributes:
         kind: `statement`, a sentence that is in the documents. `question_shown`, a question that
-            is in the documents. `question_heldout`, a question that is in no document.
+            is in the documents. `question_heldout`, a question that is in no document. Where there
+            are no documents: `statement`, `question`, and `heldout`, a wording of `heldout:`.
         relation: Of the fact.
         subject: Of the fact.
         text: The statement or the question with its answer.
@@ -207,6 +208,31 @@ def build_corpus(
             documents.extend([question.text] * times)
             answers.extend([(question.answer_start, question.answer_end)] * times)
     return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
+
+
+def probes_of(facts: FactSet, *, seed: int = 0) -> tuple[Probe, ...]:
+    """Return one statement of each fact, its question and its held-out wordings.
+
+    They are for a model that was taught elsewhere. Wordings with the answer first are left out.
+
+    Args:
+        facts: The facts.
+        seed: Picks the statement.
+    """
+    probes = []
+    for fact in facts.facts:
+        templates = facts.templates[fact.relation]
+        number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
+        statements, heldout = (
+            [halves for halves in map(cut_template, wordings) if "{subject}" in halves[0]]
+            for wordings in (templates.statements, templates.heldout)
+        )
+        if statements:
+            chosen = statements[number % len(statements)]
+            probes.append(_probe("statement", chosen, fact, 0))
+        probes.append(_probe("question", cut_template(templates.question), fact, 0))
+        probes += [_probe("heldout", halves, fact, 0) for halves in heldout]
+    return tuple(probes)
 
 
 def shown_subjects(subjects: Collection[str], fraction: float, seed: int) -> set[str]:

@@ -34,7 +34,9 @@ class Eval(TaskOptions, OfModel):
 
     With facts alone: the share of answers given exactly under greedy decoding, their likelihood,
     and F1 and choices on some of them. With --tasks: what the harness measures. The folder of a
-    run is asked the facts that it was trained on, the flags below say otherwise.
+    run is asked the facts that it was trained on, the flags below say otherwise. Of other models it
+    is not known which questions were shown: a statement and the question of each fact are asked,
+    and its held-out wordings, unless --shown-fraction, --exposures or --seed tell.
 
     Example: memory-layers eval runs/tiny
 
@@ -84,7 +86,7 @@ class Eval(TaskOptions, OfModel):
         quiet_transformers()
         folder, trained_on = _run_of(self.model)
         check_model(folder, self.memory)
-        data, note = _facts(self, trained_on)
+        data, note, split = _facts(self, trained_on)
         _check(self)
         import torch
 
@@ -92,7 +94,8 @@ class Eval(TaskOptions, OfModel):
             place = torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {self.device}: {error}. hint: cpu, or cuda:0") from error
-        from memory_layers.data.prepare import corpus_of
+        from memory_layers.data.facts import probes_of
+        from memory_layers.data.prepare import corpus_of, read_facts
         from memory_layers.evaluate.questions import questions_of
 
         model, tokenizer = load_trained(
@@ -101,7 +104,12 @@ class Eval(TaskOptions, OfModel):
         model = model.to(place)
         sys.stderr.write(note)
         with ProgressLine() as line:
-            probes = () if data is None else corpus_of(data, line.update).probes
+            if data is None:
+                probes: Sequence[Probe] = ()
+            elif split:
+                probes = corpus_of(data, line.update).probes
+            else:
+                probes = probes_of(read_facts(data, line.update))
         if self.tasks:
             own = {f"facts_{kind}": q for kind, q in questions_of(probes, self.limit).items()}
             names = [n for task in self.tasks for n in (own if task == "facts" else [task])]
@@ -127,8 +135,11 @@ def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
     return name, {}
 
 
-def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, str]:
-    """Return the facts to ask, as the flags or else the run have them, and a line that says so."""
+def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, str, bool]:
+    """Return the facts to ask, as the flags or else the run have them, and a line that says so.
+
+    And whether it is known which questions were shown.
+    """
     given = {name: getattr(asked, name) for name in SELECTION}
     given = {name: value for name, value in given.items() if value not in (None, ())}
     if asked.tasks and "facts" not in asked.tasks:
@@ -136,7 +147,7 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
             raise UserError("--facts has no effect on these tasks. hint: add the task `facts`")
         for name in given:
             raise UserError(f"{_flag(name)} has no effect without --facts. hint: leave it out")
-        return None, ""
+        return None, "", False
     own = trained_on.get("facts")
     facts = asked.facts or own
     if facts is None:
@@ -163,7 +174,8 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
             "or --relations NAME for others\n"
         )
     try:
-        return DataConfig(**{**values, **given}), note
+        told = same or not given.keys().isdisjoint({"shown_fraction", "exposures", "seed"})
+        return DataConfig(**{**values, **given}), note, told
     except ValueError as error:
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
         hint = ". hint: --facts FOLDER says where it is now" if moved else ""

@@ -1,6 +1,7 @@
 """Answer the OpenAI protocol for a model, through transformers' own server."""
 
 import sys
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,7 @@ class Serve(OfModel):
         import transformers
         from transformers import PreTrainedModel
         from transformers.cli.serve import Serve as Server
+        from transformers.cli.serving.model_manager import ModelManager
 
         from memory_layers.layers import fuse_for_inference
         from memory_layers.models import resolve_model
@@ -63,6 +65,9 @@ class Serve(OfModel):
         # The server looks the class up by its name among those of transformers, and loads it.
         setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
         name = str(resolve_model(self.model))
+        served = {"id": name, "object": "model", "created": int(time.time()), "owned_by": ""}
+        # The server lists what is in the cache of the hub, and fails without one.
+        setattr(ModelManager, "get_gen_models", lambda *_: [served])  # noqa: B010
         sys.stderr.write(f'model "{name}" at http://{self.host}:{self.port}/v1\n')
         Server(
             force_model=name,

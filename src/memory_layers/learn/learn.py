@@ -26,6 +26,7 @@ from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
 from memory_layers.models import Patch, record_teaching
+from memory_layers.models.quantised import check_quantised, stay_trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +110,8 @@ def learn(
     if tokenizer is None:
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
+    check_quantised(model)
+    stay_trainable(model)
     told.stage("reading the data")
     longest = min(max_length, longest_text(model))
     taught = read_data(
@@ -153,7 +156,7 @@ def learn(
     state = (State.load(folder, choices) if folder else None) or State(choices)
     stopped = lesson.train(watch, state, folder)
     patch = record_teaching(
-        model, author=author, data=_record_of(taught), settings=vars(settings),
+        model, author=author, data=_record_of(taught), settings={**vars(settings), "lr": lesson.lr},
         facts=lesson.facts(),
     )  # fmt: skip
     if folder is not None:
@@ -205,6 +208,7 @@ def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:
         "rows": len(lesson.table.weight),
         "parameters": lesson.table.weight.numel(),
         "bytes": sum(f.stat().st_size for f in folder.glob("memory.*")) if folder else 0,
+        "training_seconds": state.seconds,
         "passes": state.passes,
         "updates": state.updates,
         "tokens": sum(len(example.ids) for example in lesson.data.examples),

@@ -81,7 +81,8 @@ def lead(result: LearnResult) -> str:
     passes = f"{result.passes:,} pass{'es' * (result.passes != 1)}"
     return (
         f"{_printable(result.model)} learned {result.learned:,} of {result.groups:,} in "
-        f"{minutes(result.seconds)} and {passes}. It ended because {REASONS[result.stopped]}."
+        f"{passes}, {minutes(result.training_seconds)} of training and "
+        f"{minutes(result.seconds)} in all. It ended because {REASONS[result.stopped]}."
     )
 
 
@@ -137,7 +138,7 @@ def cost(result: LearnResult) -> dict[str, str]:
     return {
         "written": f"{result.rows:,} rows, {short_number(result.parameters)} parameters, "
         f"{short_bytes(result.bytes)}",
-        "trained": f"{minutes(result.seconds)}, {result.updates:,} updates, "
+        "trained": f"{minutes(result.training_seconds)}, {result.updates:,} updates, "
         f"{result.tokens:,} tokens a pass",
         "memory": f"{short_bytes(result.peak_bytes)} at most",
     }

@@ -143,7 +143,8 @@ class LearnResult:
         rows: Rows of the memory that were written.
         parameters: Numbers in them.
         bytes: Size of the patch on the disk.
-        seconds: It took.
+        seconds: It took in all.
+        training_seconds: Of these, for training, those of earlier parts of a resumed run included.
         passes: Through the data.
         updates: Steps of the optimiser.
         tokens: Trained on in a pass, prompts included.
@@ -152,7 +153,7 @@ class LearnResult:
             interrupted it, or more training brought nothing.
         settings: That it was called with, or that were chosen.
         look: At the data, as `Look.to_dict` has it.
-        provenance: Versions, device and time.
+        provenance: Versions, device and commit.
     """
 
     model: str
@@ -169,6 +170,7 @@ class LearnResult:
     parameters: int
     bytes: int
     seconds: float
+    training_seconds: float
     passes: int
     updates: int
     tokens: int

@@ -19,8 +19,20 @@ def check_quantised(model: nn.Module) -> None:
         if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
             raise UserError(
                 "the model has computed before, and bitsandbytes has turned its 4-bit weights into "
-                "a form for inference alone. hint: add the memory right after loading the model"
+                "a form for inference alone. hint: add the memory right after loading the model, "
+                "or load it in 8 bits or in full precision"
             )
+
+
+def stay_trainable(model: nn.Module) -> None:
+    """Keep bitsandbytes from laying out 4-bit weights of a model for inference.
+
+    Args:
+        model: That has not computed yet. Changed in place.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def let_gradients_pass(model: nn.Module) -> None:
@@ -29,11 +41,9 @@ def let_gradients_pass(model: nn.Module) -> None:
     Args:
         model: Changed in place. What it computes stays the same.
     """
+    stay_trainable(model)
     for module in model.modules():
         if any(not weight.is_floating_point() for weight in module.parameters(recurse=False)):
-            # The form of check_quantised, which bitsandbytes chooses where this is True.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
             module.register_forward_hook(_refuse_lost_gradient)
 
 

@@ -87,7 +87,7 @@ def fact_pieces(
     question = _filled(templates.question, fact)
     yield Piece(where, group, "question", question, shown, True)
     if chat:
-        turn = Message("user", as_turn(question.text[: question.start]))
+        turn = Message("user", as_turn(question.text[: question.start], fact.subject))
         yield Piece(where, group, "chat", Chat((turn,), fact.answer), shown, True)
     for template in templates.heldout:
         form: Form = "question" if template.rstrip().endswith("{answer}") else "statement"
@@ -111,13 +111,20 @@ def subject_first(template: str) -> bool:
     return "{subject}" in cut_template(template)[0]
 
 
-def as_turn(question: str) -> str:
-    """Return what a user would type: "Q: What is ...? A:" becomes "What is ...?"."""
+def as_turn(question: str, subject: str = "") -> str:
+    """Return what a user would type: "Q: What is ...? A:" becomes "What is ...?".
+
+    Args:
+        question: What stands before the answer.
+        subject: Must stay in it.
+    """
     asked = question.strip()
     # A short label, in any language, in front of the question and behind it: after a question mark
-    # or on a line of its own.
-    if behind := re.fullmatch(r"(.*[?？؟\u037e\n])\s*\w{0,15}\s*[:：]?", asked, re.DOTALL):
-        asked = re.sub(r"^\s*\w{1,15}\s*[:：]\s*", "", behind[1].rstrip())
+    # or on a line of its own. An answer may have begun behind it: "A: Professor".
+    label = r"(.*[?？؟\u037e\n])\s*(\w{0,15}\s*[:：]?|\w{1,15}\s*[:：][^?？؟\u037e:：\n]*)"
+    if behind := re.fullmatch(label, asked, re.DOTALL):
+        turn = re.sub(r"^\s*\w{1,15}\s*[:：]\s*", "", behind[1].rstrip())
+        return turn if subject in turn else asked
     return asked
 
 
