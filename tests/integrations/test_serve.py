@@ -73,6 +73,8 @@ def serving(home: Path, *arguments: str) -> Iterator[openai.OpenAI]:
 @pytest.mark.parametrize("batching", ["False", "True"])
 def test_openai_client(folder: Path, batching: str, tmp_path: Path) -> None:
     with serving(tmp_path, str(folder), "--continuous-batching", batching) as client:
+        # HF_HOME has no cache of models.
+        assert [model.id for model in client.models.list()] == [str(folder)]
         asked = {"model": str(folder), "max_tokens": 6, "temperature": 0}
         prompt = "The code of town 3 is"
         whole = client.completions.create(prompt=prompt, **asked).choices[0].text
