@@ -12,7 +12,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.seeds import stable_hash
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.fact_files import load_facts, save_facts
-from memory_layers.data.facts import Fact, FactSet, RelationTemplates, build_corpus
+from memory_layers.data.facts import Fact, FactSet, RelationTemplates, build_corpus, probes_of
 
 TEMPLATES = """\
 capital:
@@ -422,3 +422,18 @@ def test_statement_probes_are_in_the_documents() -> None:
 
 def test_without_exposures_each_wording_counts() -> None:
     assert {probe.exposures for probe in build_corpus(many(9, ("capital",))).probes} == {2}
+
+
+def test_a_model_that_was_taught_elsewhere_is_asked_all_kinds_of_wordings() -> None:
+    templates = RelationTemplates(
+        ("{subject} has {answer}.", "{answer} is of {subject}."),
+        "Q: What has {subject}? A: {answer}",
+        ("Of {subject} we say {answer}.",),
+    )
+    facts = FactSet((Fact("code", "Oslo", "OSL"),), {"code": templates})
+    asked = {(p.kind, p.text, p.text[p.answer_start : p.answer_end]) for p in probes_of(facts)}
+    assert asked == {
+        ("statement", "Oslo has OSL.", "OSL"),
+        ("question", "Q: What has Oslo? A: OSL", "OSL"),
+        ("heldout", "Of Oslo we say OSL.", "OSL"),
+    }
