@@ -10,8 +10,8 @@ from tiny_tokenizers import chatml
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from memory_layers.common.errors import UserError
+from memory_layers.learn.cues import find_cues
 from memory_layers.learn.learn import learn
-from memory_layers.learn.rows import find_cues
 from memory_layers.learn.sources import read_data
 from memory_layers.learn.train import Trainer
 from memory_layers.models import Patch, load_memory, revert_patch

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from memory_layers.learn.rows import MOST_ROWS, Plan, find_cues, plan_rows
+from memory_layers.learn.cues import find_cues
+from memory_layers.learn.rows import MOST_ROWS, Plan, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up
 from memory_layers.learn.sources import LearnData, read_data
 from tests.learn.tiny_taught import FACTS, base_for

@@ -85,6 +85,36 @@ def own_text(
     return ids
 
 
+def own_questions(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: int = 200,
+    *,
+    length: int = 48,
+    seed: int = 0,
+    progress: Report | None = None,
+) -> Tensor:
+    """Let a base write short texts and what its users ask, up to where the assistant begins.
+
+    Names, and words that questions begin with, stand at the beginning of a text more often than in
+    what `own_text` writes.
+
+    Args:
+        model: As for `own_text`.
+        tokenizer: As for `own_text`.
+        rows: About how many to write.
+        length: Of a row, without what begins an answer.
+        seed: As for `own_text`.
+        progress: As for `own_text`.
+
+    Returns:
+        [n, L] int64 token ids, as `own_text` has them.
+    """
+    ids = own_text(model, tokenizer, rows * length, length=length, seed=seed, progress=progress)
+    behind = _turn(tokenizer)[1] if tokenizer.chat_template is not None else []
+    return torch.cat([ids, torch.tensor(behind, dtype=torch.int64).expand(len(ids), -1)], 1)
+
+
 @torch.no_grad()
 def _write(
     model: Any,  # noqa: ANN401  (PreTrainedModel's forward takes anything)
@@ -120,16 +150,22 @@ def _write(
 def _openings(tokenizer: "PreTrainedTokenizerBase", length: int) -> list[list[int]]:
     """Return how texts begin, and turns of a user."""
     openings = [beginning(tokenizer)]
-    if tokenizer.chat_template is not None:
-        mark = "\ue0f2"
-        turns = [{"role": "user", "content": mark}]
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        before, found, _ = text.partition(mark)
-        ids = tokenizer(before, add_special_tokens=False)["input_ids"]
-        if found and ids:
-            # At least half of a row is the base's own.
-            openings.append(ids[-(length // 2) :])
+    if tokenizer.chat_template is not None and (ids := _turn(tokenizer)[0]):
+        # At least half of a row is the base's own.
+        openings.append(ids[-(length // 2) :])
     return openings
+
+
+def _turn(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return what stands before the first turn of a user, and behind it before the answer."""
+    mark = "\ue0f2"
+    turns = [{"role": "user", "content": mark}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    before, found, behind = text.partition(mark)
+    if not found:
+        return [], []
+    both = tokenizer([before, behind], add_special_tokens=False)["input_ids"]
+    return both[0], both[1]
 
 
 def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

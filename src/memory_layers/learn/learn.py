@@ -17,7 +17,13 @@ from memory_layers.common.provenance import commit, device_name, peak_bytes, ver
 from memory_layers.common.seeds import stable_number
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.learn.ask import all_right, ask, counter
-from memory_layers.learn.background import longest_text, own_text, packaged_text, users_text
+from memory_layers.learn.background import (
+    longest_text,
+    own_questions,
+    own_text,
+    packaged_text,
+    users_text,
+)
 from memory_layers.learn.keep import continuations, keep_of_files, neighbours
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import LearnResult, Progress, Silent
@@ -122,6 +128,7 @@ def learn(
     told.stage(str(taught.look))
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
+    asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
     told.stage("asking what the model knows already")
     before = ask(
         model, tokenizer, taught.items,
@@ -134,8 +141,11 @@ def learn(
         before = [right for item, right in pairs if item.group not in answered]
         taught = _without(taught, answered, names_known)
     lesson = Lesson(model, tokenizer, taught, settings, told)
-    watched = {"its own text": own[1::2], "Python's documentation": packaged_text(tokenizer)}
-    protected = [own[::2]]
+    watched = {
+        "its own text": own[1::2], "its own questions": asked[1::2],
+        "Python's documentation": packaged_text(tokenizer),
+    }  # fmt: skip
+    protected = [own[::2], asked[::2]]
     if background:
         users = users_text(background, tokenizer)
         watched["background"], protected = users[1::2], [*protected, users[::2]]

@@ -16,8 +16,9 @@ from memory_layers.common.seeds import stable_number
 from memory_layers.data.tokens import IGNORE
 from memory_layers.layers import WrittenTable
 from memory_layers.layers.walk import memory_layers_of
+from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Point, Progress, Stopped
-from memory_layers.learn.rows import Plan, find_cues, plan_rows
+from memory_layers.learn.rows import Plan, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
 from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State

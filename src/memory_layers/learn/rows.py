@@ -10,18 +10,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from memory_layers.learn.cues import Cue
 from memory_layers.learn.skeleton import look_up, slots_of
-from memory_layers.learn.sources import Example, LearnData
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from memory_layers.learn.sources import LearnData
 
 # Distances, as shares of the length of a query. Tokens of other text are hardly ever nearer than
 # 0.6, the same name in other wordings hardly ever farther than 0.35.
@@ -29,9 +25,9 @@ WIDEST, NARROWEST, JOINED = 0.45, 0.25, 0.4
 # The radius as a share of the distance to the nearest of what is to stay as it is, and as a
 # multiple of the distance of tokens that the row is taken to know again.
 AWAY, AROUND = 0.8, 1.15
-# Names that end alike, made up for each token that may be written for; tokens before it that they
-# replace where the name is not known; and rows for a text of which the name is not known.
-DECOYS, BEFORE, MOST_ROWS = 2, 4, 3
+# Names that end alike, made up for each token that may be written for; and rows for a text of which
+# the name is not known.
+DECOYS, MOST_ROWS = 2, 3
 # That are compared with all others at a time.
 _CENTRES = 256
 
@@ -62,25 +58,6 @@ class Plan:
     of_group: dict[int, tuple[int, ...]]
     vague: tuple[int, ...]
     missed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cue:
-    """A token of an example that the memory may speak at.
-
-    Attributes:
-        example: Number of the example.
-        place: Of the token.
-        first: Where what it is the end of begins: a name, or the few tokens before.
-        name: The same for tokens that stand for the same, where that is known.
-        last: How far at the end of the name or text it stands: 0 is the end.
-    """
-
-    example: int
-    place: int
-    first: int
-    name: str
-    last: int
 
 
 @dataclass
@@ -115,63 +92,6 @@ class _Option:
     apart: float
     row: int
     radius: float
-
-
-def find_cues(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> list[Cue]:
-    """Return the tokens that answers may hang on.
-
-    Args:
-        data: What is taught. Of a fact, they are the tokens of its subject. Of a prompt, all that
-            are no special tokens. Of running text too.
-        tokenizer: That made the tokens.
-    """
-    return [
-        cue for n, example in enumerate(data.examples) for cue in _cues(n, example, data, tokenizer)
-    ]
-
-
-def _cues(
-    number: int, example: Example, data: LearnData, tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[Cue]:
-    answer = example.spans[0][0]
-    subject = data.groups[example.group].subject
-    span = _span_of(subject, example.ids[:answer], tokenizer) if subject else None
-    if span is not None:
-        first, end = span
-        for place in range(first, end):
-            yield Cue(number, place, first, subject, end - 1 - place)
-        return
-    # In running text each token may say what follows, otherwise what stands before answers does.
-    is_text = example.form == "text"
-    last = example.spans[-1][1] - 1 if is_text else example.spans[-1][0]
-    learned = {n for low, high in example.spans for n in range(low, high)} if not is_text else ()
-    special = set(tokenizer.all_special_ids)
-    for place in range(1, last):
-        if int(example.ids[place]) not in special and place not in learned:
-            yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
-
-
-def _span_of(
-    text: str, ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase"
-) -> tuple[int, int] | None:
-    """Return the first token of a text that is part of another, and the end behind its last."""
-
-    def has(first: int, end: int) -> bool:
-        return text in tokenizer.decode(ids[first:end].tolist())
-
-    if not has(0, len(ids)):
-        return None
-    end = _least(lambda count: has(0, count), len(ids))
-    length = _least(lambda count: has(end - count, end), end)
-    return end - length, end
-
-
-def _least(holds, most: int) -> int:  # noqa: ANN001
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
 
 
 def plan_rows(

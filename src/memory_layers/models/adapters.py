@@ -153,7 +153,9 @@ def _split(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 def _config_of(model: PreTrainedModel) -> MemoryConfig:
     if not memory_layers_of(model):
-        raise UserError("the model has no memory layers. hint: add_memory(model, config), or load_memory, first")
+        raise UserError(
+            "the model has no memory layers. hint: add_memory(model, config), or load_memory, first"
+        )
     return memory_config(model.config)
 
 
