@@ -80,7 +80,7 @@ def _usual(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[bool]:
     numbers = ids.tolist()
     special = set(tokenizer.all_special_ids)
     pieces = tokenizer.convert_ids_to_tokens(numbers)
-    words = [str(tokenizer.decode([n])).strip() for n in numbers]
+    words = [str(tokenizer.decode([n])).strip(" ") for n in numbers]
     letters = [
         n not in special and any(map(str.isalnum, word))
         for n, word in zip(numbers, words, strict=True)
@@ -90,12 +90,13 @@ def _usual(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[bool]:
         n == 0 or not letters[n] or not letters[n - 1] or piece[0] in _SPACES
         for n, piece in enumerate(pieces)
     ]
-    usual = []
+    usual, is_first = [], True
     for n, (word, ends) in enumerate(zip(words, [*begins[1:], True], strict=True)):
         # The first word of a turn or a sentence has a capital too.
-        first = n == 0 or not letters[n - 1]
-        is_plain = word.isalpha() and (word.islower() or (first and word.istitle()))
+        is_plain = word.isalpha() and (word.islower() or (is_first and word.istitle()))
         usual.append(not letters[n] or (begins[n] and ends and is_plain))
+        # A space may be a token of its own.
+        is_first = not letters[n] if word else is_first
     return usual
 
 

@@ -1,0 +1,43 @@
+"""Where the memory may speak in a prompt: at names, and not at words that any question has."""
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from memory_layers.learn.cues import find_cues
+from memory_layers.learn.sources import read_data
+from tests.learn.tiny_tokenizers import byte_level, chatml, sentence_piece
+
+
+def cued(tokenizer: PreTrainedTokenizerBase, prompt: str, **row: str) -> set[str]:
+    """The tokens of a prompt that the memory may speak at, without spaces."""
+    data = read_data([{"prompt": prompt, "completion": "small", **row}], tokenizer, max_length=200)
+    cues = find_cues(data, tokenizer)
+    ids = data.examples[0].ids
+    return {str(tokenizer.decode([int(ids[cue.place])])).strip() for cue in cues}
+
+
+@pytest.mark.parametrize("make", [byte_level, chatml, sentence_piece])
+def test_words_of_one_token_are_left_out_and_names_are_not(make) -> None:
+    tokenizer = make()
+    found = cued(tokenizer, "the land of Oslo is")
+    assert found
+    usual = {word for word in ("land", "of", "is") if is_one_token(tokenizer, word)}
+    assert usual
+    assert not found & usual
+
+
+def is_one_token(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    return len(tokenizer(f"a {word}", add_special_tokens=False)["input_ids"]) == 1 + len(
+        tokenizer("a", add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_a_capital_at_the_beginning_of_a_sentence_is_no_name() -> None:
+    tokenizer = chatml()
+    # One token each, and known to any text.
+    assert "The" not in cued(tokenizer, "is it? The land of Oslo is")
+    assert {"The", "Oslo"} <= cued(tokenizer, "land of The land of Oslo is")
+
+
+def test_a_prompt_of_usual_words_alone_is_known_by_them() -> None:
+    assert cued(chatml(), "the land is") >= {"land", "is"}
