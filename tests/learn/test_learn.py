@@ -10,8 +10,8 @@ from tiny_tokenizers import chatml
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from memory_layers.common.errors import UserError
+from memory_layers.learn import learn
 from memory_layers.learn.cues import find_cues
-from memory_layers.learn.learn import learn
 from memory_layers.learn.sources import read_data
 from memory_layers.learn.train import Trainer
 from memory_layers.models import Patch, load_memory, revert_patch
@@ -182,3 +182,10 @@ def test_the_record_says_who_taught_from_what(tmp_path):
     description = json.loads((tmp_path / "patch" / "memory.json").read_text("utf-8"))
     assert description["teachings"][0]["author"] == "me"
     assert len(description["teachings"][0]["facts"]) == 3
+
+
+def test_running_text_is_not_counted_among_what_was_or_was_not_learned(tmp_path):
+    text = [{"text": "the land of Oslo and of Paris"}]
+    result = taught(data=[FACTS, text], passes=1)
+    assert result.groups == 3
+    assert len(result.not_learned) == 3

@@ -40,7 +40,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
 
 def teach(monkeypatch: pytest.MonkeyPatch, learn: Callable) -> None:
-    monkeypatch.setitem(sys.modules, "memory_layers.learn.learn", SimpleNamespace(learn=learn))
+    monkeypatch.setitem(sys.modules, "memory_layers.learn.teach", SimpleNamespace(learn=learn))
 
 
 def test_at_the_end_there_is_a_report(calls: list[dict], capsys: pytest.CaptureFixture) -> None:

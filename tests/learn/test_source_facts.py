@@ -138,3 +138,8 @@ def test_statements_that_all_begin_with_the_answer_are_refused() -> None:
     templates = {"code": RelationTemplates(("{answer}: {subject}",), "{subject}? {answer}")}
     with pytest.raises(UserError, match=r"'code'.*subject.*before"):
         read_data(FactSet(FACTS.facts, templates), byte_level(), max_length=100)
+
+
+def test_chat_is_for_facts() -> None:
+    with pytest.raises(UserError, match="chat words facts"):
+        read_data([{"prompt": "a", "completion": "b"}], chatml(), max_length=99, chat=True)

@@ -50,7 +50,7 @@ class Learn:
     minutes: float = 15.0
     """Most minutes. It ends earlier when it has learned."""
     passes: int | None = None
-    """Most passes through the data."""
+    """Most passes through the data. Default: 40."""
     seed: int = 0
     """Of the memory and of the order of the data."""
     lr: float | None = None
@@ -125,7 +125,7 @@ class Learn:
     def _learn(self, progress: Display) -> "LearnResult":
         import torch
 
-        from memory_layers.learn.learn import learn
+        from memory_layers.learn.teach import learn
 
         given: dict[str, Any] = {
             name: getattr(self, name)

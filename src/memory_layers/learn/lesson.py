@@ -1,4 +1,4 @@
-"""Lesson: a model gets a memory, and its rows are trained until all is learned. From learn.py."""
+"""Lesson: a model gets a memory, and its rows are trained until all is learned. From teach.py."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -65,7 +65,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
         if n == 0 and line.startswith("["):
             raise UserError(
                 f"{where}: the file is one list, expected one JSON object a line, got "
-                f"{shorten(line)}. hint: jq -c '.[]' {path.name} > {path.stem}.jsonl"
+                f"{shorten(line)}. hint: jq -c '.[]' {path.name} > {path.stem}-rows.jsonl"
             )
         yield where, parse_object(where, line)
 

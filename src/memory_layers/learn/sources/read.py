@@ -74,11 +74,17 @@ def read_data(
     sources = sources_of(data)
     weights = _weights(weights, len(sources))
     encoder = Encoder(tokenizer)
+    worded = chat is True
     chat = tokenizer.chat_template is not None if chat is None else chat
     answers = Answers()
     names = ["data"] if len(sources) == 1 else [f"data[{n}]" for n in range(len(sources))]
     tables = [read_table(*pair, answers) for pair in zip(names, sources, strict=True)]
     answers.check()
+    if worded and all(table.kind != "facts" for table in tables):
+        raise UserError(
+            "chat words facts as turns of a conversation, and the data has none. hint: leave it "
+            "out (--chat)"
+        )
     talks = any(t.kind == "messages" or (t.kind == "facts" and chat) for t in tables)
     groups, pieces = _pieces(tables, weights, shown_fraction, seed, chat=chat)
     given = len(pieces)

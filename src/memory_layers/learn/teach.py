@@ -175,7 +175,8 @@ def learn(
     told.stage("measuring what was learned and what was lost")
     right = watch.recall(progress=told.work)
     learned = set(watch.learned(right))
-    groups = sorted({example.group for example in taught.examples})
+    # Running text is not asked, so nobody knows whether it was learned.
+    groups = sorted({item.group for item in taught.items if item.seen})
     result = LearnResult(
         model=str(name),
         out="" if folder is None else str(folder),
@@ -207,7 +208,7 @@ def _without(taught: LearnData, answered: Collection[int], names: Sequence[str])
     if not left.examples:
         raise UserError(
             f"the model answers all of it already: {', '.join(names[:3])}. "
-            'hint: known="train" teaches it all the same'
+            'hint: known="train" (--known train) teaches it all the same'
         )
     return left
 
