@@ -111,7 +111,7 @@ def own_questions(
         [n, L] int64 token ids, as `own_text` has them.
     """
     ids = own_text(model, tokenizer, rows * length, length=length, seed=seed, progress=progress)
-    behind = _turn(tokenizer)[1] if tokenizer.chat_template is not None else []
+    behind = opening_of_turn(tokenizer)[1] if tokenizer.chat_template is not None else []
     return torch.cat([ids, torch.tensor(behind, dtype=torch.int64).expand(len(ids), -1)], 1)
 
 
@@ -150,13 +150,13 @@ def _write(
 def _openings(tokenizer: "PreTrainedTokenizerBase", length: int) -> list[list[int]]:
     """Return how texts begin, and turns of a user."""
     openings = [beginning(tokenizer)]
-    if tokenizer.chat_template is not None and (ids := _turn(tokenizer)[0]):
+    if tokenizer.chat_template is not None and (ids := opening_of_turn(tokenizer)[0]):
         # At least half of a row is the base's own.
         openings.append(ids[-(length // 2) :])
     return openings
 
 
-def _turn(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+def opening_of_turn(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """Return what stands before the first turn of a user, and behind it before the answer."""
     mark = "\ue0f2"
     turns = [{"role": "user", "content": mark}]

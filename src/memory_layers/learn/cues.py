@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memory_layers.learn.background import opening_of_turn
 from memory_layers.learn.sources import Example, LearnData
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 BEFORE = 4
 # A space, as tokenizers write it at the beginning of a word.
 _SPACES = "\u0120\u2581"
+# Behind them a word has a capital that is no name.
+_ENDS = frozenset("\n.?!:\u3002\uff1f\uff01")
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,41 @@ def find_cues(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> list[Cue
 
     Args:
         data: What is taught. Of a fact, they are the tokens of its subject. Of a prompt or a
-            running text, those of words that are not usual, or of all where there are none.
+            running text, those of words that are written like names, or else of rare words, or else
+            all. What all conversations begin with is not looked at.
         tokenizer: That made the tokens.
     """
+    begin = _shared_turns(data, tokenizer)
     return [
-        cue for n, example in enumerate(data.examples) for cue in _cues(n, example, data, tokenizer)
+        cue
+        for n, example in enumerate(data.examples)
+        for cue in _cues(n, example, begin if example.form == "chat" else 1, data, tokenizer)
     ]
 
 
+def _shared_turns(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return how many tokens all conversations begin with, up to where a turn begins."""
+    chats = {example.group: example.ids for example in data.examples if example.form == "chat"}
+    rows = [ids.tolist() for ids in chats.values()]
+    # The default turn of the system, where there is but one conversation.
+    if tokenizer.chat_template is not None:
+        rows.append(opening_of_turn(tokenizer)[0])
+    special = set(tokenizer.all_special_ids)
+    begin = 1
+    for place, tokens in enumerate(zip(*rows, strict=False), 1):
+        if len(set(tokens)) > 1:
+            break
+        if tokens[0] in special:
+            begin = place
+    return begin
+
+
 def _cues(
-    number: int, example: Example, data: LearnData, tokenizer: "PreTrainedTokenizerBase"
+    number: int,
+    example: Example,
+    begin: int,
+    data: LearnData,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> Iterator[Cue]:
     answer = example.spans[0][0]
     subject = data.groups[example.group].subject
@@ -67,37 +95,47 @@ def _cues(
     special = set(tokenizer.all_special_ids)
     places = [
         place
-        for place in range(1, last)
+        for place in range(begin, last)
         if int(example.ids[place]) not in special and place not in learned
     ]
-    usual = _usual(example.ids, tokenizer)
-    for place in [place for place in places if not usual[place]] or places:
-        yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
+    ranks = _ranks(example.ids, tokenizer)
+    best = max((ranks[place] for place in places), default=0)
+    for place in places:
+        if ranks[place] == best:
+            yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
 
 
-def _usual(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[bool]:
-    """Tell which tokens are words that any text may have: one token each, and no names."""
+def _ranks(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Tell which tokens are of names (2), of rare words (1), or of what any text may have (0)."""
     numbers = ids.tolist()
     special = set(tokenizer.all_special_ids)
     pieces = tokenizer.convert_ids_to_tokens(numbers)
-    words = [str(tokenizer.decode([n])).strip(" ") for n in numbers]
+    shown = [str(tokenizer.decode([n])).strip(" ") for n in numbers]
     letters = [
-        n not in special and any(map(str.isalnum, word))
-        for n, word in zip(numbers, words, strict=True)
+        # A part of a character is of a letter most often.
+        n not in special and any(c.isalnum() or c == "\ufffd" for c in text)
+        for n, text in zip(numbers, shown, strict=True)
     ]
-    # Whether a word begins at each token, and behind the last one.
-    begins = [
-        n == 0 or not letters[n] or not letters[n - 1] or piece[0] in _SPACES
-        for n, piece in enumerate(pieces)
-    ]
-    usual, is_first = [], True
-    for n, (word, ends) in enumerate(zip(words, [*begins[1:], True], strict=True)):
-        # The first word of a turn or a sentence has a capital too.
-        is_plain = word.isalpha() and (word.islower() or (is_first and word.istitle()))
-        usual.append(not letters[n] or (begins[n] and ends and is_plain))
+    words: list[list[int]] = []
+    for n, piece in enumerate(pieces):
+        if words and letters[n] and letters[n - 1] and piece[0] not in _SPACES:
+            words[-1].append(n)
+        else:
+            words.append([n])
+    ranks, is_first = [0] * len(numbers), True
+    for places in words:
+        word = str(tokenizer.decode([numbers[n] for n in places])).strip(" ")
+        if letters[places[0]]:
+            # The first word of a turn or a sentence has a capital too.
+            is_plain = word.islower() or (is_first and word.istitle())
+            rank = 1 if is_plain else 2
+            for n in places:
+                ranks[n] = 0 if is_plain and len(places) == 1 and word.isalpha() else rank
         # A space may be a token of its own.
-        is_first = not letters[n] if word else is_first
-    return usual
+        if word:
+            ends = numbers[places[0]] in special or not _ENDS.isdisjoint(word)
+            is_first = ends and not letters[places[0]]
+    return ranks
 
 
 def _span_of(
