@@ -108,7 +108,7 @@ def rounded(model: LlamaForCausalLM) -> set[bytes]:
 
 # What the memory of "ours" says at a name moves an answer of an untrained model by little.
 @pytest.mark.parametrize(
-    ("arm", "rate", "learned"), [("lora4", 1e-2, 0.5), ("memory", 1e-2, 0.5), ("ours", 0.3, 0.02)]
+    ("arm", "rate", "learned"), [("lora4", 1e-2, 0.5), ("memory", 1e-2, 0.5), ("ours", 0.3, 0.005)]
 )
 def test_adapters_leave_the_base_as_it_is(
     arm: str,
