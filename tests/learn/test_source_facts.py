@@ -143,3 +143,9 @@ def test_statements_that_all_begin_with_the_answer_are_refused() -> None:
 def test_chat_is_for_facts() -> None:
     with pytest.raises(UserError, match="chat words facts"):
         read_data([{"prompt": "a", "completion": "b"}], chatml(), max_length=99, chat=True)
+
+
+def test_a_fact_in_many_wordings_is_not_shortened() -> None:
+    tokenizer = chatml()
+    counts = [len(read_data(FACTS, tokenizer, max_length=200, wordings=n).examples) for n in (1, 3)]
+    assert counts[0] == counts[1]

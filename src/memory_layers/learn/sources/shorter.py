@@ -34,7 +34,8 @@ def with_shorter(
 
     Args:
         pieces: Those of a group beside one another.
-        wordings: Prompts that a group is to be trained on. What has as many gets none.
+        wordings: Prompts that a group is to be trained on, statements of facts counted. What has
+            as many gets none.
         encoder: Of texts.
         seed: Picks the words.
 
@@ -49,7 +50,8 @@ def with_shorter(
     lacking, shorter = {}, {}
     for number, same in groups.items():
         trained = [piece for piece in same if piece.train and piece.form in ("prompt", "chat")]
-        lacking[number] = max(0, wordings - len(trained)) if trained else 0
+        there = sum(piece.train for piece in same)
+        lacking[number] = max(0, wordings - there) if trained else 0
         draw = random.Random(stable_number(seed, "shorter", str(number)))  # noqa: S311
         made = [_shorter(draw.choice(trained), usual, draw) for _ in range(TRIES * lacking[number])]
         shorter[number] = {_key(piece): piece for piece in made if _prompt(piece)}
