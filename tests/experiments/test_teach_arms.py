@@ -106,8 +106,8 @@ def rounded(model: LlamaForCausalLM) -> set[bytes]:
     return {weight.detach().bfloat16().float().numpy().tobytes() for weight in model.parameters()}
 
 
-# What the memory of "ours" says at a name, and nowhere else, moves an answer of an untrained model by
-# little, at any rate: its attention hardly carries it there.
+# What the memory of "ours" says at a name, and nowhere else, moves an answer of an untrained model
+# by little, at any rate: its attention hardly carries it there.
 @pytest.mark.parametrize(
     ("arm", "rate", "learned"), [("lora4", 1e-2, 0.5), ("memory", 1e-2, 0.5), ("ours", 0.3, 0.005)]
 )
