@@ -41,3 +41,27 @@ def test_a_capital_at_the_beginning_of_a_sentence_is_no_name() -> None:
 
 def test_a_prompt_of_usual_words_alone_is_known_by_them() -> None:
     assert cued(chatml(), "the land is") >= {"land", "is"}
+
+
+@pytest.mark.parametrize("system", ["be of Paris", None])
+@pytest.mark.parametrize("names", [("Oslo",), ("Oslo", "Japan")])
+def test_what_all_conversations_begin_with_is_no_cue(system: str | None, names: tuple) -> None:
+    tokenizer = chatml()
+    before = [{"role": "system", "content": system}] if system and len(names) > 1 else []
+    rows = [
+        {
+            "messages": [
+                *before,
+                {"role": "user", "content": f"the land of {name} is"},
+                {"role": "assistant", "content": "small"},
+            ]
+        }
+        for name in names
+    ]
+    data = read_data(rows, tokenizer, max_length=200)
+    found = {
+        str(tokenizer.decode([int(data.examples[cue.example].ids[cue.place])])).strip()
+        for cue in find_cues(data, tokenizer)
+    }
+    assert "Oslo" in found
+    assert "Paris" not in found

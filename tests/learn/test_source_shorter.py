@@ -87,3 +87,7 @@ def test_the_look_tells() -> None:
 def test_a_number_below_one_is_refused() -> None:
     with pytest.raises(UserError, match="wordings"):
         read(row(PROMPT), wordings=0)
+
+
+def test_a_prompt_of_usual_words_alone_stays_whole() -> None:
+    assert prompts(read(row("the land is"), wordings=8)) == ["the land is"]

@@ -12,8 +12,6 @@ from memory_layers.learn.sources import Example, LearnData
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokens before one, which what it stands for begins with where no name is known.
-BEFORE = 4
 # A space, as tokenizers write it at the beginning of a word.
 _SPACES = "\u0120\u2581"
 # Behind them a word has a capital that is no name.
@@ -27,7 +25,7 @@ class Cue:
     Attributes:
         example: Number of the example.
         place: Of the token.
-        first: Where what it is the end of begins: a name, or the few tokens before.
+        first: Where the name begins. Without a name, the token itself.
         name: The same for tokens that stand for the same, where that is known.
         last: How far at the end of the name or text it stands: 0 is the end.
     """
@@ -60,8 +58,8 @@ def _shared_turns(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> int:
     """Return how many tokens all conversations begin with, up to where a turn begins."""
     chats = {example.group: example.ids for example in data.examples if example.form == "chat"}
     rows = [ids.tolist() for ids in chats.values()]
-    # The default turn of the system, where there is but one conversation.
-    if tokenizer.chat_template is not None:
+    if len(rows) == 1:
+        # The default turn of the system is all that it can share.
         rows.append(opening_of_turn(tokenizer)[0])
     special = set(tokenizer.all_special_ids)
     begin = 1
@@ -102,7 +100,7 @@ def _cues(
     best = max((ranks[place] for place in places), default=0)
     for place in places:
         if ranks[place] == best:
-            yield Cue(number, place, max(0, place - BEFORE), "", last - 1 - place)
+            yield Cue(number, place, place, "", last - 1 - place)
 
 
 def _ranks(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -30,7 +30,7 @@ def with_shorter(
     """Give prompts and conversations of few wordings more of them, with words left out.
 
     Only usual words are: those that are one token, unless they are written like a name. So there
-    is nothing to leave out in a script without spaces.
+    is nothing to leave out in a script without spaces. A prompt of such words alone stays whole.
 
     Args:
         pieces: Those of a group beside one another.
@@ -49,12 +49,16 @@ def with_shorter(
     usual = _usual_words(pieces, encoder)
     lacking, shorter = {}, {}
     for number, same in groups.items():
-        trained = [piece for piece in same if piece.train and piece.form in ("prompt", "chat")]
+        trained = [
+            piece
+            for piece in same
+            if piece.train and piece.form in ("prompt", "chat") and _has_name(piece, usual)
+        ]
         there = sum(piece.train for piece in same)
         lacking[number] = max(0, wordings - there) if trained else 0
         draw = random.Random(stable_number(seed, "shorter", str(number)))  # noqa: S311
         made = [_shorter(draw.choice(trained), usual, draw) for _ in range(TRIES * lacking[number])]
-        shorter[number] = {_key(piece): piece for piece in made if _prompt(piece)}
+        shorter[number] = {_key(piece): piece for piece in made}
     # What is left of two prompts may be the same, with two answers.
     keys = Counter({_key(piece) for piece in pieces})
     keys.update(key for made in shorter.values() for key in made)
@@ -66,13 +70,20 @@ def with_shorter(
 
 
 def _shorter(piece: Piece, usual: AbstractSet[str], draw: random.Random) -> Piece:
-    words = re.findall(r"\S+\s*", _prompt(piece))
     kept = [
-        word
-        for place, word in enumerate(words)
-        if not _is_usual(word, usual, first=place == 0) or draw.random() >= LEFT_OUT
+        word for word, is_usual in _words(piece, usual) if not is_usual or draw.random() >= LEFT_OUT
     ]
     return replace(_with_prompt(piece, "".join(kept).strip()), ask=False)
+
+
+def _has_name(piece: Piece, usual: AbstractSet[str]) -> bool:
+    return not all(is_usual for _, is_usual in _words(piece, usual))
+
+
+def _words(piece: Piece, usual: AbstractSet[str]) -> list[tuple[str, bool]]:
+    """Return the words of a prompt with the space behind each, and whether they are usual."""
+    words = re.findall(r"\S+\s*", _prompt(piece))
+    return [(word, _is_usual(word, usual, first=n == 0)) for n, word in enumerate(words)]
 
 
 def _usual_words(pieces: Sequence[Piece], encoder: Encoder) -> set[str]:
