@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.layers import WrittenTable
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.learn.background import own_text
+from memory_layers.learn.background import own_questions, own_text
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import Silent
 from memory_layers.learn.skeleton import speaks_at
@@ -50,8 +50,8 @@ def train(
     """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass."""
     settings = LearnSettings(lr=lr, seed=seed)
     lesson = Lesson(model, tokenizer, data_of(protocol), settings, Silent())
-    own = own_text(model, tokenizer, seed=seed)
-    lesson.prepare(own, [own[::2]], None, [])
+    own, asked = own_text(model, tokenizer, seed=seed), own_questions(model, tokenizer, seed=seed)
+    lesson.prepare(own, [own[::2], asked[::2]], None, [])
     lesson.begin()
     updates = 0
     for number in range(passes):
