@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from memory_layers.common.errors import UserError
 from memory_layers.learn import learn
 from memory_layers.learn.cues import find_cues
+from memory_layers.learn.result import Silent
 from memory_layers.learn.sources import read_data
 from memory_layers.learn.train import Trainer
 from memory_layers.models import Patch, load_memory, revert_patch
@@ -29,6 +30,16 @@ def base():
     torch.manual_seed(3)
     sizes = {"num_hidden_layers": 6, "hidden_size": 64, "initializer_range": 0.15}
     return base_for(TOKENIZER, **sizes).float().eval()
+
+
+class Stages(Silent):
+    """A display that keeps what it is told."""
+
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, text):
+        self.stages.append(text)
 
 
 def logits(model, text="Oslo and Paris are in Europe"):
@@ -91,25 +102,21 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkey
     class Killed(Exception):
         pass
 
-    class Display:
-        def stage(self, text):
-            pass
-
+    class Display(Silent):
         def work(self, done, total, name):
             if name == at:
                 raise Killed
-
-        def point(self, point):
-            pass
 
     with pytest.raises(Killed):
         taught(tmp_path / "cut", passes=4, progress=Display())
     assert list((tmp_path / "cut").glob("unfinished*"))
     # What was learned can be used while it has not been measured.
     assert (tmp_path / "cut" / "memory.json").exists() == at.startswith("asking")
-    for other in ({"lr": 0.5}, {"known": "train"}):
-        with pytest.raises(UserError, match=next(iter(other))):
-            taught(tmp_path / "cut", passes=4, **other)
+    for other in ({"lr": 0.5}, {"known": "train"}, {"weights": [2]}):
+        told = Stages()
+        with pytest.raises(UserError, match=f"other {next(iter(other))}\\."):
+            taught(tmp_path / "cut", passes=4, progress=told, **other)
+        assert "measuring the base" not in told.stages
     result = taught(tmp_path / "cut", passes=4)
     assert [point.passes for point in result.curve] == [1, 2, 3, 4]
     assert not list((tmp_path / "cut").glob("unfinished*"))

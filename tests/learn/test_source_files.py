@@ -52,9 +52,9 @@ def test_a_folder_and_a_file_of_facts(tmp_path: Path) -> None:
     write(tmp_path / "templates.yaml", WORDS)
     file = write(tmp_path / "facts.jsonl", lines(FACT))
     assert texts(read(tmp_path))[0] == "Oslo has OSL."
-    assert read(file).digest == read(tmp_path).digest
+    assert read(file).look.sources[0].digest == read(tmp_path).look.sources[0].digest
     table = write(tmp_path / "own.csv", "relation,subject,answer\ncode,Oslo,OSL\n")
-    assert read(table).digest == read(tmp_path).digest
+    assert read(table).look.sources[0].digest == read(tmp_path).look.sources[0].digest
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -80,10 +80,10 @@ def test_parquet_and_tables_in_memory_read_alike(tmp_path: Path) -> None:
         path = tmp_path / f"{n}.parquet"
         frame = pandas.DataFrame(content)
         frame.to_parquet(path)
-        wanted = read(content).digest
+        wanted = read(content).look.sources[0].digest
         loaded = pandas.read_parquet(path)
         for other in (path, frame, loaded, datasets.Dataset.from_list(content)):
-            assert read(other).digest == wanted
+            assert read(other).look.sources[0].digest == wanted
     some = pandas.DataFrame([rows[0], {**ROW, "prompt": "It is"}, {**ROW, "prompt": "Then"}])
     assert {item.group for item in read(some).items} == {0, 1, 2}
     missing = pandas.DataFrame([ROW, {"prompt": "It is"}])

@@ -24,6 +24,7 @@ class State:
 
     Attributes:
         choices: What must be the same to go on: data, base and settings.
+        slots: Digest of the slots that are trained.
         tensors: Those of `RowSteps`.
         passes: That are over.
         updates: Likewise.
@@ -34,6 +35,7 @@ class State:
     """
 
     choices: Mapping[str, Any]
+    slots: str = ""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     passes: int = 0
     updates: int = 0
@@ -46,6 +48,7 @@ class State:
         """Write the state, in place of an earlier one."""
         numbers = {
             "choices": self.choices,
+            "slots": self.slots,
             "passes": self.passes,
             "updates": self.updates,
             "seconds": self.seconds,
@@ -93,6 +96,19 @@ class State:
             )
         curve = [Point(**point) for point in numbers.pop("curve")]
         return cls(choices=choices, tensors=tensors, curve=curve, **numbers)
+
+    def check_slots(self, slots: str) -> None:
+        """Take the slots that are planned, which are those that were trained before.
+
+        Raises:
+            UserError: They are others.
+        """
+        if self.slots not in ("", slots):
+            raise UserError(
+                "the unfinished teaching trained other rows: its base or the library was another. "
+                "hint: another --out"
+            )
+        self.slots = slots
 
     @staticmethod
     def is_in(folder: Path) -> bool:

@@ -126,6 +126,16 @@ def learn(
         progress=told.work,
     )  # fmt: skip
     told.stage(str(taught.look))
+    choices = {
+        "model": str(name), "data": [look.digest for look in taught.look.sources],
+        "weights": [look.weight for look in taught.look.sources], "max_length": longest,
+        "shown_fraction": shown_fraction, "chat": chat, "wordings": wordings,
+        "background": [*map(str, background)], "keep": [*map(str, keep)],
+        "onto": onto.ids if isinstance(onto, Patch) else onto and str(onto),
+        "known": known, "lr": lr, "seed": seed,
+    }  # fmt: skip
+    state = (State.load(folder, choices) if folder else None) or State(choices)
+    users = users_text(background, tokenizer) if background else None
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
@@ -146,10 +156,10 @@ def learn(
         "Python's documentation": packaged_text(tokenizer),
     }  # fmt: skip
     protected = [own[::2], asked[::2]]
-    if background:
-        users = users_text(background, tokenizer)
+    if users is not None:
         watched["background"], protected = users[1::2], [*protected, users[::2]]
     lesson.prepare(own, protected, onto, [item for one in kept_files for item in one.items])
+    state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
     told.stage("measuring the base")
     with silenced(model):
         keeps = [*kept_files, continuations(model, tokenizer, own[1::2], seed=seed)]
@@ -157,13 +167,6 @@ def learn(
     watch = Watch(
         model, tokenizer, taught, watched, keeps, before=before, seed=seed, progress=told.work
     )
-    choices = {
-        "data": taught.digest, "model": str(name), "seed": seed, "lr": lr, "known": known,
-        "background": [*map(str, background)], "keep": [*map(str, keep)],
-        "onto": onto.ids if isinstance(onto, Patch) else onto and str(onto),
-        "slots": str(stable_number(0, *map(str, lesson.table.slots.tolist()))),
-    }  # fmt: skip
-    state = (State.load(folder, choices) if folder else None) or State(choices)
     stopped = lesson.train(watch, state, folder)
     patch = record_teaching(
         model, author=author, data=_record_of(taught), settings={**vars(settings), "lr": lesson.lr},

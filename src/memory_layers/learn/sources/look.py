@@ -36,7 +36,7 @@ class SourceLook:
         cut: Texts whose end was cut off, or that became several, for being longer than max_length.
         left_out: Texts of which nothing would be learned before the cut.
         unused: Columns that are not read.
-        digest: Of the rows.
+        digest: SHA-256 of the rows, not of their tokens: some chat templates write the date.
     """
 
     name: str

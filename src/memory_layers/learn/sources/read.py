@@ -1,7 +1,5 @@
 """From sources to examples and recall items: the whole way of the data."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -114,13 +112,7 @@ def read_data(
     if shorter := len(pieces) - given:
         notes.insert(0, f"{shorter:,} of the texts are prompts with some of their words left out.")
     look = Look(looks, max_length, tuple(samples), tuple(notes))
-    # Of rows, not of tokens: some chat templates write the date of the day.
-    choices = [
-        [[look.digest, look.weight] for look in looks],
-        max_length, shown_fraction, chat, wordings, seed,
-    ]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(choices).encode()).hexdigest()
-    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, digest)
+    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look)
 
 
 def _weights(weights: Sequence[float], count: int) -> Sequence[float]:

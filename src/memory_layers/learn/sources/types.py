@@ -104,14 +104,12 @@ class LearnData:
         items: Likewise.
         groups: What is taught.
         look: Counts and samples, for people.
-        digest: Tells data apart: SHA-256 of all rows, weights and choices.
     """
 
     examples: tuple[Example, ...]
     items: tuple[RecallItem, ...]
     groups: tuple[Group, ...]
     look: "Look"
-    digest: str
 
     def without(self, groups: Collection[int]) -> "LearnData":
         """Leave out what some groups teach. The others keep their numbers."""
