@@ -16,6 +16,12 @@ from tests.learn.tiny_tokenizers import chatml
 TOKENIZER = chatml()
 
 
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor."""
+    monkeypatch.setattr("memory_layers.learn.halves.is_faster", lambda: False)
+
+
 @pytest.fixture
 def model() -> torch.nn.Module:
     """A base with a memory of two rows, which speaks at some tokens."""

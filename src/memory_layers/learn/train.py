@@ -7,6 +7,7 @@ tokens before are those of the base in every pass, and are kept.
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.data.tokens import IGNORE
+from memory_layers.learn.halves import in_halves
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.steps import RowSteps
 from memory_layers.models.classes import backbone_of
@@ -70,8 +72,10 @@ class Trainer:
         self.backbone: Any = backbone_of(model)
         self.head: Any = model.get_output_embeddings()
         self.bare_head = self._is_bare()
+        self.products: Callable[[], AbstractContextManager[None]] = nullcontext
         self._find_starts(texts)
         self._keep(texts)
+        self.products = in_halves(model)
 
     def _is_bare(self) -> bool:
         """Tell whether logits are the head's product alone, without scale or cap."""
@@ -137,7 +141,8 @@ class Trainer:
 
     def loss(self, texts: Sequence[Text]) -> tuple[Tensor, list[bool]]:
         """Return the mean loss of what texts learn, and whether each answers right, greedily."""
-        logits, targets, rows = self._logits(texts)
+        with self.products():
+            logits, targets, rows = self._logits(texts)
         right = (logits.argmax(-1) == targets).cpu()
         wrong = set(rows[~right].tolist())
         return F.cross_entropy(logits, targets), [n not in wrong for n in range(len(texts))]

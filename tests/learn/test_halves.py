@@ -1,0 +1,91 @@
+"""Products in bfloat16: near those in float32, and only while something is trained."""
+
+import pytest
+import torch
+
+from memory_layers.data.tokens import IGNORE
+from memory_layers.layers.walk import memory_layers_of
+from memory_layers.learn import halves
+from memory_layers.learn.halves import in_halves
+from memory_layers.learn.skeleton import look_up
+from memory_layers.learn.train import Text, Trainer
+from tests.learn.tiny_taught import base_for, with_memory, write_rows
+from tests.learn.tiny_tokenizers import chatml
+
+IDS = torch.arange(3, 40)[None]
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    """A frozen base with a memory that speaks."""
+    torch.manual_seed(0)
+    changed = with_memory(base_for(chatml(), hidden_size=64).float(), match="nearest")
+    write_rows(changed, 0.05, share=0.3)
+    changed.requires_grad_(False)
+    memory_layers_of(changed)[0].values.weight.requires_grad_(True)
+    return changed
+
+
+@pytest.fixture
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor."""
+    monkeypatch.setattr(halves, "is_faster", lambda: True)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+def gradient(model: torch.nn.Module) -> tuple[float, torch.Tensor]:
+    labels = torch.full((37,), IGNORE)
+    labels[-9:] = IDS[0, -9:]
+    weight = memory_layers_of(model)[0].values.weight
+    loss, _ = Trainer(model, [Text(IDS[0], labels, 0)]).loss([Text(IDS[0], labels, 0)])
+    weight.grad = None
+    loss.backward()
+    return float(loss.detach()), weight.grad.to_dense()
+
+
+def test_only_within_the_context_and_behind_the_look_up(
+    model: torch.nn.Module, faster: None
+) -> None:
+    before, queries = logits(model), look_up(model, [IDS[0]])[0]
+    with in_halves(model)():
+        within = logits(model)
+        assert torch.equal(look_up(model, [IDS[0]])[0], queries)
+    assert within.dtype == torch.float32
+    assert 0 < (within - before).norm() < 0.02 * before.norm()
+    assert torch.equal(logits(model), before)
+
+
+def test_an_error_within_leaves_the_model_as_it_was(model: torch.nn.Module, faster: None) -> None:
+    before = logits(model)
+    with pytest.raises(IndexError), in_halves(model)():
+        model(input_ids=torch.tensor([[10**6]]))
+    assert torch.equal(logits(model), before)
+
+
+def test_gradients_of_rows_are_near(
+    model: torch.nn.Module, faster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, rows = gradient(model)
+    monkeypatch.setattr(halves, "is_faster", lambda: False)
+    exact, exact_rows = gradient(model)
+    assert 0 < abs(loss - exact) < 0.01 * exact
+    assert torch.cosine_similarity(rows.flatten(), exact_rows.flatten(), 0) > 0.999
+
+
+@pytest.mark.parametrize("why", ["processor", "room", "trained"])
+def test_where_it_would_not_help_or_not_hold_nothing_changes(
+    why: str, model: torch.nn.Module, faster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "processor":
+        monkeypatch.setattr(halves, "is_faster", lambda: False)
+    if why == "room":
+        monkeypatch.setattr(halves, "SHARE", 0)
+    if why == "trained":
+        model.requires_grad_(True)
+    before = logits(model)
+    with in_halves(model)():
+        assert torch.equal(logits(model), before)
