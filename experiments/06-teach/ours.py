@@ -51,7 +51,8 @@ def train(
     settings = LearnSettings(lr=lr, seed=seed)
     lesson = Lesson(model, tokenizer, data_of(protocol), settings, Silent())
     own, asked = own_text(model, tokenizer, seed=seed), own_questions(model, tokenizer, seed=seed)
-    lesson.prepare(own, [own[::2], asked[::2]], None, [])
+    lesson.add_memory(own)
+    lesson.prepare([own[::2], asked[::2]], [])
     lesson.begin()
     updates = 0
     for number in range(passes):

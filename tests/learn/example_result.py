@@ -13,6 +13,7 @@ RESULT = LearnResult(
     learned=9,
     not_learned=("city: Ilulissat",),
     known_before=(),
+    corrected=(),
     rows=120,
     parameters=1200,
     bytes=5000,

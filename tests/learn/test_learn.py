@@ -1,6 +1,7 @@
 """`learn` from data to patch, on a tiny model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_tokenizers import chatml
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from memory_layers.common.errors import UserError
+from memory_layers.data.facts import FactSet
 from memory_layers.learn import learn
 from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Silent
@@ -135,6 +137,21 @@ def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
     asked = "Q: What is the code of Oslo? A:"
     one, two = (load_memory(base(), tmp_path / name) for name in ("first", "second"))
     assert torch.equal(logits(one, asked), logits(two, asked))
+
+
+def test_another_answer_takes_the_place_of_the_first(tmp_path):
+    taught(tmp_path / "first")
+    said = dict(zip(("Oslo", "Paris", "New France"), ("PAR", "OSL", "NFR"), strict=True))
+    facts = tuple(replace(fact, answer=said[fact.subject]) for fact in FACTS.facts)
+    told = Stages()
+    changed = FactSet(facts, FACTS.templates)
+    result = taught(tmp_path / "second", data=changed, onto=tmp_path / "first", progress=told)
+    assert result.corrected == ("code: Oslo", "code: Paris")
+    assert any("2 of onto get other answers" in stage for stage in told.stages)
+    both = Patch.load(tmp_path / "second")
+    assert [fact.prompt for fact in both.teachings[0].facts] == ["code: New France"]
+    assert {f.prompt: f.answer for f in both.teachings[1].facts}["code: Oslo"] == "PAR"
+    assert [len(teaching.slots) for teaching in both.teachings] == [1, 3]
 
 
 def test_rows_that_are_shown_in_every_other_pass_are_learned_too():

@@ -144,6 +144,7 @@ def test_users_texts_are_text_on_the_page() -> None:
         kept=(Kept(EVIL, 2, 1, (EVIL,)),),
         not_learned=(EVIL,),
         known_before=(EVIL,),
+        corrected=(EVIL,),
         settings={EVIL: EVIL},
         provenance={"device": EVIL},
         look={"sources": [source], "notes": [EVIL], "samples": [EVIL], "max_length": 9},

@@ -4,7 +4,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.batches import by_length
-from memory_layers.learn.ask import measuring
+from memory_layers.learn.ask import ask, measuring
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 
@@ -40,18 +40,20 @@ class Keep:
         exact: All tokens of an answer must stay, since it does not end where they do.
         alike: Made to be taken for what is taught. It is the hardest test, and no measure of what
             is lost in use.
+        answered: The model answered all of them before.
     """
 
     name: str
     items: tuple[RecallItem, ...]
     exact: bool
     alike: bool = False
+    answered: bool = False
 
 
 def keep_of_files(
     paths: Sequence[str | Path], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> list[Keep]:
-    """Read prompts that a model is to go on answering. Those that it cannot answer do not count.
+    """Read prompts that a model is to go on answering.
 
     Args:
         paths: Files or folders of what `read_data` reads, other than running text.
@@ -71,6 +73,13 @@ def keep_of_files(
             )
         keeps.append(Keep(Path(path).name, items, exact=False))
     return keeps
+
+
+def answered_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", keep: Keep) -> Keep:
+    """Return those of the prompts that a model answers. The others do not count."""
+    right = ask(model, tokenizer, keep.items, exact=keep.exact)
+    items = tuple(item for item, is_right in zip(keep.items, right, strict=True) if is_right)
+    return replace(keep, items=items, answered=True)
 
 
 def continuations(

@@ -1,6 +1,7 @@
 """Lesson: a model gets a memory, and its rows are trained until all is learned. From teach.py."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,26 +108,40 @@ class Lesson:
         assert isinstance(table, WrittenTable)
         return table
 
-    def prepare(
-        self,
-        own: Tensor,
-        protected: Sequence[Tensor],
-        onto: str | Path | Patch | None,
-        keep: Sequence[RecallItem],
-    ) -> None:
-        """Add the memory, with what it was taught before, and plan what it writes."""
-        self.told.stage("looking up tokens")
+    def add_memory(self, own: Tensor, onto: str | Path | Patch | None = None) -> tuple[str, ...]:
+        """Add the memory, with what it was taught before.
+
+        Args:
+            own: Text that the base wrote, int64 [n, L].
+            onto: What it was taught before.
+
+        Returns:
+            Names of what `onto` taught with another answer than the data. Its rows are taken out.
+        """
+        self.told.stage("adding the memory")
+        corrected: tuple[str, ...] = ()
         if onto is None:
             config = choose_memory(self.model)
             build_skeleton(self.model, config, own, self.settings.seed)
         else:
             patch = onto if isinstance(onto, Patch) else Patch.load(onto)
-            apply_patch(self.model, patch)
             config = patch.config
             if config.match != "nearest":
                 raise UserError("onto must be a patch that learn wrote, got one of another memory")
+            patch, corrected = without_other_answers(patch, self.data)
+            apply_patch(self.model, patch)
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
+        return corrected
+
+    def prepare(self, protected: Sequence[Tensor], keep: Sequence[RecallItem]) -> None:
+        """Plan what is written, after `add_memory`.
+
+        Args:
+            protected: Texts in which the memory is silent, int64 [n, L] each.
+            keep: Prompts in which it is.
+        """
+        self.told.stage("looking up tokens")
         ordinary = [row for rows in protected for row in rows]
         ordinary += [torch.from_numpy(item.prompt_ids).long() for item in keep]
         table, words = self.table, torch.cat(ordinary)
@@ -264,6 +279,26 @@ class Lesson:
             group = self.data.groups[number]
             found.append(Fact(group.name, group.answer, self.plan.slots[list(rows)]))
         return found
+
+
+def without_other_answers(patch: Patch, data: LearnData) -> tuple[Patch, tuple[str, ...]]:
+    """Take out of a patch what data teaches with another answer, and return the names of it too."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for group in data.groups:
+        answers[group.name].add(group.answer)
+    names = []
+    for teaching in patch.teachings:
+        others = [
+            number
+            for number, fact in enumerate(teaching.facts)
+            # A name that was cut may stand for several.
+            if not fact.prompt.endswith("...")
+            and fact.answer not in answers.get(fact.prompt, {fact.answer})
+        ]
+        if others:
+            names += [teaching.facts[number].prompt for number in others]
+            patch = patch.without(patch.select([teaching.id], others))
+    return patch, tuple(names)
 
 
 def _asked(item: RecallItem) -> Text:

@@ -71,6 +71,8 @@ def text_report(result: LearnResult) -> str:
         lines += ["", f"not learned: {_listed(result.not_learned)}"]
     if result.known_before:
         lines += ["", f"known before: {_listed(result.known_before)}"]
+    if result.corrected:
+        lines += ["", f"had other answers: {_listed(result.corrected)}"]
     if commands := next_commands(result):
         lines += ["", "next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)

@@ -139,7 +139,8 @@ class LearnResult:
         groups: Things that were to be learned.
         learned: How many of them are answered in every wording that was trained on.
         not_learned: Names of the others.
-        known_before: Names of what the base knew already.
+        known_before: Names of what the model knew already.
+        corrected: Names of what an earlier patch had taught with other answers.
         rows: Rows of the memory that were written.
         parameters: Numbers in them.
         bytes: Size of the patch on the disk.
@@ -166,6 +167,7 @@ class LearnResult:
     learned: int
     not_learned: tuple[str, ...]
     known_before: tuple[str, ...]
+    corrected: tuple[str, ...]
     rows: int
     parameters: int
     bytes: int

@@ -24,7 +24,7 @@ from memory_layers.learn.background import (
     packaged_text,
     users_text,
 )
-from memory_layers.learn.keep import continuations, keep_of_files, neighbours
+from memory_layers.learn.keep import answered_of, continuations, keep_of_files, neighbours
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
@@ -81,7 +81,8 @@ def learn(
         background: Files of text that the memory must be silent in, beside text that the model
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells.
-        onto: A patch of the same base that is applied first. It stays as it is.
+        onto: A patch of the same base that is applied first. What it taught with another answer is
+            taken out, all else of it stays as it is.
         known: What becomes of what the model knows already: "skip" it or "train" it all the same.
         minutes: Most that training takes.
         passes: Most passes through the data.
@@ -139,18 +140,25 @@ def learn(
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
+    lesson = Lesson(model, tokenizer, taught, settings, told)
+    corrected = lesson.add_memory(own, onto)
+    if corrected:
+        told.stage(
+            f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
+            f"{', '.join(corrected[:5])}"
+        )
     told.stage("asking what the model knows already")
     before = ask(
         model, tokenizer, taught.items,
         progress=counter(len(taught.items), "asking the base", told.work),
     )  # fmt: skip
+    kept_files = [answered_of(model, tokenizer, one) for one in kept_files]
     answered = set(all_right(taught.items, before))
     names_known = tuple(taught.groups[n].name for n in sorted(answered))
     if known == "skip":
         pairs = zip(taught.items, before, strict=True)
         before = [right for item, right in pairs if item.group not in answered]
-        taught = _without(taught, answered, names_known)
-    lesson = Lesson(model, tokenizer, taught, settings, told)
+        lesson.data = taught = _without(taught, answered, names_known)
     watched = {
         "its own text": own[1::2], "its own questions": asked[1::2],
         "Python's documentation": packaged_text(tokenizer),
@@ -158,7 +166,7 @@ def learn(
     protected = [own[::2], asked[::2]]
     if users is not None:
         watched["background"], protected = users[1::2], [*protected, users[::2]]
-    lesson.prepare(own, protected, onto, [item for one in kept_files for item in one.items])
+    lesson.prepare(protected, [item for one in kept_files for item in one.items])
     state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
     told.stage("measuring the base")
     with silenced(model):
@@ -191,6 +199,7 @@ def learn(
         learned=sum(group in learned for group in groups),
         not_learned=tuple(taught.groups[n].name for n in groups if n not in learned),
         known_before=names_known,
+        corrected=corrected,
         **_costs(lesson, state, folder),
         seconds=time.monotonic() - begin,
         stopped=stopped,

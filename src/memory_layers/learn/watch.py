@@ -58,7 +58,7 @@ class Watch:
         data: What is taught.
         texts: What is not taught, by name: [n, L] int64 token ids with L >= 2.
         keep: Prompts that are to be answered as before.
-        before: What the base answers of the items of the data. None: it is asked.
+        before: What the model answers of the items of the data. None: it is asked.
         seed: Picks what is looked at in a glance.
         progress: Called with what of the base is measured, and how much there is.
     """
@@ -82,7 +82,12 @@ class Watch:
         count = counter(self._work(texts, keep, items), "measuring the base", progress)
         with silenced(model):
             self._before = self._ask(items, count) if before is None else before
-            rights = [self._ask(one.items, count, exact=one.exact) for one in keep]
+            rights = [
+                [True] * len(one.items)
+                if one.answered
+                else self._ask(one.items, count, exact=one.exact)
+                for one in keep
+            ]
             self._texts = {name: self._base_of(ids, count) for name, ids in texts.items()}
         self._keep = [
             replace(one, items=_where(one.items, right))
@@ -232,7 +237,7 @@ class Watch:
     @staticmethod
     def _work(texts: Mapping[str, Tensor], keep: Iterable[Keep], items: Sequence[object]) -> int:
         rows = sum(len(ids) for ids in texts.values())
-        return len(items) + sum(len(one.items) for one in keep) + rows
+        return len(items) + sum(len(one.items) for one in keep if not one.answered) + rows
 
 
 def _nll(logs: Tensor, ids: Tensor) -> Tensor:
