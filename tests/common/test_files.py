@@ -1,11 +1,13 @@
-"""A folder is replaced whole: whatever fails, the older one is there."""
+"""Files and folders are replaced whole: whatever fails, the older ones are there."""
 
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from memory_layers.common.files import new_folder
+from memory_layers.common.files import new_folder, replacing
 
 
 def write(folder: Path, text: str) -> None:
@@ -42,3 +44,19 @@ def test_an_older_folder_is_back_when_the_process_died_between_two_renames(tmp_p
     write(folder, "new")
     assert (folder / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no modes there")
+def test_who_may_read_other_new_files_may_read_ours(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(1)}
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "model") as folder:
+            save_file(tensors, folder / "model.safetensors")
+        with replacing(tmp_path / "a.safetensors") as (part,):
+            save_file(tensors, part)
+    finally:
+        os.umask(before)
+    written = [tmp_path / "model" / "model.safetensors", tmp_path / "a.safetensors"]
+    assert [oct(file.stat().st_mode & 0o777) for file in written] == ["0o640", "0o640"]
+    assert len([*tmp_path.rglob("*")]) == 3

@@ -31,7 +31,7 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     try:
         yield parts
         for part in parts:
-            sync(part)
+            _finish(part)
         for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
     finally:
@@ -129,8 +129,8 @@ def publish(part: Path, folder: Path) -> None:
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    for file in part.rglob("*"):
-        sync(file)
+    for file in [*part.rglob("*")]:
+        _finish(file)
     part.chmod(0o755)
     settle(folder)
     if folder.exists():
@@ -156,6 +156,19 @@ def settle(folder: Path) -> None:
 def _older(folder: Path) -> Path:
     """Return where the older folder is between the two renames that replace it."""
     return folder.with_name(f".{folder.name}.old")
+
+
+def _finish(path: Path) -> None:
+    """Bring a file or folder to the disk, a file with the mode that new ones have.
+
+    safetensors 0.8 lets nobody but its user read what it writes.
+    """
+    if path.is_file():
+        new = path.with_name(f"{path.name}.new")
+        new.touch()
+        path.chmod(new.stat().st_mode)
+        new.unlink()
+    sync(path)
 
 
 def sync(path: Path) -> None:
