@@ -103,12 +103,12 @@ def best(points: Sequence[Point]) -> list[Point]:
     chosen = []
     for arm in dict.fromkeys(point.arm for point in points):
         of = [point for point in points if point.arm == arm]
-        # A rate that several seeds have tried comes before one that a single seed has.
-        most = max(len(point.points) for point in of)
-        of = [point for point in of if len(point.points) == most]
         there = [point for point in of if mean(point.recall()) >= TARGET]
+        # What several seeds have reached comes before what a single seed has.
+        most = max(len(point.points) for point in there or of)
+        of = [point for point in there or of if len(point.points) == most]
         chosen.append(
-            min(there, key=lambda point: mean(point.rise()))
+            min(of, key=lambda point: mean(point.rise()))
             if there
             else max(of, key=lambda point: mean(point.recall()))
         )
