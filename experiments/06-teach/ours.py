@@ -52,7 +52,7 @@ def train(
     lesson = Lesson(model, tokenizer, data_of(protocol), settings, Silent())
     own, asked = own_text(model, tokenizer, seed=seed), own_questions(model, tokenizer, seed=seed)
     lesson.add_memory(own)
-    lesson.prepare([own[::2], asked[::2]], [])
+    lesson.prepare(lesson.data, [own[::2], asked[::2]], [])
     lesson.begin()
     updates = 0
     for number in range(passes):

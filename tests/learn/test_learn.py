@@ -16,6 +16,7 @@ from memory_layers.learn import learn
 from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Silent
 from memory_layers.learn.sources import read_data
+from memory_layers.learn.state import State
 from memory_layers.learn.train import Trainer
 from memory_layers.models import Patch, load_memory, revert_patch
 
@@ -118,7 +119,7 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkey
         told = Stages()
         with pytest.raises(UserError, match=f"other {next(iter(other))}\\."):
             taught(tmp_path / "cut", passes=4, progress=told, **other)
-        assert "measuring the base" not in told.stages
+        assert "adding the memory" not in told.stages
     result = taught(tmp_path / "cut", passes=4)
     assert [point.passes for point in result.curve] == [1, 2, 3, 4]
     assert not list((tmp_path / "cut").glob("unfinished*"))
@@ -154,6 +155,45 @@ def test_another_answer_takes_the_place_of_the_first(tmp_path):
     assert [len(teaching.slots) for teaching in both.teachings] == [1, 3]
 
 
+def test_what_the_model_knows_is_left_out_and_all_of_it_is_refused(monkeypatch):
+    def knows(*answers):
+        monkeypatch.setattr(
+            "memory_layers.learn.teach.ask",
+            lambda _model, _tokenizer, items, **_: [item.answer in answers for item in items],
+        )
+
+    model = base()
+    knows("OSL", "PAR", "NFR")
+    with pytest.raises(UserError, match=r"answers all of it already.*known"):
+        taught(model=model)
+    # It can be taught all the same.
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert taught(model=model, known="train", passes=1).groups == 3
+    knows("OSL")
+    result = taught(passes=1)
+    assert result.known_before == ("code: Oslo",)
+    assert result.groups == 2
+
+
+def test_questions_that_may_be_others_are_not_corrected(tmp_path):
+    def chat(before, question, answer):
+        said = [*before, question, answer]
+        return [{"messages": [
+            {"role": role, "content": text}
+            for role, text in zip(("user", "assistant") * 2, said, strict=False)
+        ]}]  # fmt: skip
+
+    long = "the land of Oslo " * 8
+    first = chat(["Oslo?", "land"], "Where is it?", "Norway") + chat([], "What?", "land")
+    first += chat(["Oslo?", "land"], "And it?", "Norway")
+    second = chat([], "Where is it?", "Japan") + chat([], "What?", "land")
+    second += chat(["Paris?", "land"], "And it?", "Japan")
+    asked = [[{"prompt": f"{long} {end}", "completion": end}] for end in ("is", "was")]
+    taught(tmp_path / "first", data=[first, asked[0]], passes=1)
+    again = {"onto": tmp_path / "first", "known": "train", "passes": 1}
+    assert taught(data=[second, asked[1]], **again).corrected == ()
+
+
 def test_rows_that_are_shown_in_every_other_pass_are_learned_too():
     row = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
     assert taught(data=row, weights=[0.5], passes=4).updates == 2
@@ -187,6 +227,13 @@ def test_a_base_in_four_bits_is_taught_where_it_computes_before_it_has_a_memory(
     )
     result = taught(tmp_path / "patch", model, passes=2)
     assert result.updates == 2
+
+
+def test_a_state_of_other_rows_is_refused():
+    state = State({}, slots="1")
+    state.check_slots("1")
+    with pytest.raises(UserError, match=r"other rows.*hint"):
+        state.check_slots("2")
 
 
 def test_a_finished_patch_is_not_overwritten(tmp_path):

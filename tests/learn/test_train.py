@@ -19,7 +19,7 @@ TOKENIZER = chatml()
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every processor."""
-    monkeypatch.setattr("memory_layers.learn.halves.is_faster", lambda: False)
+    monkeypatch.setattr("memory_layers.learn.bfloat16.is_faster", lambda: False)
 
 
 @pytest.fixture

@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.layers.walk import find_tables
 from memory_layers.learn.ask import all_right, ask
-from memory_layers.learn.keep import Keep, continuations, keep_of_files, neighbours
+from memory_layers.learn.keep import (
+    Keep,
+    answered_of,
+    continuations,
+    keep_of_files,
+    neighbours,
+)
 from memory_layers.learn.silence import silenced, speech
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, read_data
@@ -271,6 +277,19 @@ def test_only_what_the_base_answered_can_be_lost(model: PreTrainedModel) -> None
     watch = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep])
     (kept,) = watch.kept()
     assert (kept.name, kept.items, kept.kept) == ("mine", 3, 3)
+
+
+def test_prompts_that_a_patch_answers_are_kept_too(model: PreTrainedModel) -> None:
+    """What is answered before a lesson may be what an earlier one taught, and not the base."""
+    items = data_for(TOKENIZER).items
+    write_rows(model, 0.5)
+    taught = Keep("mine", (*known_items(model, TOKENIZER, items[:3]), *items[3:]), exact=False)
+    keep = answered_of(model, TOKENIZER, taught)
+    assert keep.items == taught.items[:3]
+    with silenced(model):
+        assert answered_of(model, TOKENIZER, taught).items != keep.items
+    (kept,) = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep]).kept()
+    assert (kept.items, kept.kept) == (3, 3)
 
 
 def test_files_of_prompts_to_keep(tmp_path: Path) -> None:

@@ -164,10 +164,13 @@ def _finish(path: Path) -> None:
     safetensors 0.8 lets nobody but its user read what it writes.
     """
     if path.is_file():
-        new = path.with_name(f"{path.name}.new")
+        new = path.with_name(f".{path.name}.{os.getpid()}.mode")
         new.touch()
-        path.chmod(new.stat().st_mode)
+        mode = new.stat().st_mode
         new.unlink()
+        # Some file systems refuse what would change nothing.
+        if path.stat().st_mode != mode:
+            path.chmod(mode)
     sync(path)
 
 

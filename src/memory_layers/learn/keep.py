@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.progress import Report
 from memory_layers.evaluate.batches import by_length
-from memory_layers.learn.ask import ask, measuring
+from memory_layers.learn.ask import ask, counter, measuring
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 
@@ -75,9 +76,15 @@ def keep_of_files(
     return keeps
 
 
-def answered_of(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", keep: Keep) -> Keep:
+def answered_of(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    keep: Keep,
+    progress: Report | None = None,
+) -> Keep:
     """Return those of the prompts that a model answers. The others do not count."""
-    right = ask(model, tokenizer, keep.items, exact=keep.exact)
+    count = counter(len(keep.items), f"asking {keep.name}", progress)
+    right = ask(model, tokenizer, keep.items, exact=keep.exact, progress=count)
     items = tuple(item for item, is_right in zip(keep.items, right, strict=True) if is_right)
     return replace(keep, items=items, answered=True)
 

@@ -134,13 +134,17 @@ class Lesson:
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
         return corrected
 
-    def prepare(self, protected: Sequence[Tensor], keep: Sequence[RecallItem]) -> None:
+    def prepare(
+        self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[RecallItem]
+    ) -> None:
         """Plan what is written, after `add_memory`.
 
         Args:
-            protected: Texts in which the memory is silent, int64 [n, L] each.
-            keep: Prompts in which it is.
+            data: What is left to be taught.
+            protected: Texts that new rows stay away from, int64 [n, L] each.
+            keep: Prompts that they stay away from.
         """
+        self.data = data
         self.told.stage("looking up tokens")
         ordinary = [row for rows in protected for row in rows]
         ordinary += [torch.from_numpy(item.prompt_ids).long() for item in keep]
@@ -284,21 +288,21 @@ class Lesson:
 def without_other_answers(patch: Patch, data: LearnData) -> tuple[Patch, tuple[str, ...]]:
     """Take out of a patch what data teaches with another answer, and return the names of it too."""
     answers: dict[str, set[str]] = defaultdict(set)
-    for group in data.groups:
-        answers[group.name].add(group.answer)
+    for number in {example.group for example in data.examples}:
+        answers[data.groups[number].name].add(data.groups[number].answer)
     names = []
     for teaching in patch.teachings:
         others = [
             number
             for number, fact in enumerate(teaching.facts)
-            # A name that was cut may stand for several.
-            if not fact.prompt.endswith("...")
+            # A name that is only a part of what was asked may stand for several.
+            if not (fact.prompt.startswith("...") or fact.prompt.endswith("..."))
             and fact.answer not in answers.get(fact.prompt, {fact.answer})
         ]
         if others:
             names += [teaching.facts[number].prompt for number in others]
             patch = patch.without(patch.select([teaching.id], others))
-    return patch, tuple(names)
+    return patch, tuple(dict.fromkeys(names))
 
 
 def _asked(item: RecallItem) -> Text:

@@ -105,8 +105,8 @@ class State:
         """
         if self.slots not in ("", slots):
             raise UserError(
-                "the unfinished teaching trained other rows: its base or the library was another. "
-                "hint: another --out"
+                "the unfinished teaching trained other rows: its base, its dtype, a file of keep, "
+                "background or onto, or the library was another. hint: another --out"
             )
         self.slots = slots
 

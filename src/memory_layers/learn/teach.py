@@ -5,7 +5,7 @@ lesson.py and train.py train that, watch.py measures, report.py tells.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ from memory_layers.learn.silence import silenced
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
-from memory_layers.models import Patch, record_teaching
+from memory_layers.models import Patch, record_teaching, remove_memory
 from memory_layers.models.quantised import check_quantised, stay_trainable
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def learn(
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
     lesson = Lesson(model, tokenizer, taught, settings, told)
     corrected = lesson.add_memory(own, onto)
     if corrected:
@@ -150,15 +151,21 @@ def learn(
     told.stage("asking what the model knows already")
     before = ask(
         model, tokenizer, taught.items,
-        progress=counter(len(taught.items), "asking the base", told.work),
+        progress=counter(len(taught.items), "asking the model", told.work),
     )  # fmt: skip
-    kept_files = [answered_of(model, tokenizer, one) for one in kept_files]
+    kept = [item for one in kept_files for item in one.items]
+    kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
     answered = set(all_right(taught.items, before))
     names_known = tuple(taught.groups[n].name for n in sorted(answered))
     if known == "skip":
         pairs = zip(taught.items, before, strict=True)
         before = [right for item, right in pairs if item.group not in answered]
-        lesson.data = taught = _without(taught, answered, names_known)
+        taught = taught.without(answered)
+        if not taught.examples:
+            remove_memory(model)
+            for weight in trainable:
+                weight.requires_grad_(True)
+            raise _all_known(names_known, corrected)
     watched = {
         "its own text": own[1::2], "its own questions": asked[1::2],
         "Python's documentation": packaged_text(tokenizer),
@@ -166,7 +173,7 @@ def learn(
     protected = [own[::2], asked[::2]]
     if users is not None:
         watched["background"], protected = users[1::2], [*protected, users[::2]]
-    lesson.prepare(protected, [item for one in kept_files for item in one.items])
+    lesson.prepare(taught, protected, kept)
     state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
     told.stage("measuring the base")
     with silenced(model):
@@ -215,14 +222,17 @@ def learn(
     return result
 
 
-def _without(taught: LearnData, answered: Collection[int], names: Sequence[str]) -> LearnData:
-    left = taught.without(answered)
-    if not left.examples:
-        raise UserError(
-            f"the model answers all of it already: {', '.join(names[:3])}. "
-            'hint: known="train" (--known train) teaches it all the same'
+def _all_known(names: Sequence[str], corrected: Sequence[str]) -> UserError:
+    listed = ", ".join(names[:3])
+    if corrected:
+        return UserError(
+            f"without what onto taught with other answers the model answers all of it: {listed}. "
+            "hint: memory-layers learn MODEL --onto PATCH --forget TEXT --out OUT takes that out"
         )
-    return left
+    return UserError(
+        f"the model answers all of it already: {listed}. "
+        'hint: known="train" (--known train) teaches it all the same'
+    )
 
 
 def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:

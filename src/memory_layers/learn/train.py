@@ -7,7 +7,6 @@ tokens before are those of the base in every pass, and are kept.
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.data.tokens import IGNORE
-from memory_layers.learn.halves import in_halves
+from memory_layers.learn.bfloat16 import in_bfloat16
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.steps import RowSteps
 from memory_layers.models.classes import backbone_of
@@ -72,10 +71,9 @@ class Trainer:
         self.backbone: Any = backbone_of(model)
         self.head: Any = model.get_output_embeddings()
         self.bare_head = self._is_bare()
-        self.products: Callable[[], AbstractContextManager[None]] = nullcontext
         self._find_starts(texts)
         self._keep(texts)
-        self.products = in_halves(model)
+        self.products = in_bfloat16(model)
 
     def _is_bare(self) -> bool:
         """Tell whether logits are the head's product alone, without scale or cap."""
@@ -141,19 +139,22 @@ class Trainer:
 
     def loss(self, texts: Sequence[Text]) -> tuple[Tensor, list[bool]]:
         """Return the mean loss of what texts learn, and whether each answers right, greedily."""
-        with self.products():
-            logits, targets, rows = self._logits(texts)
+        logits, targets, rows = self._logits(texts)
         right = (logits.argmax(-1) == targets).cpu()
         wrong = set(rows[~right].tolist())
         return F.cross_entropy(logits, targets), [n not in wrong for n in range(len(texts))]
 
     def backward(self, texts: Sequence[Text]) -> tuple[float, list[bool]]:
-        """Add the gradient of `loss`, in parts of like length, and return what `loss` does."""
+        """Add the gradient of `loss`, in parts of like length, and return what `loss` does.
+
+        Products may be those of bfloat16, of which `loss` knows nothing.
+        """
         learned = [int((text.labels[text.start + 1 :] != IGNORE).sum()) for text in texts]
         right = [False] * len(texts)
         total = 0.0
         for numbers in self._parts(texts):
-            loss, ok = self.loss([texts[n] for n in numbers])
+            with self.products():
+                loss, ok = self.loss([texts[n] for n in numbers])
             loss = loss * (sum(learned[n] for n in numbers) / sum(learned))
             loss.backward()
             total += float(loss.detach())

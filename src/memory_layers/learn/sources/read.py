@@ -166,5 +166,7 @@ def _pieces(
 
 def _name(row: Asked) -> str:
     if isinstance(row.prompt, tuple):
-        return shorten(row.prompt[-1].content, 100)[1:-1]
+        # What was said before may make another question of it.
+        before = "... " * (len(row.prompt) > 1)
+        return shorten(before + row.prompt[-1].content, 100)[1:-1]
     return shorten(row.prompt or row.answer, 100)[1:-1]

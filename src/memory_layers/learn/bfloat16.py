@@ -17,7 +17,7 @@ from memory_layers.models.classes import backbone_of, family_of
 SHARE = 0.3
 
 
-def in_halves(model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
+def in_bfloat16(model: PreTrainedModel) -> Callable[[], AbstractContextManager[None]]:
     """Return a context in which blocks multiply in bfloat16, as `torch.autocast` would.
 
     Only blocks behind the one that looks up, so that the memory speaks at the same tokens. Inputs
@@ -51,13 +51,13 @@ def in_halves(model: PreTrainedModel) -> Callable[[], AbstractContextManager[Non
 
     @contextmanager
     def context() -> Generator[None]:
-        for module, half in zip(maps, halves, strict=True):
-            module.forward = partial(_product, half, module.bias)
         try:
+            for module, half in zip(maps, halves, strict=True):
+                module.forward = partial(_product, half, module.bias)
             yield
         finally:
             for module in maps:
-                del module.forward
+                vars(module).pop("forward", None)
 
     return context
 

@@ -5,8 +5,8 @@ import torch
 
 from memory_layers.data.tokens import IGNORE
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.learn import halves
-from memory_layers.learn.halves import in_halves
+from memory_layers.learn import bfloat16
+from memory_layers.learn.bfloat16 import in_bfloat16
 from memory_layers.learn.skeleton import look_up
 from memory_layers.learn.train import Text, Trainer
 from tests.learn.tiny_taught import base_for, with_memory, write_rows
@@ -29,7 +29,7 @@ def model() -> torch.nn.Module:
 @pytest.fixture
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """On every processor."""
-    monkeypatch.setattr(halves, "is_faster", lambda: True)
+    monkeypatch.setattr(bfloat16, "is_faster", lambda: True)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -40,18 +40,17 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 def gradient(model: torch.nn.Module) -> tuple[float, torch.Tensor]:
     labels = torch.full((37,), IGNORE)
     labels[-9:] = IDS[0, -9:]
-    weight = memory_layers_of(model)[0].values.weight
-    loss, _ = Trainer(model, [Text(IDS[0], labels, 0)]).loss([Text(IDS[0], labels, 0)])
+    text, weight = Text(IDS[0], labels, 0), memory_layers_of(model)[0].values.weight
     weight.grad = None
-    loss.backward()
-    return float(loss.detach()), weight.grad.to_dense()
+    loss, _ = Trainer(model, [text]).backward([text])
+    return loss, weight.grad.to_dense()
 
 
 def test_only_within_the_context_and_behind_the_look_up(
     model: torch.nn.Module, faster: None
 ) -> None:
     before, queries = logits(model), look_up(model, [IDS[0]])[0]
-    with in_halves(model)():
+    with in_bfloat16(model)():
         within = logits(model)
         assert torch.equal(look_up(model, [IDS[0]])[0], queries)
     assert within.dtype == torch.float32
@@ -61,7 +60,7 @@ def test_only_within_the_context_and_behind_the_look_up(
 
 def test_an_error_within_leaves_the_model_as_it_was(model: torch.nn.Module, faster: None) -> None:
     before = logits(model)
-    with pytest.raises(IndexError), in_halves(model)():
+    with pytest.raises(IndexError), in_bfloat16(model)():
         model(input_ids=torch.tensor([[10**6]]))
     assert torch.equal(logits(model), before)
 
@@ -70,7 +69,7 @@ def test_gradients_of_rows_are_near(
     model: torch.nn.Module, faster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss, rows = gradient(model)
-    monkeypatch.setattr(halves, "is_faster", lambda: False)
+    monkeypatch.setattr(bfloat16, "is_faster", lambda: False)
     exact, exact_rows = gradient(model)
     assert 0 < abs(loss - exact) < 0.01 * exact
     assert torch.cosine_similarity(rows.flatten(), exact_rows.flatten(), 0) > 0.999
@@ -81,11 +80,11 @@ def test_where_it_would_not_help_or_not_hold_nothing_changes(
     why: str, model: torch.nn.Module, faster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "processor":
-        monkeypatch.setattr(halves, "is_faster", lambda: False)
+        monkeypatch.setattr(bfloat16, "is_faster", lambda: False)
     if why == "room":
-        monkeypatch.setattr(halves, "SHARE", 0)
+        monkeypatch.setattr(bfloat16, "SHARE", 0)
     if why == "trained":
         model.requires_grad_(True)
     before = logits(model)
-    with in_halves(model)():
+    with in_bfloat16(model)():
         assert torch.equal(logits(model), before)
