@@ -14,6 +14,7 @@ RESULT = LearnResult(
     not_learned=("city: Ilulissat",),
     known_before=(),
     corrected=(),
+    gone=(),
     rows=120,
     parameters=1200,
     bytes=5000,

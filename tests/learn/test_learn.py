@@ -11,7 +11,7 @@ from tiny_tokenizers import chatml
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.facts import FactSet
+from memory_layers.data.facts import Fact, FactSet
 from memory_layers.learn import learn
 from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Silent
@@ -141,18 +141,23 @@ def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
 
 
 def test_another_answer_takes_the_place_of_the_first(tmp_path):
-    taught(tmp_path / "first")
-    said = dict(zip(("Oslo", "Paris", "New France"), ("PAR", "OSL", "NFR"), strict=True))
-    facts = tuple(replace(fact, answer=said[fact.subject]) for fact in FACTS.facts)
+    words = {**FACTS.templates, "land": replace(FACTS.templates["code"], statements=(
+        "The land of {subject} is {answer}.", "{subject} is in {answer}."
+    ))}  # fmt: skip
+    lands = [Fact("land", name, "Norway") for name in ("Oslo", "New France")]
+    taught(tmp_path / "first", data=FactSet((*FACTS.facts, *lands), words), passes=1)
     told = Stages()
-    changed = FactSet(facts, FACTS.templates)
-    result = taught(tmp_path / "second", data=changed, onto=tmp_path / "first", progress=told)
-    assert result.corrected == ("code: Oslo", "code: Paris")
-    assert any("2 of onto get other answers" in stage for stage in told.stages)
-    both = Patch.load(tmp_path / "second")
-    assert [fact.prompt for fact in both.teachings[0].facts] == ["code: New France"]
-    assert {f.prompt: f.answer for f in both.teachings[1].facts}["code: Oslo"] == "PAR"
-    assert [len(teaching.slots) for teaching in both.teachings] == [1, 3]
+    new = FactSet((Fact("code", "Oslo", "PAR"), Fact("code", "Paris", "PAR"), lands[1]), words)
+    result = taught(tmp_path / "second", data=new, onto=tmp_path / "first", progress=told)
+    assert (result.corrected, result.gone) == (("code: Oslo",), ("land: Oslo",))
+    assert any("1 of onto get other answers" in stage for stage in told.stages)
+    assert any("land: Oslo. hint" in stage for stage in told.stages)
+    first, second = Patch.load(tmp_path / "second").teachings
+    assert not [fact for fact in first.facts if "Oslo" in fact.prompt]
+    assert {fact.prompt: fact.answer for fact in second.facts}["code: Oslo"] == "PAR"
+    # Its rows are gone, and not only what is said of them.
+    rows = {tuple(fact.rows.tolist()) for fact in first.facts}
+    assert {*first.slots.tolist()} == {slot for of in rows for slot in of}
 
 
 def test_what_the_model_knows_is_left_out_and_all_of_it_is_refused(monkeypatch):

@@ -145,6 +145,7 @@ def test_users_texts_are_text_on_the_page() -> None:
         not_learned=(EVIL,),
         known_before=(EVIL,),
         corrected=(EVIL,),
+        gone=(EVIL,),
         settings={EVIL: EVIL},
         provenance={"device": EVIL},
         look={"sources": [source], "notes": [EVIL], "samples": [EVIL], "max_length": 9},

@@ -108,7 +108,9 @@ class Lesson:
         assert isinstance(table, WrittenTable)
         return table
 
-    def add_memory(self, own: Tensor, onto: str | Path | Patch | None = None) -> tuple[str, ...]:
+    def add_memory(
+        self, own: Tensor, onto: str | Path | Patch | None = None
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Add the memory, with what it was taught before.
 
         Args:
@@ -116,10 +118,12 @@ class Lesson:
             onto: What it was taught before.
 
         Returns:
-            Names of what `onto` taught with another answer than the data. Its rows are taken out.
+            Names of what `onto` taught with another answer than the data, and names of what else
+            was in the rows that are taken out for it, as far as it is not in the data.
         """
         self.told.stage("adding the memory")
         corrected: tuple[str, ...] = ()
+        gone: tuple[str, ...] = ()
         if onto is None:
             config = choose_memory(self.model)
             build_skeleton(self.model, config, own, self.settings.seed)
@@ -128,11 +132,11 @@ class Lesson:
             config = patch.config
             if config.match != "nearest":
                 raise UserError("onto must be a patch that learn wrote, got one of another memory")
-            patch, corrected = without_other_answers(patch, self.data)
+            patch, corrected, gone = without_other_answers(patch, self.data)
             apply_patch(self.model, patch)
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
-        return corrected
+        return corrected, gone
 
     def prepare(
         self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[RecallItem]
@@ -285,12 +289,21 @@ class Lesson:
         return found
 
 
-def without_other_answers(patch: Patch, data: LearnData) -> tuple[Patch, tuple[str, ...]]:
-    """Take out of a patch what data teaches with another answer, and return the names of it too."""
+def without_other_answers(
+    patch: Patch, data: LearnData
+) -> tuple[Patch, tuple[str, ...], tuple[str, ...]]:
+    """Take out of a patch what data teaches with another answer.
+
+    What it taught of the same names goes too, since it is in the same rows.
+
+    Returns:
+        The patch, names of what has another answer now, and names of what went with it and is not
+        in the data.
+    """
     answers: dict[str, set[str]] = defaultdict(set)
     for number in {example.group for example in data.examples}:
         answers[data.groups[number].name].add(data.groups[number].answer)
-    names = []
+    corrected, gone = [], []
     for teaching in patch.teachings:
         others = [
             number
@@ -299,10 +312,15 @@ def without_other_answers(patch: Patch, data: LearnData) -> tuple[Patch, tuple[s
             if not (fact.prompt.startswith("...") or fact.prompt.endswith("..."))
             and fact.answer not in answers.get(fact.prompt, {fact.answer})
         ]
-        if others:
-            names += [teaching.facts[number].prompt for number in others]
-            patch = patch.without(patch.select([teaching.id], others))
-    return patch, tuple(dict.fromkeys(names))
+        if not others:
+            continue
+        rows = torch.cat([teaching.facts[number].rows for number in others])
+        going = [n for n, fact in enumerate(teaching.facts) if torch.isin(fact.rows, rows).any()]
+        corrected += [teaching.facts[number].prompt for number in others]
+        gone += [teaching.facts[number].prompt for number in going if number not in others]
+        patch = patch.without(patch.select([teaching.id], {*others, *going}))
+    left = [name for name in gone if name not in answers]
+    return patch, tuple(dict.fromkeys(corrected)), tuple(dict.fromkeys(left))
 
 
 def _asked(item: RecallItem) -> Text:

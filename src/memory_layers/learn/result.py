@@ -141,6 +141,7 @@ class LearnResult:
         not_learned: Names of the others.
         known_before: Names of what the model knew already.
         corrected: Names of what an earlier patch had taught with other answers.
+        gone: Names of what it had taught in the same rows, which went with them.
         rows: Rows of the memory that were written.
         parameters: Numbers in them.
         bytes: Size of the patch on the disk.
@@ -168,6 +169,7 @@ class LearnResult:
     not_learned: tuple[str, ...]
     known_before: tuple[str, ...]
     corrected: tuple[str, ...]
+    gone: tuple[str, ...]
     rows: int
     parameters: int
     bytes: int

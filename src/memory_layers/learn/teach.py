@@ -82,7 +82,7 @@ def learn(
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells.
         onto: A patch of the same base that is applied first. What it taught with another answer is
-            taken out, all else of it stays as it is.
+            taken out, with what else it taught of the same names. The rest of it stays as it is.
         known: What becomes of what the model knows already: "skip" it or "train" it all the same.
         minutes: Most that training takes.
         passes: Most passes through the data.
@@ -142,11 +142,16 @@ def learn(
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     lesson = Lesson(model, tokenizer, taught, settings, told)
-    corrected = lesson.add_memory(own, onto)
+    corrected, gone = lesson.add_memory(own, onto)
     if corrected:
         told.stage(
             f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
             f"{', '.join(corrected[:5])}"
+        )
+    if gone:
+        told.stage(
+            f"{len(gone)} more of onto stood in the same rows, and are taken out with them: "
+            f"{', '.join(gone[:5])}. hint: put them into the data again"
         )
     told.stage("asking what the model knows already")
     before = ask(
@@ -207,6 +212,7 @@ def learn(
         not_learned=tuple(taught.groups[n].name for n in groups if n not in learned),
         known_before=names_known,
         corrected=corrected,
+        gone=gone,
         **_costs(lesson, state, folder),
         seconds=time.monotonic() - begin,
         stopped=stopped,
