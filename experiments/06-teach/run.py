@@ -35,6 +35,8 @@ from transformers import (
 
 from memory_layers.common.files import write_json
 from memory_layers.common.provenance import commit, device_name, versions
+from memory_layers.data.fact_files import load_templates, save_facts
+from memory_layers.data.facts import FactSet
 from memory_layers.models import resolve_model
 
 HERE = Path(__file__).parent
@@ -131,11 +133,16 @@ class Measures:
         return {kind: spoken(model, of) for kind, of in texts.items()}
 
 
+def loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model in float32, and its tokenizer."""
+    folder = resolve_model(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
 def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, replay: int) -> None:
     """Run one job; its file is written after each measurement."""
-    folder = resolve_model(name)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model, tokenizer = loaded(name)
     protocol = prepare(model, tokenizer, job.seed, work, count=facts)
     measures = Measures(model, tokenizer, protocol, work, count)
     record: dict[str, Any] = {
@@ -224,12 +231,22 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names of jobs, with * and ?")
     parser.add_argument("--quick", action="store_true", help="a few facts and texts")
     parser.add_argument("--job", help="run this one, in this process")
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        metavar="FOLDER",
+        help="write the facts of seed 0 for learn",
+    )
     args = parser.parse_args()
     sizes = (
         {"facts": 4, "count": 2, "replay": 4}
         if args.quick
         else {"facts": 40, "count": TEXT_BLOCKS, "replay": REPLAY_BLOCKS}
     )
+    if args.facts:
+        found = prepare(*loaded(args.model), seed=0, cache=args.work, count=sizes["facts"])
+        save_facts(FactSet(found.facts, load_templates(HERE / "templates.yaml")), args.facts)
+        return
     if args.job:
         job = next(job for job in jobs(args.jobs) if job.name == args.job)
         run(job, args.model, args.work, args.out, **sizes)
