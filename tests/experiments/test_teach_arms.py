@@ -180,7 +180,7 @@ def test_the_headline_has_ours_beside_the_usual_ways(
     assert "0.93 (0.91 to 0.95) of the wordings" in text
     assert "Full finetuning (one seed): 0.92" in text
     assert "+20.00%" in text
-    assert "(../experiments/06-teach/plots/frontier_text.png)" in text
+    assert "(../experiments/06-teach/plots/frontier_known.png)" in text
 
 
 def test_jobs_have_names_of_their_own(harness: SimpleNamespace) -> None:
