@@ -46,7 +46,7 @@ class Recall:
         form: What kind of prompt it is: statement, question, chat, prompt.
         seen: The same prompts were trained on.
         items: How many there are.
-        before: Share that the base answered.
+        before: Share that was answered before: by the base, or with an earlier patch.
         after: Share that the taught model answers.
     """
 
@@ -69,7 +69,7 @@ class Point:
         recall_seen: Share of prompts answered that are trained on.
         recall_unseen: Likewise of those that are not. None: there are none.
         text_loss: By how much the loss on watched texts grew, as a share of what it was.
-        kept: Share of the answers that the base gave and that are still given. None: none asked.
+        kept: Share of the answers given before that are still given. None: none asked.
     """
 
     passes: int
@@ -84,11 +84,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Prompts that the base answered, and how many of them still are.
+    """Prompts that were answered before, and how many of them still are.
 
     Attributes:
         name: Of the prompts.
-        items: That the base answered.
+        items: Answered before.
         kept: Of these, those that the taught model answers.
         lost: The others.
     """
@@ -134,7 +134,7 @@ class LearnResult:
         out: Folder of the patch. Empty: nothing was written.
         recall: By form, and by whether it was trained on.
         texts: What it did to texts that it did not show.
-        kept: What it did to answers that the base knew.
+        kept: What it did to what was answered before.
         curve: Learning and forgetting on the way.
         groups: Things that were to be learned.
         learned: How many of them are answered in every wording that was trained on.

@@ -152,7 +152,7 @@ class Watch:
         return tuple(self._loss(name, range(len(t.ids)), count) for name, t in self._texts.items())
 
     def kept(self, progress: Report | None = None) -> tuple[Kept, ...]:
-        """Ask what the base answered."""
+        """Ask what was answered before."""
         total = sum(len(one.items) for one in self._keep)
         return self._kept(self._keep, counter(total, "asking what was known", progress))
 
