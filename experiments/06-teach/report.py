@@ -176,7 +176,7 @@ def command(path: Path = HERE / "command.json") -> str:
         f"([command.json](command.json)): {result.seconds / 60:.1f} minutes in all, "
         f"{result.training_seconds / 60:.1f} of them training, {result.passes} passes, "
         f"{result.learned} of {result.groups} learned, {unseen.after:.2f} of the held-out "
-        f"wordings; once, on {result.provenance['device']}, with nothing else running."
+        f"wordings; once, on {result.provenance['device']}."
     )
 
 

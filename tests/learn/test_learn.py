@@ -18,7 +18,7 @@ from memory_layers.learn.result import Silent
 from memory_layers.learn.sources import read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.train import Trainer
-from memory_layers.models import Patch, load_memory, revert_patch
+from memory_layers.models import Patch, load_memory, patch_of, revert_patch
 
 TOKENIZER = chatml()
 
@@ -140,41 +140,83 @@ def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
     assert torch.equal(logits(one, asked), logits(two, asked))
 
 
-def test_another_answer_takes_the_place_of_the_first(tmp_path):
+def knows(monkeypatch, *answers):
+    """Let every model give these answers, and no others."""
+    monkeypatch.setattr(
+        "memory_layers.learn.teach.ask",
+        lambda _model, _tokenizer, items, **_: [item.answer in answers for item in items],
+    )
+
+
+def test_another_answer_takes_the_place_of_the_first(tmp_path, monkeypatch):
     words = {**FACTS.templates, "land": replace(FACTS.templates["code"], statements=(
         "The land of {subject} is {answer}.", "{subject} is in {answer}."
     ))}  # fmt: skip
-    lands = [Fact("land", name, "Norway") for name in ("Oslo", "New France")]
-    taught(tmp_path / "first", data=FactSet((*FACTS.facts, *lands), words), passes=1)
+    oslo, france = (Fact("land", name, "Norway") for name in ("Oslo", "New France"))
+    taught(tmp_path / "first", data=FactSet((*FACTS.facts, oslo, france), words), passes=1)
+    knows(monkeypatch, "Norway")
     told = Stages()
-    new = FactSet((Fact("code", "Oslo", "PAR"), Fact("code", "Paris", "PAR"), lands[1]), words)
-    result = taught(tmp_path / "second", data=new, onto=tmp_path / "first", progress=told)
+    new = FactSet((Fact("code", "Oslo", "PAR"), france), words)
+    again = {"onto": tmp_path / "first", "passes": 1}
+    result = taught(tmp_path / "second", data=new, progress=told, **again)
     assert (result.corrected, result.gone) == (("code: Oslo",), ("land: Oslo",))
     assert any("1 of onto get other answers" in stage for stage in told.stages)
     assert any("land: Oslo. hint" in stage for stage in told.stages)
+    assert result.known_before == ("land: New France",)
     first, second = Patch.load(tmp_path / "second").teachings
     assert not [fact for fact in first.facts if "Oslo" in fact.prompt]
-    assert {fact.prompt: fact.answer for fact in second.facts}["code: Oslo"] == "PAR"
+    assert {fact.prompt: fact.answer for fact in second.facts} == {"code: Oslo": "PAR"}
     # Its rows are gone, and not only what is said of them.
     rows = {tuple(fact.rows.tolist()) for fact in first.facts}
     assert {*first.slots.tolist()} == {slot for of in rows for slot in of}
+    # What stands in the same rows is learned again where it is given, though it was known.
+    both = taught(data=FactSet((*new.facts, oslo), words), **again)
+    assert (both.corrected, both.gone, both.groups) == (("code: Oslo",), (), 2)
+
+
+def test_what_was_taught_and_is_not_answered_is_learned_anew(tmp_path):
+    taught(tmp_path / "first", passes=1)
+    second = taught(tmp_path / "second", onto=tmp_path / "first", passes=1)
+    assert (second.corrected, second.gone, second.groups) == ((), (), 3)
+    assert second.rows == len(Patch.load(tmp_path / "first").rows()[0])
+    # Facts of several teachings, and a patch that was applied in Python.
+    third = taught(onto=Patch.load(tmp_path / "second"), passes=1)
+    assert third.rows == second.rows
+
+
+def test_what_is_kept_may_be_about_what_is_corrected(tmp_path):
+    file = tmp_path / "keep.jsonl"
+    asked = [f"{name} has the code" for name in ("Oslo", "Paris", "New France")]
+    file.write_text(
+        "".join(json.dumps({"prompt": q, "completion": "OSL"}) + "\n" for q in asked), "utf-8"
+    )
+    taught(tmp_path / "first", passes=1)
+    planned = Patch.load(tmp_path / "first").rows()[1][:, :65]
+    again = taught(tmp_path / "again", onto=tmp_path / "first", keep=[file], passes=1)
+    assert torch.equal(Patch.load(tmp_path / "again").rows()[1][:, :65], planned)
+    assert again.groups == 3
+    # What was not taught before is to stay as it is.
+    taught(tmp_path / "other", keep=[file], passes=1)
+    assert not torch.equal(Patch.load(tmp_path / "other").rows()[1][:, :65], planned)
+
+
+def test_a_model_with_memory_is_refused_as_it_is(tmp_path):
+    taught(tmp_path / "first", passes=1)
+    model = load_memory(base(), tmp_path / "first")
+    with pytest.raises(UserError, match=r"has memory layers already.*onto"):
+        taught(model=model, onto=tmp_path / "first")
+    assert patch_of(model).ids == Patch.load(tmp_path / "first").ids
 
 
 def test_what_the_model_knows_is_left_out_and_all_of_it_is_refused(monkeypatch):
-    def knows(*answers):
-        monkeypatch.setattr(
-            "memory_layers.learn.teach.ask",
-            lambda _model, _tokenizer, items, **_: [item.answer in answers for item in items],
-        )
-
     model = base()
-    knows("OSL", "PAR", "NFR")
+    knows(monkeypatch, "OSL", "PAR", "NFR")
     with pytest.raises(UserError, match=r"answers all of it already.*known"):
         taught(model=model)
     # It can be taught all the same.
     assert all(weight.requires_grad for weight in model.parameters())
     assert taught(model=model, known="train", passes=1).groups == 3
-    knows("OSL")
+    knows(monkeypatch, "OSL")
     result = taught(passes=1)
     assert result.known_before == ("code: Oslo",)
     assert result.groups == 2

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,12 +21,12 @@ from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
-from memory_layers.learn.sources import LearnData, RecallItem
+from memory_layers.learn.sources import NAME, WITHIN, LearnData, RecallItem
 from memory_layers.learn.state import State
 from memory_layers.learn.steps import RowSteps
 from memory_layers.learn.train import Pass, Text, Trainer, one_pass
 from memory_layers.learn.watch import Watch
-from memory_layers.models import Fact, Patch, apply_patch
+from memory_layers.models import Fact, Patch, Teaching, apply_patch, patch_of, revert_patch
 from memory_layers.train.interrupt import StopSignal
 
 if TYPE_CHECKING:
@@ -108,22 +108,14 @@ class Lesson:
         assert isinstance(table, WrittenTable)
         return table
 
-    def add_memory(
-        self, own: Tensor, onto: str | Path | Patch | None = None
-    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def add_memory(self, own: Tensor, onto: str | Path | Patch | None = None) -> None:
         """Add the memory, with what it was taught before.
 
         Args:
             own: Text that the base wrote, int64 [n, L].
             onto: What it was taught before.
-
-        Returns:
-            Names of what `onto` taught with another answer than the data, and names of what else
-            was in the rows that are taken out for it, as far as it is not in the data.
         """
         self.told.stage("adding the memory")
-        corrected: tuple[str, ...] = ()
-        gone: tuple[str, ...] = ()
         if onto is None:
             config = choose_memory(self.model)
             build_skeleton(self.model, config, own, self.settings.seed)
@@ -132,26 +124,48 @@ class Lesson:
             config = patch.config
             if config.match != "nearest":
                 raise UserError("onto must be a patch that learn wrote, got one of another memory")
-            patch, corrected, gone = without_other_answers(patch, self.data)
             apply_patch(self.model, patch)
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
-        return corrected, gone
 
-    def prepare(
-        self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[RecallItem]
-    ) -> None:
+    def make_way(self, answered: Collection[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Take out what was taught before of what the data teaches and the model does not answer.
+
+        Its rows would be read in the place of new ones. What else stands in them goes too.
+
+        Args:
+            answered: Groups that the model answers.
+
+        Returns:
+            Names of what was taught with another answer, and names of what else goes.
+        """
+        answers: dict[str, set[str]] = defaultdict(set)
+        for number in {example.group for example in self.data.examples}.difference(answered):
+            answers[self.data.groups[number].name].add(self.data.groups[number].answer)
+        corrected, gone = [], []
+        for teaching in patch_of(self.model).teachings if len(self.table.weight) else ():
+            anew, beside = _in_the_way(teaching, answers)
+            if not anew:
+                continue
+            facts = [teaching.facts[number] for number in anew]
+            corrected += [fact.prompt for fact in facts if fact.answer not in answers[fact.prompt]]
+            gone += [teaching.facts[number].prompt for number in beside]
+            revert_patch(self.model, teaching.id, {*anew, *beside})
+            self.model.requires_grad_(False)
+        return tuple(dict.fromkeys(corrected)), tuple(dict.fromkeys(gone))
+
+    def prepare(self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
         """Plan what is written, after `add_memory`.
 
         Args:
             data: What is left to be taught.
             protected: Texts that new rows stay away from, int64 [n, L] each.
-            keep: Prompts that they stay away from.
+            keep: Prompts that they stay away from, int64 [L] each.
         """
         self.data = data
         self.told.stage("looking up tokens")
         ordinary = [row for rows in protected for row in rows]
-        ordinary += [torch.from_numpy(item.prompt_ids).long() for item in keep]
+        ordinary += keep
         table, words = self.table, torch.cat(ordinary)
         old, slots = table.weight.detach().cpu(), table.slots.cpu()
         queries = torch.cat(look_up(self.model, ordinary))
@@ -289,38 +303,25 @@ class Lesson:
         return found
 
 
-def without_other_answers(
-    patch: Patch, data: LearnData
-) -> tuple[Patch, tuple[str, ...], tuple[str, ...]]:
-    """Take out of a patch what data teaches with another answer.
-
-    What it taught of the same names goes too, since it is in the same rows.
-
-    Returns:
-        The patch, names of what has another answer now, and names of what went with it and is not
-        in the data.
-    """
-    answers: dict[str, set[str]] = defaultdict(set)
-    for number in {example.group for example in data.examples}:
-        answers[data.groups[number].name].add(data.groups[number].answer)
-    corrected, gone = [], []
-    for teaching in patch.teachings:
-        others = [
-            number
-            for number, fact in enumerate(teaching.facts)
-            # A name that is only a part of what was asked may stand for several.
-            if not (fact.prompt.startswith("...") or fact.prompt.endswith("..."))
-            and fact.answer not in answers.get(fact.prompt, {fact.answer})
-        ]
-        if not others:
-            continue
-        rows = torch.cat([teaching.facts[number].rows for number in others])
-        going = [n for n, fact in enumerate(teaching.facts) if torch.isin(fact.rows, rows).any()]
-        corrected += [teaching.facts[number].prompt for number in others]
-        gone += [teaching.facts[number].prompt for number in going if number not in others]
-        patch = patch.without(patch.select([teaching.id], {*others, *going}))
-    left = [name for name in gone if name not in answers]
-    return patch, tuple(dict.fromkeys(corrected)), tuple(dict.fromkeys(left))
+def _in_the_way(
+    teaching: Teaching, answers: Mapping[str, Collection[str]]
+) -> tuple[list[int], list[int]]:
+    """Return numbers of facts that are to be learned anew, and of others that are in their rows."""
+    anew = [
+        number
+        for number, fact in enumerate(teaching.facts)
+        # A name that is only a part of what was asked may stand for several.
+        if fact.prompt in answers
+        and not fact.prompt.startswith(WITHIN)
+        and not (len(fact.prompt) >= NAME and fact.prompt.endswith("..."))
+    ]
+    rows = torch.cat([torch.empty(0, dtype=torch.int64), *(teaching.facts[n].rows for n in anew)])
+    beside = [
+        number
+        for number, fact in enumerate(teaching.facts)
+        if number not in anew and torch.isin(fact.rows, rows).any()
+    ]
+    return anew, beside
 
 
 def _asked(item: RecallItem) -> Text:

@@ -74,7 +74,7 @@ def text_report(result: LearnResult) -> str:
     if result.corrected:
         lines += ["", f"had other answers: {_listed(result.corrected)}"]
     if result.gone:
-        lines += ["", f"went with these, to be taught again: {_listed(result.gone)}"]
+        lines += ["", f"went with these, not being in the data: {_listed(result.gone)}"]
     if commands := next_commands(result):
         lines += ["", "next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)

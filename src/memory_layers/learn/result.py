@@ -141,7 +141,7 @@ class LearnResult:
         not_learned: Names of the others.
         known_before: Names of what the model knew already.
         corrected: Names of what an earlier patch had taught with other answers.
-        gone: Names of what it had taught in the same rows, which went with them.
+        gone: Names of what it had taught in the same rows and the data does not teach. It went too.
         rows: Rows of the memory that were written.
         parameters: Numbers in them.
         bytes: Size of the patch on the disk.

@@ -16,6 +16,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
 from memory_layers.evaluate.trained import load_trained
+from memory_layers.layers.walk import memory_layers_of
 from memory_layers.learn.ask import all_right, ask, counter
 from memory_layers.learn.background import (
     longest_text,
@@ -28,6 +29,7 @@ from memory_layers.learn.keep import answered_of, continuations, keep_of_files, 
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
+from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
@@ -81,8 +83,9 @@ def learn(
         background: Files of text that the memory must be silent in, beside text that the model
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells.
-        onto: A patch of the same base that is applied first. What it taught with another answer is
-            taken out, with what else it taught of the same names. The rest of it stays as it is.
+        onto: A patch of the same base that is applied first. What the data teaches and it answers
+            otherwise or not is taken out, with what else stands in the same rows. The rest of it
+            stays as it is.
         known: What becomes of what the model knows already: "skip" it or "train" it all the same.
         minutes: Most that training takes.
         passes: Most passes through the data.
@@ -117,6 +120,10 @@ def learn(
     if tokenizer is None:
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
+    if memory_layers_of(model):
+        raise UserError(
+            "the model has memory layers already. hint: a plain one, and its memory as onto"
+        )
     check_quantised(model)
     stay_trainable(model)
     told.stage("reading the data")
@@ -142,25 +149,21 @@ def learn(
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     lesson = Lesson(model, tokenizer, taught, settings, told)
-    corrected, gone = lesson.add_memory(own, onto)
-    if corrected:
-        told.stage(
-            f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
-            f"{', '.join(corrected[:5])}"
-        )
-    if gone:
-        told.stage(
-            f"{len(gone)} more of onto stood in the same rows, and are taken out with them: "
-            f"{', '.join(gone[:5])}. hint: put them into the data again"
-        )
+    lesson.add_memory(own, onto)
     told.stage("asking what the model knows already")
     before = ask(
         model, tokenizer, taught.items,
         progress=counter(len(taught.items), "asking the model", told.work),
     )  # fmt: skip
-    kept = [item for one in kept_files for item in one.items]
+    items = [item for one in kept_files for item in one.items]
+    prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
     kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
+    spoken = speaks_at(model, prompts)
     answered = set(all_right(taught.items, before))
+    corrected, gone = _make_way(lesson, answered)
+    # What is asked of that is not to be kept.
+    now = speaks_at(model, prompts)
+    prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
     names_known = tuple(taught.groups[n].name for n in sorted(answered))
     if known == "skip":
         pairs = zip(taught.items, before, strict=True)
@@ -170,7 +173,10 @@ def learn(
             remove_memory(model)
             for weight in trainable:
                 weight.requires_grad_(True)
-            raise _all_known(names_known, corrected)
+            raise UserError(
+                f"the model answers all of it already: {', '.join(names_known[:3])}. "
+                'hint: known="train" (--known train) teaches it all the same'
+            )
     watched = {
         "its own text": own[1::2], "its own questions": asked[1::2],
         "Python's documentation": packaged_text(tokenizer),
@@ -178,7 +184,7 @@ def learn(
     protected = [own[::2], asked[::2]]
     if users is not None:
         watched["background"], protected = users[1::2], [*protected, users[::2]]
-    lesson.prepare(taught, protected, kept)
+    lesson.prepare(taught, protected, prompts)
     state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
     told.stage("measuring the base")
     with silenced(model):
@@ -228,17 +234,27 @@ def learn(
     return result
 
 
-def _all_known(names: Sequence[str], corrected: Sequence[str]) -> UserError:
-    listed = ", ".join(names[:3])
+def _make_way(lesson: Lesson, answered: set[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Make way for what is not answered, and say so. What goes too is not answered any more.
+
+    Returns:
+        Names of what had another answer, and names of what went with it and is not in the data.
+    """
+    corrected, gone = lesson.make_way(answered)
+    names = {group.name: number for number, group in enumerate(lesson.data.groups)}
+    answered.difference_update(names[name] for name in gone if name in names)
+    left = tuple(name for name in gone if name not in names)
     if corrected:
-        return UserError(
-            f"without what onto taught with other answers the model answers all of it: {listed}. "
-            "hint: memory-layers learn MODEL --onto PATCH --forget TEXT --out OUT takes that out"
+        lesson.told.stage(
+            f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
+            f"{', '.join(corrected[:5])}"
         )
-    return UserError(
-        f"the model answers all of it already: {listed}. "
-        'hint: known="train" (--known train) teaches it all the same'
-    )
+    if left:
+        lesson.told.stage(
+            f"{len(left)} more of onto stood in the same rows, and are taken out too: "
+            f"{', '.join(left[:5])}. hint: to keep them, put them into the data and begin again"
+        )
+    return corrected, left
 
 
 def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class Trainer:
     def backward(self, texts: Sequence[Text]) -> tuple[float, list[bool]]:
         """Add the gradient of `loss`, in parts of like length, and return what `loss` does.
 
-        Products may be those of bfloat16, of which `loss` knows nothing.
+        Products may be in bfloat16. Called alone, `loss` computes in the type of the base.
         """
         learned = [int((text.labels[text.start + 1 :] != IGNORE).sum()) for text in texts]
         right = [False] * len(texts)

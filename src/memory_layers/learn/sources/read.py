@@ -18,7 +18,7 @@ from memory_layers.learn.sources.pieces import Piece, fact_pieces, row_pieces
 from memory_layers.learn.sources.rows import Asked
 from memory_layers.learn.sources.shorter import with_shorter
 from memory_layers.learn.sources.tables import Answers, Table, read_table
-from memory_layers.learn.sources.types import Group, LearnData
+from memory_layers.learn.sources.types import NAME, WITHIN, Group, LearnData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,7 +166,8 @@ def _pieces(
 
 def _name(row: Asked) -> str:
     if isinstance(row.prompt, tuple):
+        turns = [turn for turn in row.prompt if turn.role != "system"]
         # What was said before may make another question of it.
-        before = "... " * (len(row.prompt) > 1)
-        return shorten(before + row.prompt[-1].content, 100)[1:-1]
-    return shorten(row.prompt or row.answer, 100)[1:-1]
+        before = WITHIN if len(turns) > 1 else "chat: "
+        return shorten(before + row.prompt[-1].content, NAME)[1:-1]
+    return shorten(row.prompt or row.answer, NAME)[1:-1]

@@ -13,6 +13,11 @@ from memory_layers.data.tokens import IGNORE
 if TYPE_CHECKING:
     from memory_layers.learn.sources.look import Look
 
+# Characters of the name of a question. Longer ones are cut.
+NAME = 100
+# Begins the name of a question that other turns stand before.
+WITHIN = "chat: ... "
+
 Kind = Literal["facts", "prompts", "messages", "text"]
 Form = Literal["statement", "question", "chat", "prompt", "text"]
 
