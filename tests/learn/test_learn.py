@@ -174,7 +174,7 @@ def test_another_answer_takes_the_place_of_the_first(tmp_path, monkeypatch):
     assert (both.corrected, both.gone, both.groups) == (("code: Oslo",), (), 2)
 
 
-def test_what_was_taught_and_is_not_answered_is_learned_anew(tmp_path):
+def test_what_was_taught_and_is_not_answered_is_learned_again(tmp_path):
     taught(tmp_path / "first", passes=1)
     second = taught(tmp_path / "second", onto=tmp_path / "first", passes=1)
     assert (second.corrected, second.gone, second.groups) == ((), (), 3)

@@ -144,13 +144,13 @@ class Lesson:
             answers[self.data.groups[number].name].add(self.data.groups[number].answer)
         corrected, gone = [], []
         for teaching in patch_of(self.model).teachings if len(self.table.weight) else ():
-            anew, beside = _in_the_way(teaching, answers)
-            if not anew:
+            again, beside = _in_the_way(teaching, answers)
+            if not again:
                 continue
-            facts = [teaching.facts[number] for number in anew]
+            facts = [teaching.facts[number] for number in again]
             corrected += [fact.prompt for fact in facts if fact.answer not in answers[fact.prompt]]
             gone += [teaching.facts[number].prompt for number in beside]
-            revert_patch(self.model, teaching.id, {*anew, *beside})
+            revert_patch(self.model, teaching.id, {*again, *beside})
             self.model.requires_grad_(False)
         return tuple(dict.fromkeys(corrected)), tuple(dict.fromkeys(gone))
 
@@ -306,8 +306,8 @@ class Lesson:
 def _in_the_way(
     teaching: Teaching, answers: Mapping[str, Collection[str]]
 ) -> tuple[list[int], list[int]]:
-    """Return numbers of facts that are to be learned anew, and of others that are in their rows."""
-    anew = [
+    """Return numbers of facts that are to be learned again, and of others in their rows."""
+    again = [
         number
         for number, fact in enumerate(teaching.facts)
         # A name that is only a part of what was asked may stand for several.
@@ -315,13 +315,13 @@ def _in_the_way(
         and not fact.prompt.startswith(WITHIN)
         and not (len(fact.prompt) >= NAME and fact.prompt.endswith("..."))
     ]
-    rows = torch.cat([torch.empty(0, dtype=torch.int64), *(teaching.facts[n].rows for n in anew)])
+    rows = torch.cat([torch.empty(0, dtype=torch.int64), *(teaching.facts[n].rows for n in again)])
     beside = [
         number
         for number, fact in enumerate(teaching.facts)
-        if number not in anew and torch.isin(fact.rows, rows).any()
+        if number not in again and torch.isin(fact.rows, rows).any()
     ]
-    return anew, beside
+    return again, beside
 
 
 def _asked(item: RecallItem) -> Text:
