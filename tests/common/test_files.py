@@ -1,5 +1,6 @@
 """Files and folders are replaced whole: whatever fails, the older ones are there."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memory_layers.common.files import new_folder, replacing
+from memory_layers.common.files import new_folder, replacing, write_json
 
 
 def write(folder: Path, text: str) -> None:
@@ -44,6 +45,39 @@ def test_an_older_folder_is_back_when_the_process_died_between_two_renames(tmp_p
     write(folder, "new")
     assert (folder / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_files_that_belong_together_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = tmp_path / "weights", tmp_path / "description"
+    for path in paths:
+        path.write_text("old")
+    replace, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+
+    def write() -> None:
+        with replacing(*paths) as parts:
+            for part in parts:
+                part.write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [path.read_text() for path in paths] == ["new", "new"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"J\xf6rg \xe6\x9d\xb1")
+    write_json(tmp_path / "names.json", name)
+    assert json.loads((tmp_path / "names.json").read_text("utf-8")) == name
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no modes there")

@@ -119,6 +119,8 @@ def test_users_bring_a_text(tmp_path: Path) -> None:
     text = users_text([file], tokenizer, 200, length=50)
     assert text.shape == (4, 50)
     assert "capital of France" in tokenizer.decode(text[0])
-    file.write_text("The capital.", "utf-8")
-    with pytest.raises(UserError, match=r"text.txt.*too short.*hint"):
-        users_text([file], tokenizer, length=50)
+    # One row is watched, and one is for the memory to stay silent in.
+    for count in (1, 2):
+        file.write_text("The capital of France is Paris. " * count, "utf-8")
+        with pytest.raises(UserError, match=r"text.txt.*too short.*100 tokens.*hint"):
+            users_text([file], tokenizer, length=50)

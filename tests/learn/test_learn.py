@@ -1,6 +1,9 @@
 """`learn` from data to patch, on a tiny model."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,8 +78,8 @@ def test_facts_come_nearer_and_other_text_stays_to_the_bit(tmp_path, monkeypatch
     loaded = load_memory(base(), tmp_path / "patch")
     assert torch.equal(logits(loaded), logits(model))
     assert not torch.equal(logits(loaded), logits(base()))
-    assert {path.name for path in (tmp_path / "patch").iterdir()} >= {"memory.json"}
-    assert not list((tmp_path / "patch").glob("unfinished*"))
+    names = {"memory.json", "memory.safetensors", "result.json", "report.html"}
+    assert {path.name for path in (tmp_path / "patch").iterdir()} == names
 
 
 def test_a_single_fact_can_be_reverted(tmp_path):
@@ -239,6 +242,92 @@ def test_questions_that_may_be_others_are_not_corrected(tmp_path):
     taught(tmp_path / "first", data=[first, asked[0]], passes=1)
     again = {"onto": tmp_path / "first", "known": "train", "passes": 1}
     assert taught(data=[second, asked[1]], **again).corrected == ()
+
+
+def test_a_question_is_known_again_in_any_of_its_wordings(tmp_path):
+    def rows(answer, *prompts):
+        return [{"prompt": p, "completion": answer, "group": "g"} for p in prompts]
+
+    one, two = "The land of Oslo is", "Oslo is in the land"
+    taught(tmp_path / "first", data=rows("Norway", one, two), passes=1)
+    for prompts in ((two, one), (two,)):
+        again = taught(data=rows("Japan", *prompts), onto=tmp_path / "first", passes=1)
+        assert again.corrected == (one,)
+
+
+def test_the_turn_of_the_system_makes_another_question(tmp_path, monkeypatch):
+    def chat(system, answer):
+        said = (("system", system), ("user", "the land of Oslo?"), ("assistant", answer))
+        return {"messages": [{"role": role, "content": text} for role, text in said]}
+
+    both = [chat("said by Paris", "Norway"), chat("said by Japan", "France")]
+    taught(tmp_path / "first", data=both, passes=1)
+    knows(monkeypatch, "France")
+    new = [chat("said by Paris", "Japan"), both[1]]
+    again = taught(tmp_path / "second", data=new, onto=tmp_path / "first", passes=1)
+    assert again.corrected == ("chat: the land of Oslo?",)
+    teachings = Patch.load(tmp_path / "second").teachings
+    assert sorted(fact.answer for of in teachings for fact in of.facts) == ["France", "Japan"]
+
+
+def test_forgetting_one_prompt_leaves_the_others_to_the_bit(tmp_path):
+    prompts = ["the code of Oslo is", "the code of Oslo and Paris and New France is",
+               "the code of Paris is", "New France has the code"]  # fmt: skip
+    data = [{"prompt": prompt, "completion": "land"} for prompt in prompts]
+    taught(tmp_path / "first", data=data, passes=3)
+    (teaching,) = Patch.load(tmp_path / "first").teachings
+    whole = load_memory(base(), tmp_path / "first")
+    for number, forgotten in enumerate(prompts):
+        model = load_memory(base(), tmp_path / "first")
+        revert_patch(model, teaching.id, {number})
+        for prompt in prompts:
+            if prompt != forgotten:
+                assert torch.equal(logits(model, prompt), logits(whole, prompt))
+
+
+def test_what_was_known_and_left_out_is_watched(tmp_path, monkeypatch):
+    data = [
+        {"prompt": "the code of Oslo is", "completion": "land"},
+        {"prompt": "the land of Oslo is", "completion": "Norway"},
+    ]
+    knows(monkeypatch, "Norway")
+    # The model does not say so, so it is lost.
+    result = taught(data=data, passes=1)
+    (kept,) = [kept for kept in result.kept if kept.name == "known before"]
+    assert (kept.items, kept.kept) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "left", [".unfinished.safetensors.{}.part", ".memory.json.{}.part.{}.mode"]
+)
+def test_what_a_killed_process_left_is_no_other_file(left, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (out / left.format(dead.pid, dead.pid)).write_text("half")
+    taught(out, passes=1)
+    assert not list(out.glob(".*"))
+
+
+def test_killed_before_its_report_it_goes_on_from_there(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("memory_layers.learn.teach.write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            taught(tmp_path / "out", passes=1)
+    before = Patch.load(tmp_path / "out").rows()[1]
+    assert taught(tmp_path / "out", passes=1).passes == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert torch.equal(Patch.load(tmp_path / "out").rows()[1], before)
+
+
+def test_a_name_that_is_no_utf_8_is_saved(tmp_path):
+    author = os.fsdecode(b"J\xf6rg")
+    taught(tmp_path / "out", passes=1, author=author)
+    assert Patch.load(tmp_path / "out").teachings[0].author == author
 
 
 def test_rows_that_are_shown_in_every_other_pass_are_learned_too():

@@ -47,8 +47,6 @@ def test_at_the_end_there_is_a_report(calls: list[dict], capsys: pytest.CaptureF
     assert main(["learn", "base", "facts", "--out", "taught"]) == 0
     shown = capsys.readouterr().out
     assert shown.index("9 of 10") < shown.index("taught/report.html")
-    assert Path("taught/report.html").is_file()
-    assert Path("taught/result.json").is_file()
     assert (calls[0]["model"], calls[0]["data"]) == ("base", ["facts"])
 
 
@@ -104,7 +102,6 @@ def test_an_interrupted_teaching_keeps_what_was_learned(
 ) -> None:
     teach(monkeypatch, lambda *_, **__: replace(RESULT, out="taught", stopped="interrupted"))
     assert main(["learn", "base", "facts", "--out", "taught"]) == 130
-    assert Path("taught/report.html").is_file()
     captured = capsys.readouterr()
     assert "9 of 10" in captured.out
     assert "kept" in captured.err
@@ -186,13 +183,16 @@ def test_facts_that_share_their_rows_are_forgotten_together(
     base = AutoModelForCausalLM.from_pretrained("base")
     model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
     with torch.no_grad():
-        model.model.memory_table.weight[[1, 2]] = torch.randn(2, 16)
+        model.model.memory_table.weight[[1, 2, 7]] = torch.randn(3, 16)
     facts = [Fact("Inari: land", "Finland", torch.tensor([1, 2])),
-             Fact("Inari: depth", "92 m", torch.tensor([1, 2]))]  # fmt: skip
+             Fact("Inari: depth", "92 m", torch.tensor([1, 2])),
+             Fact("Como: land", "Italy", torch.tensor([7]))]  # fmt: skip
     record_teaching(model, facts=facts).save("lakes")
     forget = ["learn", "base", "--onto", "lakes", "--out", "fewer", "--forget"]
-    assert main([*forget, "92"]) == 2
-    assert "other facts" in capsys.readouterr().err
+    # Also beside one that can be forgotten.
+    for texts in (["92"], ["92", "Como"]):
+        assert main([*forget, *texts]) == 2
+        assert "--forget 92: other facts" in capsys.readouterr().err
     assert not Path("fewer").exists()
     assert main([*forget, "92", "Finland"]) == 0
     assert "2 rows" in capsys.readouterr().out

@@ -288,8 +288,23 @@ def test_prompts_that_a_patch_answers_are_kept_too(model: PreTrainedModel) -> No
     assert keep.items == taught.items[:3]
     with silenced(model):
         assert answered_of(model, TOKENIZER, taught).items != keep.items
-    (kept,) = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep]).kept()
+    watch = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep])
+    (kept,) = watch.kept()
     assert (kept.items, kept.kept) == (3, 3)
+
+
+def test_what_a_patch_answered_is_lost_with_its_rows() -> None:
+    model = with_memory(base_for(TOKENIZER), **QUIET)
+    write_rows(model, 3.0)
+    items = data_for(TOKENIZER).items[:3]
+    taught = Keep("mine", known_items(model, TOKENIZER, items), exact=False)
+    keep = answered_of(model, TOKENIZER, taught)
+    watch = Watch(model, TOKENIZER, data_for(TOKENIZER), {}, [keep])
+    assert watch.kept()[0].kept == len(keep.items)
+    (table,) = find_tables(model).values()
+    table.write(torch.empty(0, dtype=torch.int64), torch.empty(0, table.value_dim))
+    # Silent now, and it is not the base that answered.
+    assert watch.kept()[0].kept < len(keep.items)
 
 
 def test_files_of_prompts_to_keep(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """Files and folders that are written whole or not at all."""
 
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+# Beside a file that is replaced: its name, and the process that writes.
+_LEFT = re.compile(r"\..+?\.(\d+)\.part(?:\.\d+\.mode)?")
 
 
 @contextmanager
@@ -20,7 +27,9 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
         *paths: The final places, in one folder or several. Folders are made.
 
     Yields:
-        Paths to write to. Whatever is not moved, as after an error, is removed.
+        Paths to write to. Whatever is not moved, as after an error, is removed; what a process that
+        was killed has left, too. Of several files the last is away while the others are moved, so
+        that it never stands beside files that it does not describe.
 
     Raises:
         OSError: The disk is full or cannot be written. The files that were there are intact.
@@ -28,15 +37,41 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     parts = tuple(path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_left(path)
     try:
         yield parts
         for part in parts:
             _finish(part)
-        for part, path in zip(parts, paths, strict=True):
-            os.replace(part, path)
+        try:
+            _move(parts, paths)
+        except KeyboardInterrupt:
+            # What has begun to be replaced is replaced.
+            _move(parts, paths)
+            raise
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
+
+
+def _move(parts: Sequence[Path], paths: Sequence[Path]) -> None:
+    if len(paths) > 1 and parts[-1].exists():
+        paths[-1].unlink(missing_ok=True)
+    for part, path in zip(parts, paths, strict=True):
+        if part.exists():
+            os.replace(part, path)
+
+
+def is_left(name: str) -> bool:
+    """Tell whether a name is one of a file that `replacing` had not finished."""
+    return _LEFT.fullmatch(name) is not None
+
+
+def remove_left(path: Path) -> None:
+    """Remove what processes that were killed have left of a file that they were to replace."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        found = _LEFT.fullmatch(left.name)
+        if found and not psutil.pid_exists(int(found[1])):
+            left.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -55,7 +90,9 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
     """Write a JSON file as write_file does, with an indent of one blank."""
-    write_file(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    # Names of files need not be UTF-8: JSON has the same escapes.
+    write_file(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 @contextmanager
@@ -164,7 +201,7 @@ def _finish(path: Path) -> None:
     safetensors 0.8 lets nobody but its user read what it writes.
     """
     if path.is_file():
-        new = path.with_name(f".{path.name}.{os.getpid()}.mode")
+        new = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}.mode")
         new.touch()
         mode = new.stat().st_mode
         new.unlink()

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_layers.common.checks import check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder, replacing
 from memory_layers.common.progress import Report, counted
+from memory_layers.common.tensors import save_tensors
 from memory_layers.data.text import help_text, iter_text
 from memory_layers.learn.sources.encode import Encoder
 from memory_layers.models import base_digest
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 TOP_K = 200
 # Rows that are written side by side.
 ROWS = 96
+# Tokens of a row of text that the model did not write.
+LENGTH = 256
 # Characters of users' text that are looked at, for each token that is taken.
 ENOUGH = 100
 
@@ -81,7 +84,7 @@ def own_text(
     ids = torch.cat(parts)
     # Without a cache the text is written again the next time.
     with contextlib.suppress(OSError), replacing(path) as (part,):
-        save_file({"ids": ids.int()}, part)
+        save_tensors({"ids": ids.int()}, part)
     return ids
 
 
@@ -181,7 +184,7 @@ def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 def packaged_text(
-    tokenizer: "PreTrainedTokenizerBase", tokens: int = 4_000, *, length: int = 256
+    tokenizer: "PreTrainedTokenizerBase", tokens: int = 4_000, *, length: int = LENGTH
 ) -> Tensor:
     """Return prose of Python's documentation, which comes with Python, in tokens.
 
@@ -201,7 +204,7 @@ def users_text(
     tokenizer: "PreTrainedTokenizerBase",
     tokens: int = 20_000,
     *,
-    length: int = 256,
+    length: int = LENGTH,
 ) -> Tensor:
     """Return the text of files in tokens.
 
@@ -215,7 +218,7 @@ def users_text(
         [n, L] int64 token ids.
 
     Raises:
-        UserError: A file cannot be read, or all of them have less text than one row.
+        UserError: A file cannot be read, or all of them have less text than two rows.
     """
     documents, room = [], ENOUGH * tokens
     for document in (document for path in paths for document in iter_text(Path(path))):
@@ -224,10 +227,11 @@ def users_text(
         if room <= 0:
             break
     rows = _cut(documents, tokenizer, length)
-    if len(rows) == 0:
+    # One is what the memory is silent in, the other one shows what that is worth.
+    if len(rows) < 2:
         raise UserError(
             f"{', '.join(map(str, paths))}: too short for a background text, expected at least "
-            f"{length} tokens. hint: give more text"
+            f"{2 * length} tokens. hint: give more text"
         )
     return _spread(rows, tokens)
 
@@ -251,5 +255,5 @@ def _cut(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length:
 
 def _spread(rows: Tensor, tokens: int) -> Tensor:
     """Return so many of the rows, spread evenly over them."""
-    count = min(len(rows), max(1, round(tokens / rows.shape[1])))
+    count = min(len(rows), max(2, round(tokens / rows.shape[1])))
     return rows[torch.arange(count) * len(rows) // count]

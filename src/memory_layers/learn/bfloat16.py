@@ -27,16 +27,15 @@ def in_bfloat16(model: PreTrainedModel) -> Callable[[], AbstractContextManager[N
     Args:
         model: With memory, whose base is frozen and will not be changed.
     """
-    nothing = nullcontext
     if model.device.type != "cpu" or not is_faster():
-        return nothing
+        return nullcontext
     blocks = list(family_of(model).blocks_of(backbone_of(model)))
     memories = memory_layers_of(model)
     first = next(
         n for n, block in enumerate(blocks) if any(module in memories for module in block.modules())
     )
     within = {module for memory in memories for module in memory.modules()}
-    maps = [
+    linears = [
         module
         for block in blocks[first + 1 :]
         for module in block.modules()
@@ -45,18 +44,18 @@ def in_bfloat16(model: PreTrainedModel) -> Callable[[], AbstractContextManager[N
         and "forward" not in vars(module)
         and module.weight.dtype == torch.float32 and not module.weight.requires_grad
     ]  # fmt: skip
-    if sum(2 * m.weight.numel() for m in maps) > SHARE * psutil.virtual_memory().available:
-        return nothing
-    halves = [m.weight.detach().bfloat16() for m in maps]
+    if sum(2 * m.weight.numel() for m in linears) > SHARE * psutil.virtual_memory().available:
+        return nullcontext
+    halves = [m.weight.detach().bfloat16() for m in linears]
 
     @contextmanager
     def context() -> Generator[None]:
         try:
-            for module, half in zip(maps, halves, strict=True):
+            for module, half in zip(linears, halves, strict=True):
                 module.forward = partial(_product, half, module.bias)
             yield
         finally:
-            for module in maps:
+            for module in linears:
                 vars(module).pop("forward", None)
 
     return context

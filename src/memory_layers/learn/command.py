@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.packages import needs, quiet_transformers
+from memory_layers.common.packages import quiet_transformers
 from memory_layers.evaluate.trained import (
     DESCRIPTION,
     check_model,
@@ -101,18 +101,15 @@ class Learn:
         check_model(self.model)
         if self.forget:
             return self._take_out()
-        if not self.dry_run:
-            needs("jinja2", "matplotlib")
         quiet_transformers()
         if self.dry_run:
             return str(self._look())
-        from memory_layers.learn.report import text_report, write_report
+        from memory_layers.learn.report import text_report
 
         with Display(self.minutes) as display:
             result = self._learn(display)
         sys.stdout.write(f"\n{text_report(result)}\n")
-        if result.out:
-            sys.stdout.write(f"report: {write_report(result, Path(result.out))}\n")
+        sys.stdout.write(f"report: {Path(result.out) / 'report.html'}\n")
         if result.stopped != "interrupted":
             return 0
         sys.stderr.write("interrupted: what was learned is kept\n")
@@ -176,14 +173,17 @@ class Learn:
     def _take_out(self) -> str:
         """Revert the rows of facts, and write the patch that remains."""
         quiet_transformers()
+        import torch
+
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
-        lines, gone = [], 0
+        lines, stay = [], {}
         for text in self.forget:
             patch = patch_of(model)
             found = revert_patch(model, patch.ids, text)
-            gone += len(found.rows)
+            if not len(found.rows):
+                stay[text] = found.kept
             lines.append(f"forgotten with {text!r}: {len(found.rows):,} rows")
             for teaching in patch.teachings:
                 numbers = (found.facts or {}).get(teaching.id, ())
@@ -191,12 +191,15 @@ class Learn:
                 lines += [f"  {fact.prompt} {fact.answer}" for fact in facts]
             if len(found.kept):
                 lines.append(f"  {len(found.kept):,} rows stay that other facts wrote too")
-        if not gone:
+        left = patch_of(model)
+        slots = left.rows()[0]
+        # With the others of them they may have gone.
+        if still := [text for text, kept in stay.items() if torch.isin(kept, slots).any()]:
             raise UserError(
-                f"--forget {' '.join(self.forget)}: other facts wrote all rows of these too, so "
-                "none can be taken out. hint: --forget what they share, most often a name"
+                f"--forget {' '.join(still)}: other facts use all rows of it too, so none can be "
+                "taken out. hint: --forget what they share, most often a name"
             )
-        patch_of(model).save(str(self.out))
+        left.save(str(self.out))
         return "\n".join([*lines, f"patch: {self.out}"])
 
 

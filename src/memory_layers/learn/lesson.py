@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +21,7 @@ from memory_layers.learn.cues import find_cues
 from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
-from memory_layers.learn.sources import NAME, WITHIN, LearnData, RecallItem
+from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State
 from memory_layers.learn.steps import RowSteps
 from memory_layers.learn.train import Pass, Text, Trainer, one_pass
@@ -128,31 +128,31 @@ class Lesson:
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
 
-    def make_way(self, answered: Collection[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def make_way(self, answered: Collection[int]) -> tuple[list[Fact], list[Fact]]:
         """Take out what was taught before of what the data teaches and the model does not answer.
 
-        Its rows would be read in the place of new ones. What else stands in them goes too.
+        Its rows would be read in the place of new ones. What else reads them goes too.
 
         Args:
             answered: Groups that the model answers.
 
         Returns:
-            Names of what was taught with another answer, and names of what else goes.
+            What was taught with another answer, and what else goes.
         """
-        answers: dict[str, set[str]] = defaultdict(set)
-        for number in {example.group for example in self.data.examples}.difference(answered):
-            answers[self.data.groups[number].name].add(self.data.groups[number].answer)
-        corrected, gone = [], []
+        groups_of = known_again(self.data)
+        corrected: list[Fact] = []
+        gone: list[Fact] = []
         for teaching in patch_of(self.model).teachings if len(self.table.weight) else ():
-            again, beside = _in_the_way(teaching, answers)
+            again, beside = _in_the_way(teaching, lambda fact: groups_of(fact).difference(answered))
             if not again:
                 continue
-            facts = [teaching.facts[number] for number in again]
-            corrected += [fact.prompt for fact in facts if fact.answer not in answers[fact.prompt]]
-            gone += [teaching.facts[number].prompt for number in beside]
+            for fact in (teaching.facts[number] for number in again):
+                answers = {self.data.groups[n].answer for n in groups_of(fact)}
+                corrected += [] if fact.answer in answers else [fact]
+            gone += [teaching.facts[number] for number in beside]
             revert_patch(self.model, teaching.id, {*again, *beside})
             self.model.requires_grad_(False)
-        return tuple(dict.fromkeys(corrected)), tuple(dict.fromkeys(gone))
+        return corrected, gone
 
     def prepare(self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
         """Plan what is written, after `add_memory`.
@@ -296,25 +296,36 @@ class Lesson:
 
     def facts(self) -> list[Fact]:
         """Return what was taught, with the slots that it wrote."""
+        # Also rows that were planned for others: without them it would not be what it is.
+        read: dict[int, list[Tensor]] = defaultdict(list)
+        for example, text in zip(self.data.examples, self.texts, strict=True):
+            read[example.group].append(text.rows)
+        slots, asked = self.table.slots.cpu(), self.data.asked()
         found = []
-        for number, rows in sorted(self.plan.of_group.items()):
+        for number, planned in sorted(self.plan.of_group.items()):
             group = self.data.groups[number]
-            found.append(Fact(group.name, group.answer, self.plan.slots[list(rows)]))
+            rows = torch.cat([self.plan.slots[list(planned)], slots[torch.cat(read[number])]])
+            found.append(Fact(group.name, group.answer, rows.unique(), asked[number]))
         return found
 
 
+def known_again(data: LearnData) -> Callable[[Fact], set[int]]:
+    """Return what tells which groups of data teach what was taught before.
+
+    Facts are known again by relation and subject, and all else by any of its prompts.
+    """
+    groups: dict[str, set[int]] = defaultdict(set)
+    for number, (group, asked) in enumerate(zip(data.groups, data.asked(), strict=True)):
+        for key in (*asked, *([group.name] if group.subject else [])):
+            groups[key].add(number)
+    return lambda fact: set().union(*(groups.get(key, ()) for key in (fact.prompt, *fact.asked)))
+
+
 def _in_the_way(
-    teaching: Teaching, answers: Mapping[str, Collection[str]]
+    teaching: Teaching, groups_of: Callable[[Fact], Collection[int]]
 ) -> tuple[list[int], list[int]]:
-    """Return numbers of facts that are to be learned again, and of others in their rows."""
-    again = [
-        number
-        for number, fact in enumerate(teaching.facts)
-        # A name that is only a part of what was asked may stand for several.
-        if fact.prompt in answers
-        and not fact.prompt.startswith(WITHIN)
-        and not (len(fact.prompt) >= NAME and fact.prompt.endswith("..."))
-    ]
+    """Return numbers of facts that are to be learned again, and of others that read their rows."""
+    again = [number for number, fact in enumerate(teaching.facts) if groups_of(fact)]
     rows = torch.cat([torch.empty(0, dtype=torch.int64), *(teaching.facts[n].rows for n in again)])
     beside = [
         number

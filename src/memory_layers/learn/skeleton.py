@@ -135,8 +135,23 @@ def speaks_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
         model: With memory that stores written rows.
         texts: Token ids of any lengths.
     """
+    return [rows >= 0 for rows in rows_at(model, texts)]
+
+
+def rows_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the row that each token of texts reads, -1 where the memory is silent: [L] int64.
+
+    Args:
+        model: With memory that stores written rows.
+        texts: Token ids of any lengths.
+    """
     table: Any = memory_layers_of(model)[0].values
-    return _of_tokens(model, texts, lambda query: table.nearest(query)[1])
+
+    def read(query: Tensor) -> Tensor:
+        rows, speaks = table.nearest(query)
+        return rows.where(speaks, -1)
+
+    return _of_tokens(model, texts, read)
 
 
 def _of_tokens(

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import replacing
+from memory_layers.common.files import remove_left, replacing
+from memory_layers.common.tensors import save_tensors
 from memory_layers.learn.result import Point
 
 # One file, so that it is whole or not there. Numbers stand in its header.
@@ -58,7 +59,7 @@ class State:
         }
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / NAME) as (part,):
-            save_file(self.tensors, part, {"state": json.dumps(numbers)})
+            save_tensors(self.tensors, part, {"state": json.dumps(numbers)})
 
     @classmethod
     def load(cls, folder: Path, choices: Mapping[str, Any]) -> Self | None:
@@ -119,3 +120,4 @@ class State:
     def remove(folder: Path) -> None:
         """Remove what is not needed any more."""
         (folder / NAME).unlink(missing_ok=True)
+        remove_left(folder / NAME)

@@ -13,20 +13,30 @@ import torch
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import is_left
+from memory_layers.common.packages import needs
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.learn.ask import all_right, ask, counter
 from memory_layers.learn.background import (
+    LENGTH,
     longest_text,
     own_questions,
     own_text,
     packaged_text,
     users_text,
 )
-from memory_layers.learn.keep import answered_of, continuations, keep_of_files, neighbours
-from memory_layers.learn.lesson import LearnSettings, Lesson
+from memory_layers.learn.keep import (
+    Keep,
+    answered_of,
+    continuations,
+    keep_of_files,
+    neighbours,
+)
+from memory_layers.learn.lesson import LearnSettings, Lesson, known_again
+from memory_layers.learn.report import write_report
 from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
 from memory_layers.learn.skeleton import speaks_at
@@ -74,7 +84,8 @@ def learn(
             name on a hub, or "smollm2".
         data: As for `read_data`: files, folders of facts, or objects.
         tokenizer: Of the model. None: that of the folder.
-        out: Folder of the patch. What is unfinished there goes on. None: nothing is written.
+        out: Folder of the patch, its `result.json` and its `report.html`. What is unfinished there
+            goes on. None: nothing is written.
         weights: As for `read_data`.
         max_length: As for `read_data`, and at most what the model reads.
         shown_fraction: As for `read_data`.
@@ -102,6 +113,7 @@ def learn(
     Raises:
         UserError: The data is malformed, the model is of no supported family or has memory, all is
             known already, or `out` has something else.
+        ImportError: `out` is given, and what draws its report is not installed.
     """
     settings = LearnSettings(minutes=minutes, passes=passes, lr=lr, known=known, seed=seed)
     told = progress or Silent()
@@ -109,6 +121,8 @@ def learn(
     folder = None if out is None else Path(out)
     name = model if isinstance(model, str | Path) else model.config._name_or_path  # noqa: SLF001
     _check_out(folder)
+    if folder is not None:
+        needs("jinja2", "matplotlib")
     if isinstance(model, str | Path):
         told.stage(f"loading {model}")
         on_gpu = torch.cuda.is_available()
@@ -143,7 +157,8 @@ def learn(
         "known": known, "lr": lr, "seed": seed,
     }  # fmt: skip
     state = (State.load(folder, choices) if folder else None) or State(choices)
-    users = users_text(background, tokenizer) if background else None
+    row = min(LENGTH, longest_text(model))
+    users = users_text(background, tokenizer, length=row) if background else None
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
@@ -166,6 +181,11 @@ def learn(
     prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
     names_known = tuple(taught.groups[n].name for n in sorted(answered))
     if known == "skip":
+        # The memory speaks at their names too where others are taught of them.
+        left_out = tuple(item for item in taught.items if item.group in answered and item.seen)
+        kept_files += (
+            [Keep("known before", left_out, exact=False, answered=True)] if left_out else []
+        )
         pairs = zip(taught.items, before, strict=True)
         before = [right for item, right in pairs if item.group not in answered]
         taught = taught.without(answered)
@@ -179,7 +199,7 @@ def learn(
             )
     watched = {
         "its own text": own[1::2], "its own questions": asked[1::2],
-        "Python's documentation": packaged_text(tokenizer),
+        "Python's documentation": packaged_text(tokenizer, length=row),
     }  # fmt: skip
     protected = [own[::2], asked[::2]]
     if users is not None:
@@ -230,6 +250,8 @@ def learn(
         },
     )  # fmt: skip
     if folder is not None:
+        write_report(result, folder)
+        # Killed before this, it goes on from here.
         State.remove(folder)
     return result
 
@@ -240,10 +262,11 @@ def _make_way(lesson: Lesson, answered: set[int]) -> tuple[tuple[str, ...], tupl
     Returns:
         Names of what had another answer, and names of what went with it and is not in the data.
     """
-    corrected, gone = lesson.make_way(answered)
-    names = {group.name: number for number, group in enumerate(lesson.data.groups)}
-    answered.difference_update(names[name] for name in gone if name in names)
-    left = tuple(name for name in gone if name not in names)
+    other, gone = lesson.make_way(answered)
+    groups_of = known_again(lesson.data)
+    answered.difference_update(*map(groups_of, gone))
+    corrected = tuple(dict.fromkeys(fact.prompt for fact in other))
+    left = tuple(dict.fromkeys(fact.prompt for fact in gone if not groups_of(fact)))
     if corrected:
         lesson.told.stage(
             f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
@@ -282,7 +305,7 @@ def _check_out(folder: Path | None) -> None:
         raise UserError(
             f"{folder} has a finished patch. hint: another --out, or --onto {folder} to teach more"
         )
-    if others := sorted(path.name for path in folder.iterdir()):
+    if others := sorted(path.name for path in folder.iterdir() if not is_left(path.name)):
         raise UserError(
             f"out {folder} has other files, such as {others[0]}, expected an empty folder "
             "or none. hint: another --out"

@@ -177,8 +177,11 @@ class Watch:
     def _kept(self, keeps: Iterable[Keep], count: Callable[[int], object]) -> tuple[Kept, ...]:
         found = []
         for one in keeps:
-            loud = may_speak(self._model, [torch.from_numpy(i.ids).long() for i in one.items])
-            asked = _where(one.items, loud)
+            asked = one.items
+            if not one.answered:
+                # What is silent answers as the base does, which was asked.
+                loud = may_speak(self._model, [torch.from_numpy(i.ids).long() for i in asked])
+                asked = _where(asked, loud)
             count(len(one.items) - len(asked))
             right = self._ask(asked, count, exact=one.exact)
             lost = _where(asked, [not is_right for is_right in right])

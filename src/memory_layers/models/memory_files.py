@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import replacing
+from memory_layers.common.tensors import save_tensors
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
@@ -64,7 +65,7 @@ def write_memory(
     """Write memory.json and memory.safetensors, both or neither."""
     files = folder / WEIGHTS, folder / DESCRIPTION
     with replacing(*files) as parts:
-        save_file(dict(tensors), parts[0], {"format": "pt"})
-        parts[1].write_text(json.dumps(description, indent=1, ensure_ascii=False), "utf-8")
-        # Never new weights beside an old description.
-        files[1].unlink(missing_ok=True)
+        save_tensors(tensors, parts[0], {"format": "pt"})
+        text = json.dumps(description, indent=1, ensure_ascii=False)
+        # Names of files need not be UTF-8: JSON has the same escapes.
+        parts[1].write_text(text, "utf-8", errors="backslashreplace")

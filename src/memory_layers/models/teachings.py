@@ -43,11 +43,13 @@ class Fact:
         prompt: What the model is asked.
         answer: What it is to say.
         rows: Slots, int64 [any number].
+        asked: Digests of the prompts that were trained on, by which a fact is known again.
     """
 
     prompt: str
     answer: str
     rows: Tensor
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,7 +118,11 @@ class Teaching:
             "based_on": list(self.based_on),
             "reverted_facts": self.reverted_facts,
             "rows": len(self.slots),
-            "facts": [{"prompt": fact.prompt, "answer": fact.answer} for fact in self.facts],
+            "facts": [
+                {"prompt": fact.prompt, "answer": fact.answer}
+                | ({"asked": list(fact.asked)} if fact.asked else {})
+                for fact in self.facts
+            ],
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -155,7 +161,10 @@ class Teaching:
             ):
                 raise UserError("fact_offsets must cut fact_rows into the rows of each fact")
             parts = rows.split(offsets.diff().tolist())
-            facts = [Fact(**text, rows=part) for text, part in zip(texts, parts, strict=True)]
+            facts = [
+                Fact(text["prompt"], text["answer"], part, tuple(text.get("asked", ())))
+                for text, part in zip(texts, parts, strict=True)
+            ]
         return cls(slots=tensors["slots"], values=tensors["values"], facts=facts, **values)
 
     def digest(self) -> str:
@@ -218,7 +227,7 @@ def new_teaching(
     except (TypeError, ValueError) as error:
         raise UserError(f"data and settings must be plain values, as in JSON: {error}") from error
     written = [
-        Fact(fact.prompt, fact.answer, rows[torch.isin(rows, slots)])
+        replace(fact, rows=rows[torch.isin(rows, slots)])
         for fact in facts
         for rows in [fact.rows.to(device="cpu", dtype=torch.int64).unique()]
     ]
@@ -294,13 +303,15 @@ def _check_description(description: Mapping[str, Any]) -> None:
 
 
 def _texts(fact: Any) -> list[Any]:  # noqa: ANN401
-    whole = isinstance(fact, dict) and fact.keys() == {"prompt", "answer"}
-    return list(fact.values()) if whole else [None]
+    if not isinstance(fact, dict) or fact.keys() - {"asked"} != {"prompt", "answer"}:
+        return [None]
+    asked = fact.get("asked", [])
+    return [fact["prompt"], fact["answer"], *(asked if isinstance(asked, list) else [None])]
 
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of a text and of names, types, shapes and bits of tensors."""
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    digest = hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()

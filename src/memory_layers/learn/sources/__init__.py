@@ -6,6 +6,6 @@ chat.py renders conversations, encode.py turns all of it into tokens, look.py sh
 
 from memory_layers.learn.sources.look import Look
 from memory_layers.learn.sources.read import read_data
-from memory_layers.learn.sources.types import NAME, WITHIN, Example, Group, LearnData, RecallItem
+from memory_layers.learn.sources.types import Example, Group, LearnData, RecallItem
 
-__all__ = ["NAME", "WITHIN", "Example", "Group", "LearnData", "Look", "RecallItem", "read_data"]
+__all__ = ["Example", "Group", "LearnData", "Look", "RecallItem", "read_data"]

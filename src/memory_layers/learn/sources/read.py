@@ -8,7 +8,6 @@ from memory_layers.common.checks import check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.progress import Report
 from memory_layers.data.facts import shown_subjects
-from memory_layers.data.lines import shorten
 from memory_layers.learn.sources.build import Build, Counts, samples_of
 from memory_layers.learn.sources.chat import ChatEncoder
 from memory_layers.learn.sources.encode import Encoder
@@ -18,12 +17,14 @@ from memory_layers.learn.sources.pieces import Piece, fact_pieces, row_pieces
 from memory_layers.learn.sources.rows import Asked
 from memory_layers.learn.sources.shorter import with_shorter
 from memory_layers.learn.sources.tables import Answers, Table, read_table
-from memory_layers.learn.sources.types import NAME, WITHIN, Group, LearnData
+from memory_layers.learn.sources.types import Group, LearnData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLES = 3
+# Characters of the name of a question, and of its answer. Longer ones are cut.
+NAME = 100
 
 
 def read_data(
@@ -156,7 +157,7 @@ def _pieces(
             if row.group is not None:
                 number = numbers.setdefault(row.group, number)
             if number == len(groups):
-                answer = shorten(row.answer.strip(), 100)[1:-1] if row.prompt else ""
+                answer = _beginning(row.answer) if row.prompt else ""
                 groups.append(Group(row.where, _name(row), answer, n, weight))
             pieces += row_pieces(row, number)
     # Rows of a group need not stand together.
@@ -167,7 +168,12 @@ def _pieces(
 def _name(row: Asked) -> str:
     if isinstance(row.prompt, tuple):
         turns = [turn for turn in row.prompt if turn.role != "system"]
-        # What was said before may make another question of it.
-        before = WITHIN if len(turns) > 1 else "chat: "
-        return shorten(before + row.prompt[-1].content, NAME)[1:-1]
-    return shorten(row.prompt or row.answer, NAME)[1:-1]
+        before = "chat: ... " if len(turns) > 1 else "chat: "
+        return _beginning(before + row.prompt[-1].content)
+    return _beginning(row.prompt or row.answer)
+
+
+def _beginning(text: str) -> str:
+    """Return a text on one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= NAME else f"{line[: NAME - 3]}..."

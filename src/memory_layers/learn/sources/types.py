@@ -1,5 +1,6 @@
 """Examples to train on, and the items that test what was learned from them."""
 
+import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,13 +14,12 @@ from memory_layers.data.tokens import IGNORE
 if TYPE_CHECKING:
     from memory_layers.learn.sources.look import Look
 
-# Characters of the name of a question. Longer ones are cut.
-NAME = 100
-# Begins the name of a question that other turns stand before.
-WITHIN = "chat: ... "
-
 Kind = Literal["facts", "prompts", "messages", "text"]
 Form = Literal["statement", "question", "chat", "prompt", "text"]
+
+
+def _digest(ids: np.ndarray) -> str:
+    return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +115,20 @@ class LearnData:
     items: tuple[RecallItem, ...]
     groups: tuple[Group, ...]
     look: "Look"
+
+    def asked(self) -> list[tuple[str, ...]]:
+        """Return for each group the digests of its prompts that are trained on, or of its text.
+
+        Facts have none: relation and subject say which they are.
+        """
+        found: list[dict[str, None]] = [{} for _ in self.groups]
+        for item in self.items:
+            if item.seen and not self.groups[item.group].subject:
+                found[item.group][_digest(item.prompt_ids)] = None
+        for example in self.examples:
+            if example.form == "text":
+                found[example.group][_digest(example.ids)] = None
+        return [tuple(digests) for digests in found]
 
     def without(self, groups: Collection[int]) -> "LearnData":
         """Leave out what some groups teach. The others keep their numbers."""
