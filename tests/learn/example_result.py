@@ -15,6 +15,7 @@ RESULT = LearnResult(
     known_before=(),
     corrected=(),
     gone=(),
+    readers=(),
     rows=120,
     parameters=1200,
     bytes=5000,

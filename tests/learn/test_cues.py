@@ -3,15 +3,17 @@
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from memory_layers.learn.cues import find_cues
+from memory_layers.learn.cues import find_cues, words_of
 from memory_layers.learn.sources import read_data
 from tests.learn.tiny_tokenizers import byte_level, chatml, sentence_piece
+
+USUAL = words_of(["is it? The land of ...", "what be said at the code"])
 
 
 def cued(tokenizer: PreTrainedTokenizerBase, prompt: str, **row: str) -> set[str]:
     """The tokens of a prompt that the memory may speak at, without spaces."""
     data = read_data([{"prompt": prompt, "completion": "small", **row}], tokenizer, max_length=200)
-    cues = find_cues(data, tokenizer)
+    cues = find_cues(data, tokenizer, USUAL)
     ids = data.examples[0].ids
     return {str(tokenizer.decode([int(ids[cue.place])])).strip() for cue in cues}
 
@@ -61,7 +63,33 @@ def test_what_all_conversations_begin_with_is_no_cue(system: str | None, names: 
     data = read_data(rows, tokenizer, max_length=200)
     found = {
         str(tokenizer.decode([int(data.examples[cue.example].ids[cue.place])])).strip()
-        for cue in find_cues(data, tokenizer)
+        for cue in find_cues(data, tokenizer, USUAL)
     }
     assert "Oslo" in found
     assert "Paris" not in found
+
+
+def test_what_a_template_writes_between_turns_is_no_cue() -> None:
+    tokenizer = chatml()
+    said = [("user", "the land"), ("assistant", "small"), ("user", "of what"), ("assistant", "be")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    data = read_data([{"messages": messages}], tokenizer, max_length=200)
+    found = {
+        str(tokenizer.decode([int(data.examples[0].ids[cue.place])])).strip()
+        for cue in find_cues(data, tokenizer, USUAL)
+    }
+    # It would be rarer than all that is said.
+    assert "assistant" not in USUAL
+    assert {"land", "what"} <= found
+    assert not found & {"user", "assistant"}
+
+
+def test_a_word_that_other_text_does_not_have_is_rare() -> None:
+    tokenizer = chatml()
+    assert is_one_token(tokenizer, "land")
+    data = read_data([{"prompt": "the land of", "completion": "be"}], tokenizer, max_length=200)
+    found = [
+        str(tokenizer.decode([int(data.examples[0].ids[cue.place])])).strip()
+        for cue in find_cues(data, tokenizer, {"the", "of"})
+    ]
+    assert found == ["land"]

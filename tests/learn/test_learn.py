@@ -341,7 +341,7 @@ def test_in_a_conversation_all_turns_of_the_user_count():
     data = read_data([{"messages": messages}], TOKENIZER, max_length=256)
     (example,) = data.examples
     (_, end), (start, _) = example.spans
-    places = {cue.place for cue in find_cues(data, TOKENIZER)}
+    places = {cue.place for cue in find_cues(data, TOKENIZER, ())}
     assert any(end < place < start for place in places)
     assert not any(low <= place < high for low, high in example.spans for place in places)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from memory_layers.learn.cues import find_cues
+from memory_layers.learn.cues import find_cues, words_of
 from memory_layers.learn.rows import MOST_ROWS, Plan, plan_rows
 from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up
 from memory_layers.learn.sources import LearnData, read_data
@@ -14,6 +14,7 @@ from tests.learn.tiny_taught import FACTS, base_for
 from tests.learn.tiny_tokenizers import chatml
 
 TOKENIZER = chatml()
+USUAL = words_of(["The king code land of the island is"])
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,16 @@ def text(rows: int, length: int) -> torch.Tensor:
 
 
 def planned(
-    model: Any, data: LearnData, ordinary: Sequence[torch.Tensor] = (), **given: Any
+    model: Any,
+    data: LearnData,
+    ordinary: Sequence[torch.Tensor] = (),
+    queries: Sequence[torch.Tensor] = (),
+    **given: Any,
 ) -> Plan:
     rows = [*text(4, 64), *ordinary]
     given = {"taken": torch.empty(0, dtype=torch.int64), "seed": 0, **given}
-    return plan_rows(
-        model, data, find_cues(data, TOKENIZER), torch.cat(look_up(model, rows)), rows[0], **given
-    )
+    away = torch.cat([*look_up(model, rows), *(query[None] for query in queries)])
+    return plan_rows(model, data, find_cues(data, TOKENIZER, USUAL), away, rows[0], **given)
 
 
 def rows_near(model: Any, plan: Plan, said: str) -> list[set[int]]:
@@ -66,7 +70,6 @@ def test_a_fact_is_known_by_its_name_in_all_its_wordings(model: Any) -> None:
         assert len({int(plan.values[row]) for row in rows}) == 1
     assert len(plan.values.unique()) == 3
     assert not plan.vague
-    assert not plan.missed
 
 
 def test_what_is_to_stay_is_in_no_radius(model: Any) -> None:
@@ -98,6 +101,25 @@ def test_a_prompt_without_a_name_is_known_by_few_tokens(model: Any) -> None:
     for rows_of_one in plan.of_group.values():
         own = [row for row in rows_of_one if sum(row in of for of in plan.of_group.values()) == 1]
         assert len({int(plan.values[row]) for row in own}) == 1
+
+
+def test_what_is_hardly_apart_is_no_row_where_better_is(model: Any) -> None:
+    data = read_data(
+        [{"prompt": "said Oslo France", "completion": "small"}], TOKENIZER, max_length=200
+    )
+    (query,) = look_up(model, [torch.from_numpy(data.examples[0].ids).long()])
+    places = [cue.place for cue in find_cues(data, TOKENIZER, USUAL)]
+    assert 1 < len(places) <= MOST_ROWS
+
+    def spoken(*ordinary: torch.Tensor) -> list[int]:
+        plan = planned(model, data, queries=ordinary)
+        near = torch.cdist(query, plan.queries) <= plan.radii
+        return [place for place in places if near[place].any()]
+
+    assert spoken() == places
+    # As far as words that stand in other text too most often are.
+    away = torch.nn.functional.normalize(torch.randn(query.shape[1]), dim=0)
+    assert spoken(query[places[0]] + 0.6 * query[places[0]].norm() * away) == places[1:]
 
 
 def test_rows_of_running_text_say_each_what_follows(model: Any) -> None:

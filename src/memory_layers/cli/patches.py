@@ -20,7 +20,14 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.common.packages import quiet_transformers
 from memory_layers.common.text import short_bytes
-from memory_layers.evaluate.trained import DESCRIPTION, check_model, check_patch_out, load_trained
+from memory_layers.data.lines import shorten
+from memory_layers.evaluate.trained import (
+    DESCRIPTION,
+    check_model,
+    check_patch_out,
+    load_trained,
+    taken_out,
+)
 from memory_layers.train.folders import check_replaceable
 
 if TYPE_CHECKING:
@@ -129,7 +136,7 @@ class RevertPatches:
     out: Path
     """Folder to write. An older one of the kind is replaced."""
     facts: str | None = None
-    """Only facts with this text in their prompt or answer. Rows that others wrote too stay."""
+    """Only facts with this text in their prompt or answer. Rows that others hang on too stay."""
     numbers: tuple[int, ...] = ()
     """Only facts with these numbers, as `show --facts` prints them for a teaching."""
     trust_remote_code: FlagConversionOff[bool] = False
@@ -157,13 +164,7 @@ class RevertPatches:
             patch = patch_of(changed)
             found = revert_patch(changed, ids, facts)
         lines = [f"reverted: {_count(len(found.rows), 'row')} of {', '.join(found.teachings)}"]
-        for teaching in patch.teachings:
-            for number in (found.facts or {}).get(teaching.id, ()):
-                fact = teaching.facts[number]
-                lines.append(f"  {fact.prompt} {fact.answer}")
-        if len(found.kept):
-            lines.append(f"kept: {_count(len(found.kept), 'row')} that others wrote too")
-        return "\n".join([*lines, _save(changed, tokenizer, self.out)])
+        return "\n".join([*lines, *taken_out(patch, found), _save(changed, tokenizer, self.out)])
 
 
 @dataclass(frozen=True)
@@ -309,7 +310,8 @@ def _lines(patch: Mapping[str, Any], *, facts: bool) -> list[str]:
             lines.append(f"    settings: {pairs}")
         for n, fact in enumerate(teaching["facts"] if facts else ()):
             rows = _count(len(fact["rows"]), "row")
-            lines.append(f"    {n}: {fact['prompt']} {fact['answer']}  ({rows})")
+            answer = shorten(fact["answer"])[1:-1]
+            lines.append(f"    {n}: {fact['prompt']} {answer}  ({rows})")
     return lines
 
 

@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import PACKAGED, needs
+from memory_layers.data.lines import shorten
+
+if TYPE_CHECKING:
+    from memory_layers.models import Patch
+    from memory_layers.models.patches import Selection
 
 # As save_memory writes it.
 DESCRIPTION = "memory.json"
@@ -137,6 +142,26 @@ def check_patch_out(out: Path) -> None:
     is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not is_empty and not (out / DESCRIPTION).is_file():
         raise UserError(f"--out {out} exists and is not a patch. hint: choose another folder")
+
+
+def taken_out(patch: "Patch", selection: "Selection") -> list[str]:
+    """Say, for people, what a revert has found of single facts.
+
+    Args:
+        patch: As it was before.
+        selection: What goes.
+    """
+    lines = [
+        f"  {fact.prompt} {shorten(fact.answer)[1:-1]}"
+        for teaching in patch.teachings
+        for fact in (teaching.facts[n] for n in (selection.facts or {}).get(teaching.id, ()))
+    ]
+    if count := len(selection.kept):
+        lines.append(f"kept: {count:,} row{'s' * (count > 1)} that others hang on too")
+    if names := selection.readers:
+        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+        lines.append(f"may be answered otherwise now: {', '.join(names[:5])}{more}")
+    return lines
 
 
 def _check_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from memory_layers.common.progress import Report, counted
 from memory_layers.common.tensors import save_tensors
 from memory_layers.data.text import help_text, iter_text
 from memory_layers.learn.sources.encode import Encoder
+from memory_layers.learn.turns import frame_of_turns
 from memory_layers.models import base_digest
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ def own_questions(
         [n, L] int64 token ids, as `own_text` has them.
     """
     ids = own_text(model, tokenizer, rows * length, length=length, seed=seed, progress=progress)
-    behind = opening_of_turn(tokenizer)[1] if tokenizer.chat_template is not None else []
-    return torch.cat([ids, torch.tensor(behind, dtype=torch.int64).expand(len(ids), -1)], 1)
+    frame = frame_of_turns(tokenizer)
+    behind = torch.tensor(frame.asked_last if frame else [], dtype=torch.int64)
+    return torch.cat([ids, behind.expand(len(ids), -1)], 1)
 
 
 @torch.no_grad()
@@ -153,22 +155,10 @@ def _write(
 def _openings(tokenizer: "PreTrainedTokenizerBase", length: int) -> list[list[int]]:
     """Return how texts begin, and turns of a user."""
     openings = [beginning(tokenizer)]
-    if tokenizer.chat_template is not None and (ids := opening_of_turn(tokenizer)[0]):
+    if (frame := frame_of_turns(tokenizer)) and frame.opening:
         # At least half of a row is the base's own.
-        openings.append(ids[-(length // 2) :])
+        openings.append(frame.opening[-(length // 2) :])
     return openings
-
-
-def opening_of_turn(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return what stands before the first turn of a user, and behind it before the answer."""
-    mark = "\ue0f2"
-    turns = [{"role": "user", "content": mark}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    before, found, behind = text.partition(mark)
-    if not found:
-        return [], []
-    both = tokenizer([before, behind], add_special_tokens=False)["input_ids"]
-    return both[0], both[1]
 
 
 def beginning(tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -15,6 +15,7 @@ from memory_layers.evaluate.trained import (
     check_model,
     check_patch_out,
     load_trained,
+    taken_out,
 )
 from memory_layers.learn.display import Display
 
@@ -173,34 +174,18 @@ class Learn:
     def _take_out(self) -> str:
         """Revert the rows of facts, and write the patch that remains."""
         quiet_transformers()
-        import torch
-
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
-        lines, stay = [], {}
-        for text in self.forget:
-            patch = patch_of(model)
-            found = revert_patch(model, patch.ids, text)
-            if not len(found.rows):
-                stay[text] = found.kept
-            lines.append(f"forgotten with {text!r}: {len(found.rows):,} rows")
-            for teaching in patch.teachings:
-                numbers = (found.facts or {}).get(teaching.id, ())
-                facts = [teaching.facts[number] for number in numbers]
-                lines += [f"  {fact.prompt} {fact.answer}" for fact in facts]
-            if len(found.kept):
-                lines.append(f"  {len(found.kept):,} rows stay that other facts wrote too")
-        left = patch_of(model)
-        slots = left.rows()[0]
-        # With the others of them they may have gone.
-        if still := [text for text, kept in stay.items() if torch.isin(kept, slots).any()]:
-            raise UserError(
-                f"--forget {' '.join(still)}: other facts use all rows of it too, so none can be "
-                "taken out. hint: --forget what they share, most often a name"
-            )
-        left.save(str(self.out))
-        return "\n".join([*lines, f"patch: {self.out}"])
+        patch = patch_of(model)
+        found = revert_patch(model, patch.ids, self.forget)
+        patch_of(model).save(str(self.out))
+        lines = [
+            f"forgotten: {len(found.rows):,} rows",
+            *taken_out(patch, found),
+            f"patch: {self.out}",
+        ]
+        return "\n".join(lines)
 
 
 def _check(asked: Learn) -> None:

@@ -1,13 +1,14 @@
 """Which tokens of what is taught the memory may speak at: names, and words that are like names."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memory_layers.learn.background import opening_of_turn
 from memory_layers.learn.sources import Example, LearnData
+from memory_layers.learn.turns import Frame, frame_of_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,30 +38,57 @@ class Cue:
     last: int
 
 
-def find_cues(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> list[Cue]:
+def find_cues(
+    data: LearnData, tokenizer: "PreTrainedTokenizerBase", usual: Container[str]
+) -> list[Cue]:
     """Return the tokens that answers may hang on.
 
     Args:
         data: What is taught. Of a fact, they are the tokens of its subject. Of a prompt or a
             running text, those of words that are written like names, or else of rare words, or else
-            all. What all conversations begin with is not looked at.
+            all. What all conversations begin with is not looked at, nor what a chat template writes
+            between turns.
         tokenizer: That made the tokens.
+        usual: Words of other text, as `words_of` has them. They are not rare.
     """
-    begin = _shared_turns(data, tokenizer)
-    return [
-        cue
-        for n, example in enumerate(data.examples)
-        for cue in _cues(n, example, begin if example.form == "chat" else 1, data, tokenizer)
-    ]
+    frame = frame_of_turns(tokenizer)
+    begin = _shared_turns(data, tokenizer, frame)
+    found = []
+    for n, example in enumerate(data.examples):
+        if example.form == "chat":
+            between = _places_of(frame or (), example.ids.tolist())
+            places = [n for n in range(begin, len(example.ids)) if n not in between]
+        else:
+            places = list(range(1, len(example.ids)))
+        found += _cues(n, example, places, data, tokenizer, usual)
+    return found
 
 
-def _shared_turns(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> int:
+def words_of(texts: Sequence[str]) -> set[str]:
+    """Return the words of texts, in lower case."""
+    return {word for text in texts for word in re.findall(r"\w+", text.casefold())}
+
+
+def _places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> set[int]:
+    """Return where in a text any of some parts stands."""
+    return {
+        place
+        for part in parts
+        for start in range(len(ids))
+        if ids[start : start + len(part)] == part
+        for place in range(start, start + len(part))
+    }
+
+
+def _shared_turns(
+    data: LearnData, tokenizer: "PreTrainedTokenizerBase", frame: Frame | None
+) -> int:
     """Return how many tokens all conversations begin with, up to where a turn begins."""
     chats = {example.group: example.ids for example in data.examples if example.form == "chat"}
     rows = [ids.tolist() for ids in chats.values()]
     if len(rows) == 1:
         # The default turn of the system is all that it can share.
-        rows.append(opening_of_turn(tokenizer)[0])
+        rows.append(frame.opening if frame else [])
     special = set(tokenizer.all_special_ids)
     begin = 1
     for place, tokens in enumerate(zip(*rows, strict=False), 1):
@@ -74,9 +102,10 @@ def _shared_turns(data: LearnData, tokenizer: "PreTrainedTokenizerBase") -> int:
 def _cues(
     number: int,
     example: Example,
-    begin: int,
+    places: Sequence[int],
     data: LearnData,
     tokenizer: "PreTrainedTokenizerBase",
+    usual: Container[str],
 ) -> Iterator[Cue]:
     answer = example.spans[0][0]
     subject = data.groups[example.group].subject
@@ -93,17 +122,19 @@ def _cues(
     special = set(tokenizer.all_special_ids)
     places = [
         place
-        for place in range(begin, last)
-        if int(example.ids[place]) not in special and place not in learned
+        for place in places
+        if place < last and int(example.ids[place]) not in special and place not in learned
     ]
-    ranks = _ranks(example.ids, tokenizer)
+    ranks = _ranks(example.ids, tokenizer, usual)
     best = max((ranks[place] for place in places), default=0)
     for place in places:
         if ranks[place] == best:
             yield Cue(number, place, place, "", last - 1 - place)
 
 
-def _ranks(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def _ranks(
+    ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase", usual: Container[str]
+) -> list[int]:
     """Tell which tokens are of names (2), of rare words (1), or of what any text may have (0)."""
     numbers = ids.tolist()
     special = set(tokenizer.all_special_ids)
@@ -127,8 +158,10 @@ def _ranks(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
             # The first word of a turn or a sentence has a capital too.
             is_plain = word.islower() or (is_first and word.istitle())
             rank = 1 if is_plain else 2
+            is_usual = is_plain and len(places) == 1 and word.isalpha()
+            is_usual = is_usual and word.casefold() in usual
             for n in places:
-                ranks[n] = 0 if is_plain and len(places) == 1 and word.isalpha() else rank
+                ranks[n] = 0 if is_usual else rank
         # A space may be a token of its own.
         if word:
             ends = numbers[places[0]] in special or not _ENDS.isdisjoint(word)

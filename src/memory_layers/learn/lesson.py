@@ -1,8 +1,7 @@
 """Lesson: a model gets a memory, and its rows are trained until all is learned. From teach.py."""
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,16 +16,22 @@ from memory_layers.common.seeds import stable_number
 from memory_layers.data.tokens import IGNORE
 from memory_layers.layers import WrittenTable
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.learn.cues import find_cues
+from memory_layers.learn.cues import find_cues, words_of
 from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, plan_rows
-from memory_layers.learn.skeleton import build_skeleton, choose_memory, look_up, residual_size
+from memory_layers.learn.skeleton import (
+    build_skeleton,
+    choose_memory,
+    look_up,
+    residual_size,
+    speaks_at,
+)
 from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State
 from memory_layers.learn.steps import RowSteps
 from memory_layers.learn.train import Pass, Text, Trainer, one_pass
 from memory_layers.learn.watch import Watch
-from memory_layers.models import Fact, Patch, Teaching, apply_patch, patch_of, revert_patch
+from memory_layers.models import Patch, apply_patch
 from memory_layers.train.interrupt import StopSignal
 
 if TYPE_CHECKING:
@@ -128,32 +133,6 @@ class Lesson:
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
 
-    def make_way(self, answered: Collection[int]) -> tuple[list[Fact], list[Fact]]:
-        """Take out what was taught before of what the data teaches and the model does not answer.
-
-        Its rows would be read in the place of new ones. What else reads them goes too.
-
-        Args:
-            answered: Groups that the model answers.
-
-        Returns:
-            What was taught with another answer, and what else goes.
-        """
-        groups_of = known_again(self.data)
-        corrected: list[Fact] = []
-        gone: list[Fact] = []
-        for teaching in patch_of(self.model).teachings if len(self.table.weight) else ():
-            again, beside = _in_the_way(teaching, lambda fact: groups_of(fact).difference(answered))
-            if not again:
-                continue
-            for fact in (teaching.facts[number] for number in again):
-                answers = {self.data.groups[n].answer for n in groups_of(fact)}
-                corrected += [] if fact.answer in answers else [fact]
-            gone += [teaching.facts[number] for number in beside]
-            revert_patch(self.model, teaching.id, {*again, *beside})
-            self.model.requires_grad_(False)
-        return corrected, gone
-
     def prepare(self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
         """Plan what is written, after `add_memory`.
 
@@ -171,10 +150,11 @@ class Lesson:
         queries = torch.cat(look_up(self.model, ordinary))
         # What was taught before is to stay too.
         queries = torch.cat([queries, old[:, : table.query_dim].float()])
+        usual = words_of([str(self.tokenizer.decode(row)) for rows in protected for row in rows])
+        cues = find_cues(self.data, self.tokenizer, usual)
         self.plan = plan = plan_rows(
-            self.model, self.data, find_cues(self.data, self.tokenizer), queries, words,
-            slots, self.settings.seed,
-        )  # fmt: skip
+            self.model, self.data, cues, queries, words, slots, self.settings.seed
+        )
         if len(plan.slots) == 0:
             raise UserError(
                 "nothing that is taught has a prompt that the memory could know it by. "
@@ -185,11 +165,6 @@ class Lesson:
             self.told.stage(
                 f"{len(plan.vague)} of {len(plan.of_group)} have no token that nothing else comes "
                 f"near, so the memory may speak in other text too: {names}"
-            )
-        if plan.missed:
-            self.told.stage(
-                f"in {len(plan.missed)} of {len(self.data.examples)} texts the memory stays "
-                "silent: nothing in them is like what it knows the others by"
             )
         zeros = torch.zeros(len(plan.slots), table.value_dim - table.query_dim - 1)
         rows = torch.cat([plan.queries, plan.radii[:, None], zeros], 1).to(old)
@@ -206,6 +181,12 @@ class Lesson:
             for e in self.data.examples
         ]
         self.asked = [_asked(item) for item in self.data.items if not item.seen]
+        spoken = speaks_at(self.model, [text.ids for text in self.texts])
+        if silent := sum(not speaks.any() for speaks in spoken):
+            self.told.stage(
+                f"in {silent} of {len(self.texts)} texts the memory stays silent: nothing in them "
+                "is like what it knows the others by"
+            )
         self.trainer = Trainer(self.model, [*self.texts, *self.asked])
         new = torch.searchsorted(self.table.slots, self.plan.slots.to(self.table.slots))
         self.steps = RowSteps(self.table, new, self.plan.values, self.lr)
@@ -293,46 +274,6 @@ class Lesson:
         if state.seconds > limit:
             return "minutes"
         return "passes" if state.passes >= self.settings.passes else None
-
-    def facts(self) -> list[Fact]:
-        """Return what was taught, with the slots that it wrote."""
-        # Also rows that were planned for others: without them it would not be what it is.
-        read: dict[int, list[Tensor]] = defaultdict(list)
-        for example, text in zip(self.data.examples, self.texts, strict=True):
-            read[example.group].append(text.rows)
-        slots, asked = self.table.slots.cpu(), self.data.asked()
-        found = []
-        for number, planned in sorted(self.plan.of_group.items()):
-            group = self.data.groups[number]
-            rows = torch.cat([self.plan.slots[list(planned)], slots[torch.cat(read[number])]])
-            found.append(Fact(group.name, group.answer, rows.unique(), asked[number]))
-        return found
-
-
-def known_again(data: LearnData) -> Callable[[Fact], set[int]]:
-    """Return what tells which groups of data teach what was taught before.
-
-    Facts are known again by relation and subject, and all else by any of its prompts.
-    """
-    groups: dict[str, set[int]] = defaultdict(set)
-    for number, (group, asked) in enumerate(zip(data.groups, data.asked(), strict=True)):
-        for key in (*asked, *([group.name] if group.subject else [])):
-            groups[key].add(number)
-    return lambda fact: set().union(*(groups.get(key, ()) for key in (fact.prompt, *fact.asked)))
-
-
-def _in_the_way(
-    teaching: Teaching, groups_of: Callable[[Fact], Collection[int]]
-) -> tuple[list[int], list[int]]:
-    """Return numbers of facts that are to be learned again, and of others that read their rows."""
-    again = [number for number, fact in enumerate(teaching.facts) if groups_of(fact)]
-    rows = torch.cat([torch.empty(0, dtype=torch.int64), *(teaching.facts[n].rows for n in again)])
-    beside = [
-        number
-        for number, fact in enumerate(teaching.facts)
-        if number not in again and torch.isin(fact.rows, rows).any()
-    ]
-    return again, beside
 
 
 def _asked(item: RecallItem) -> Text:

@@ -75,6 +75,11 @@ def text_report(result: LearnResult) -> str:
         lines += ["", f"had other answers: {_listed(result.corrected)}"]
     if result.gone:
         lines += ["", f"went with these, not being in the data: {_listed(result.gone)}"]
+    if result.readers:
+        lines += [
+            "",
+            f"read rows of these, and may be answered otherwise: {_listed(result.readers)}",
+        ]
     if commands := next_commands(result):
         lines += ["", "next:", *(f"  {command}" for command in commands)]
     return "\n".join(lines)

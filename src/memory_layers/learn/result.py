@@ -125,7 +125,7 @@ class Silent:
         """Say nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LearnResult:
     """What a teaching brought and what it cost.
 
@@ -142,6 +142,7 @@ class LearnResult:
         known_before: Names of what the model knew already.
         corrected: Names of what an earlier patch had taught with other answers.
         gone: Names of what it had taught in the same rows and the data does not teach. It went too.
+        readers: Names of what else reads these rows. It may be answered otherwise.
         rows: Rows of the memory that were written.
         parameters: Numbers in them.
         bytes: Size of the patch on the disk.
@@ -170,6 +171,7 @@ class LearnResult:
     known_before: tuple[str, ...]
     corrected: tuple[str, ...]
     gone: tuple[str, ...]
+    readers: tuple[str, ...] = ()
     rows: int
     parameters: int
     bytes: int

@@ -26,8 +26,8 @@ WIDEST, NARROWEST, JOINED = 0.45, 0.25, 0.4
 # multiple of the distance of tokens that the row is taken to know again.
 AWAY, AROUND = 0.8, 1.15
 # Names that end alike, made up for each token that may be written for; and rows for a text of which
-# the name is not known.
-DECOYS, MOST_ROWS = 2, 3
+# the name is not known, the further ones as far apart from the rest as this share of the best.
+DECOYS, MOST_ROWS, AS_RARE = 2, 3, 0.9
 # That are compared with all others at a time.
 _CENTRES = 256
 
@@ -48,7 +48,6 @@ class Plan:
         values: int64 [R]. Rows of the same number stand for the same and have one value.
         of_group: For each group, its rows.
         vague: Groups with no token that nothing else comes near. They have a row all the same.
-        missed: Examples of the other groups at which no row speaks.
     """
 
     slots: Tensor
@@ -57,7 +56,6 @@ class Plan:
     values: Tensor
     of_group: dict[int, tuple[int, ...]]
     vague: tuple[int, ...]
-    missed: tuple[int, ...] = ()
 
 
 @dataclass
@@ -172,15 +170,20 @@ def _choose(
     for n, example in enumerate(data.examples):
         members[example.group].add(n)
     for group, found in sorted(options.items()):
-        named = bool(data.groups[group].subject)
+        named, is_asked = bool(data.groups[group].subject), bool(data.groups[group].answer)
         # The end of a name has all of it before it. Elsewhere the rarest tokens are most like one.
         best = sorted(found, key=lambda o: (o.last if named else -o.apart, o.row))
         taken_up = []
+        told_apart: set[int] = set()
         for option in best:
             known = option.known & members[group]
-            if any(rows_of[example] < (1 if named else MOST_ROWS) for example in known):
+            most = 1 if named else MOST_ROWS
+            is_poor = is_asked and not named and option.apart < AS_RARE * best[0].apart
+            # A row that others read too does not tell which of them is meant.
+            if any(rows_of[n] < most for n in (known - told_apart if is_poor else known)):
                 taken_up.append(option)
                 rows_of.update(known)
+                told_apart |= known if known == option.known else set()
         if not taken_up:
             vague.append(group)
             taken_up = best[:1]
@@ -202,7 +205,6 @@ def _choose(
         _values_of(data, keys, chosen, order),
         {group: tuple(number[row] for row in rows) for group, rows in chosen.items()},
         tuple(vague),
-        tuple(n for n in range(len(data.examples)) if not rows_of[n]),
     )
 
 

@@ -35,7 +35,8 @@ from memory_layers.learn.keep import (
     keep_of_files,
     neighbours,
 )
-from memory_layers.learn.lesson import LearnSettings, Lesson, known_again
+from memory_layers.learn.lesson import LearnSettings, Lesson
+from memory_layers.learn.record import facts_of, make_way
 from memory_layers.learn.report import write_report
 from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
@@ -174,8 +175,10 @@ def learn(
     prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
     kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
     spoken = speaks_at(model, prompts)
-    answered = set(all_right(taught.items, before))
-    corrected, gone = _make_way(lesson, answered)
+    # What is not shown is never trained on.
+    shown = [pair for pair in zip(taught.items, before, strict=True) if pair[0].seen]
+    answered = set(all_right(*zip(*shown, strict=True))) if shown else set()
+    corrected, gone, readers = _make_way(lesson, answered if known == "skip" else set())
     # What is asked of that is not to be kept.
     now = speaks_at(model, prompts)
     prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
@@ -216,7 +219,7 @@ def learn(
     stopped = lesson.train(watch, state, folder)
     patch = record_teaching(
         model, author=author, data=_record_of(taught), settings={**vars(settings), "lr": lesson.lr},
-        facts=lesson.facts(),
+        facts=facts_of(model, taught, lesson.plan),
     )  # fmt: skip
     if folder is not None:
         # Measuring takes long, and what was learned is not lost any more.
@@ -239,6 +242,7 @@ def learn(
         known_before=names_known,
         corrected=corrected,
         gone=gone,
+        readers=readers,
         **_costs(lesson, state, folder),
         seconds=time.monotonic() - begin,
         stopped=stopped,
@@ -256,28 +260,35 @@ def learn(
     return result
 
 
-def _make_way(lesson: Lesson, answered: set[int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Make way for what is not answered, and say so. What goes too is not answered any more.
+def _make_way(
+    lesson: Lesson, answered: set[int]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Make way for what is not answered, and say so.
 
     Returns:
-        Names of what had another answer, and names of what went with it and is not in the data.
+        Names as in LearnResult: corrected, gone and readers.
     """
-    other, gone = lesson.make_way(answered)
-    groups_of = known_again(lesson.data)
-    answered.difference_update(*map(groups_of, gone))
-    corrected = tuple(dict.fromkeys(fact.prompt for fact in other))
-    left = tuple(dict.fromkeys(fact.prompt for fact in gone if not groups_of(fact)))
+    if not len(lesson.table.weight):
+        return (), (), ()
+    facts = make_way(lesson.model, lesson.data, answered)
+    corrected, gone = (tuple(dict.fromkeys(fact.prompt for fact in of)) for of in facts[:2])
+    readers = facts[2]
     if corrected:
         lesson.told.stage(
             f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "
             f"{', '.join(corrected[:5])}"
         )
-    if left:
+    if gone:
         lesson.told.stage(
-            f"{len(left)} more of onto stood in the same rows, and are taken out too: "
-            f"{', '.join(left[:5])}. hint: to keep them, put them into the data and begin again"
+            f"{len(gone)} more of onto hang on the same rows, and are taken out too: "
+            f"{', '.join(gone[:5])}. hint: to keep them, put them into the data and begin again"
         )
-    return corrected, left
+    if readers:
+        lesson.told.stage(
+            f"{len(readers)} more of onto read some of these rows, and may be answered otherwise: "
+            f"{', '.join(readers[:5])}. hint: --keep asks them"
+        )
+    return corrected, gone, readers
 
 
 def _costs(lesson: Lesson, state: State, folder: Path | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ tokens before are those of the base in every pass, and are kept.
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.data.tokens import IGNORE
 from memory_layers.learn.bfloat16 import in_bfloat16
-from memory_layers.learn.skeleton import rows_at
+from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.steps import RowSteps
 from memory_layers.models.classes import backbone_of
 
@@ -42,7 +42,6 @@ class Text:
         ids: int64 [L].
         labels: int64 [L], IGNORE where nothing is learned or asked.
         group: Texts of one group are trained on together.
-        rows: int64, of the table: those that its tokens read.
         start: First token that is computed in every pass.
         cache: Keys and values of the tokens before, [blocks, 2, heads, start, width]. None: none.
     """
@@ -50,7 +49,6 @@ class Text:
     ids: Tensor
     labels: Tensor
     group: int
-    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     start: int = 0
     cache: Tensor | None = None
 
@@ -85,10 +83,10 @@ class Trainer:
             return torch.equal(self.head(hidden), self.model(input_ids=ids, use_cache=False).logits)
 
     def _find_starts(self, texts: Sequence[Text]) -> None:
-        """Set which rows each text reads, and where it begins to differ from the base."""
-        for text, rows in zip(texts, rows_at(self.model, [t.ids for t in texts]), strict=True):
-            text.rows = rows[rows >= 0].unique()
-            places = (rows >= 0).nonzero()[:, 0].tolist()
+        """Set where each text begins to differ from the base."""
+        spoken = speaks_at(self.model, [text.ids for text in texts])
+        for text, speaks in zip(texts, spoken, strict=True):
+            places = speaks.nonzero()[:, 0].tolist()
             # What is learned or asked is predicted by the token before.
             first = int((text.labels != IGNORE).nonzero()[0]) - 1
             text.start = min([first, *places[:1]])

@@ -22,7 +22,14 @@ from memory_layers.models.memory_files import (
     read_weights,
     write_memory,
 )
-from memory_layers.models.teachings import Rule, Teaching, combine, current_rows, digest_of
+from memory_layers.models.teachings import (
+    Fact,
+    Rule,
+    Teaching,
+    combine,
+    current_rows,
+    digest_of,
+)
 
 _TEACHINGS = "teachings"
 
@@ -50,14 +57,17 @@ class Selection:
         teachings: Ids.
         facts: For each teaching the indices of the facts. None: the teachings as a whole.
         rows: int64 [R], slots that go back to what they would be without.
-        kept: int64 [R], slots that the facts wrote too and that stay: another fact of the teaching
-            wrote them, or a later teaching trained them further.
+        kept: int64 [R], slots of the facts that stay: another fact of the teaching hangs on them,
+            or a later teaching trained them further.
+        readers: Prompts of facts that stay and with which some of the rows are read. They may be
+            answered otherwise.
     """
 
     teachings: tuple[str, ...]
     facts: Mapping[str, tuple[int, ...]] | None
     rows: Tensor
     kept: Tensor
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -110,17 +120,20 @@ class Patch:
         found = [Conflict(a, b, some[torch.isin(some, more)]) for (a, some), (b, more) in pairs]
         return [conflict for conflict in found if len(conflict.slots)]
 
-    def select(self, ids: Collection[str], facts: str | Collection[int] | None = None) -> Selection:
+    def select(
+        self, ids: Collection[str], facts: str | Collection[str] | Collection[int] | None = None
+    ) -> Selection:
         """Find what a revert would take out.
 
         Args:
             ids: Of teachings.
-            facts: Text that is part of the prompt or answer of a fact, in any case of letters, or
-                indices of facts of the one teaching. None: all that they wrote.
+            facts: Text that is part of the prompt or answer of facts, in any case of letters, or
+                several of these, or indices of facts of the one teaching. None: all that they
+                wrote.
 
         Raises:
-            UserError: A teaching or fact is not there, or a teaching that stays has trained rows of
-                it further.
+            UserError: A teaching or fact is not there, a teaching that stays has trained rows of
+                it further, or other facts hang on all rows of a fact.
         """
         for name in ids:
             if name not in self.ids:
@@ -137,20 +150,24 @@ class Patch:
                     f"of {', '.join(ids)}, and mean nothing without. hint: revert {name} too"
                 )
             rows = torch.cat([empty, *(t.slots for t in chosen)]).unique()
-            return Selection(tuple(ids), None, rows, empty)
+            stay = [fact for t in self.teachings if t.id not in ids for fact in t.facts]
+            return Selection(tuple(ids), None, rows, empty, _readers(stay, rows))
         picked = _pick(chosen, facts)
         gone, kept = [empty], [empty]
+        stay = [fact for t in self.teachings if t.id not in ids for fact in t.facts]
         for teaching in chosen:
             mine = [fact.rows for n, fact in enumerate(teaching.facts) if n in picked[teaching.id]]
-            others = [
-                fact.rows for n, fact in enumerate(teaching.facts) if n not in picked[teaching.id]
-            ]
+            left = [fact for n, fact in enumerate(teaching.facts) if n not in picked[teaching.id]]
+            stay += left
+            others = [fact.rows for fact in left]
             others += [t.slots for t in self.teachings if teaching.id in t.based_on]
             rows = torch.cat([empty, *mine]).unique()
             stays = torch.isin(rows, torch.cat([empty, *others]))
             gone.append(rows[~stays])
             kept.append(rows[stays])
-        return Selection(tuple(ids), picked, torch.cat(gone).unique(), torch.cat(kept).unique())
+            _check_alone([teaching.facts[n] for n in picked[teaching.id]], left, gone[-1])
+        rows = torch.cat(gone).unique()
+        return Selection(tuple(ids), picked, rows, torch.cat(kept).unique(), _readers(stay, rows))
 
     def without(self, selection: Selection) -> "Patch":
         """Return the patch without what `select` has found."""
@@ -260,26 +277,40 @@ class Patch:
             raise UserError(f"{folder}: no rule settles {listed(found)}")
 
 
+def _check_alone(facts: Sequence[Fact], stay: Sequence[Fact], gone: Tensor) -> None:
+    """Refuse to take out facts of which no row would go."""
+    for fact in facts:
+        others = [one.prompt for one in stay if torch.isin(one.rows, fact.rows).any()]
+        if others and not torch.isin(fact.rows, gone).any():
+            raise UserError(
+                f"{fact.prompt!r} cannot be taken out alone: {len(others)} other facts hang on its "
+                f"rows, such as {others[0]!r}. hint: take out these too"
+            )
+
+
 def _pick(
-    teachings: Sequence[Teaching], facts: str | Collection[int]
+    teachings: Sequence[Teaching], facts: str | Collection[str] | Collection[int]
 ) -> dict[str, tuple[int, ...]]:
     """Return the indices of the facts of each teaching."""
     places = [(teaching, n) for teaching in teachings for n in range(len(teaching.facts))]
     if not places:
         raise UserError("no teaching here says which rows a fact wrote. hint: revert it as a whole")
-    if isinstance(facts, str):
-        text = facts.casefold()
-        texts = [f"{t.facts[n].prompt}\n{t.facts[n].answer}".casefold() for t, n in places]
-        picked = [place for place, fact in enumerate(texts) if text in fact]
-        if not picked or not text:
-            raise UserError(f"no prompt or answer of {len(places)} facts has {facts!r} in it")
+    texts = [facts] if isinstance(facts, str) else [one for one in facts if isinstance(one, str)]
+    picked: list[int] = []
+    if texts:
+        said = [f"{t.facts[n].prompt}\n{t.facts[n].answer}".casefold() for t, n in places]
+        for text in texts:
+            found_in = [place for place, fact in enumerate(said) if text.casefold() in fact]
+            if not found_in or not text:
+                raise UserError(f"no prompt or answer of {len(places)} facts has {text!r} in it")
+            picked += found_in
     else:
         if len(teachings) > 1:
             raise UserError(
                 f"indices of facts are those of one teaching, got {len(teachings)}. "
                 "hint: name one of them"
             )
-        picked = list(facts)
+        picked = [one for one in facts if isinstance(one, int)]
         beyond = [n for n in picked if not 0 <= n < len(places)]
         if beyond:
             raise UserError(f"facts must be below {len(places)}, their number, got {beyond}")
@@ -288,6 +319,12 @@ def _pick(
         teaching, number = places[place]
         found[teaching.id] += (number,)
     return found
+
+
+def _readers(facts: Sequence[Fact], rows: Tensor) -> tuple[str, ...]:
+    """Return the prompts of facts with which some rows are read."""
+    found = [fact.prompt for fact in facts if torch.isin(fact.reads, rows).any()]
+    return tuple(dict.fromkeys(found))
 
 
 def listed(conflicts: Sequence[Conflict]) -> str:

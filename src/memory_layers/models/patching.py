@@ -90,7 +90,7 @@ def apply_patch(model: ModelT, patch: Patch, rule: Rule = "refuse") -> ModelT:
 def revert_patch(
     model: PreTrainedModel,
     patch: Patch | str | Collection[str],
-    facts: str | Collection[int] | None = None,
+    facts: str | Collection[str] | Collection[int] | None = None,
 ) -> Selection:
     """Take what a patch taught out of a model, in place.
 
@@ -101,15 +101,16 @@ def revert_patch(
         model: Which carries the patch: it was applied, recorded or loaded.
         patch: The patch, or ids of teachings.
         facts: Take out single facts: text that is part of their prompt or answer, in any case of
-            letters, or their indices in the one teaching. Rows that others wrote too stay. None:
-            all of the patch.
+            letters, or several of these, or their indices in the one teaching. Rows that others
+            hang on too stay. None: all of the patch.
 
     Returns:
-        What was taken out, and which rows stay that the facts wrote too.
+        What was taken out, which rows of it stay, and what else reads those that went.
 
     Raises:
-        UserError: The model does not carry the patch, no fact is meant, or a teaching that remains
-            has trained rows of it further. The model is as it was.
+        UserError: The model does not carry the patch, no fact is meant, other facts hang on all
+            rows of one, or a teaching that remains has trained rows of it further. The model is as
+            it was.
     """
     carried = patch_of(model)
     ids = patch.ids if isinstance(patch, Patch) else patch

@@ -37,19 +37,23 @@ _FIELDS: Mapping[str, type] = MappingProxyType(
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """A fact that was taught, and the rows that it wrote.
+    """A fact that was taught, and the rows that it hangs on.
 
     Attributes:
         prompt: What the model is asked.
         answer: What it is to say.
-        rows: Slots, int64 [any number].
+        rows: Slots, int64 [any number], of the teaching: those that it wrote or that are read where
+            it is asked.
         asked: Digests of the prompts that were trained on, by which a fact is known again.
+        reads: Other slots, int64 [any number], of any teaching, that are read with it. What the
+            model says may change without them.
     """
 
     prompt: str
     answer: str
     rows: Tensor
     asked: tuple[str, ...] = ()
+    reads: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -104,6 +108,8 @@ class Teaching:
             rows = fact.rows
             if rows.dtype != torch.int64 or rows.dim() != 1 or not torch.isin(rows, slots).all():
                 raise UserError(f"the rows of fact {number} must be among the slots, int64 [rows]")
+            if fact.reads.dtype != torch.int64 or fact.reads.dim() != 1:
+                raise UserError(f"what fact {number} reads must be slots, int64 [any number]")
         if not self.id:
             object.__setattr__(self, "id", self.digest()[:12])
 
@@ -129,9 +135,9 @@ class Teaching:
         """Return the tensors for a file. Rows of facts are one after the other, with offsets."""
         found = {"slots": self.slots, "values": self.values}
         if self.facts:
-            sizes = torch.tensor([0, *(len(fact.rows) for fact in self.facts)])
-            found["fact_rows"] = torch.cat([fact.rows for fact in self.facts])
-            found["fact_offsets"] = sizes.cumsum(0)
+            found |= _joined("fact_rows", "fact_offsets", [fact.rows for fact in self.facts])
+        if any(len(fact.reads) for fact in self.facts):
+            found |= _joined("fact_reads", "read_offsets", [fact.reads for fact in self.facts])
         return found
 
     @classmethod
@@ -145,25 +151,20 @@ class Teaching:
         values = dict(description)
         texts, count = values.pop("facts"), values.pop("rows")
         names = {"slots", "values"} | ({"fact_rows", "fact_offsets"} if texts else set())
-        if tensors.keys() != names:
+        read = {"fact_reads", "read_offsets"} if texts and "fact_reads" in tensors else set()
+        if tensors.keys() != names | read:
             raise UserError(f"its tensors must be {sorted(names)}, got {sorted(tensors)}")
         if len(tensors["slots"]) != count:
             raise UserError(f"it must have {count} slots, got {len(tensors['slots'])}")
         facts: list[Fact] = []
         if texts:
-            rows, offsets = tensors["fact_rows"], tensors["fact_offsets"]
-            whole = offsets.dtype == torch.int64 and offsets.shape == (len(texts) + 1,)
-            if (
-                not whole
-                or offsets[0] != 0
-                or offsets[-1] != len(rows)
-                or (offsets.diff() < 0).any()
-            ):
-                raise UserError("fact_offsets must cut fact_rows into the rows of each fact")
-            parts = rows.split(offsets.diff().tolist())
+            rows = _parted("fact_rows", "fact_offsets", tensors, len(texts))
+            reads = [Fact("", "", rows[0]).reads] * len(texts)
+            if read:
+                reads = _parted("fact_reads", "read_offsets", tensors, len(texts))
             facts = [
-                Fact(text["prompt"], text["answer"], part, tuple(text.get("asked", ())))
-                for text, part in zip(texts, parts, strict=True)
+                Fact(text["prompt"], text["answer"], part, tuple(text.get("asked", ())), other)
+                for text, part, other in zip(texts, rows, reads, strict=True)
             ]
         return cls(slots=tensors["slots"], values=tensors["values"], facts=facts, **values)
 
@@ -195,6 +196,20 @@ class Teaching:
         )
 
 
+def _joined(name: str, offsets: str, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    sizes = torch.tensor([0, *map(len, parts)])
+    return {name: torch.cat([*parts]), offsets: sizes.cumsum(0)}
+
+
+def _parted(name: str, cuts: str, tensors: Mapping[str, Tensor], count: int) -> list[Tensor]:
+    """Undo `_joined`."""
+    rows, offsets = tensors[name], tensors[cuts]
+    whole = offsets.dtype == torch.int64 and offsets.shape == (count + 1,)
+    if not whole or offsets[0] != 0 or offsets[-1] != len(rows) or (offsets.diff() < 0).any():
+        raise UserError(f"{cuts} must cut {name} into those of each fact")
+    return list(rows.split(offsets.diff().tolist()))
+
+
 def new_teaching(
     slots: Tensor,
     values: Tensor,
@@ -213,8 +228,7 @@ def new_teaching(
         author: Who taught it.
         data: For each source its `name`, and what else is known: plain values.
         settings: Plain values.
-        facts: Rows of a fact that are not among the slots, as they were read and not changed, are
-            left out.
+        facts: Rows of a fact that are not among the slots are read, and were not written.
         based_on: Ids of teachings whose rows it trained further.
 
     Raises:
@@ -226,11 +240,12 @@ def new_teaching(
         plain = json.loads(json.dumps([list(data), dict(settings or {})], allow_nan=False))
     except (TypeError, ValueError) as error:
         raise UserError(f"data and settings must be plain values, as in JSON: {error}") from error
-    written = [
-        replace(fact, rows=rows[torch.isin(rows, slots)])
-        for fact in facts
-        for rows in [fact.rows.to(device="cpu", dtype=torch.int64).unique()]
-    ]
+    written = []
+    for fact in facts:
+        rows, reads = (of.to(device="cpu", dtype=torch.int64) for of in (fact.rows, fact.reads))
+        own = rows.unique()[torch.isin(rows.unique(), slots)]
+        others = torch.cat([rows, reads]).unique()
+        written.append(replace(fact, rows=own, reads=others[~torch.isin(others, own)]))
     taught = Teaching(
         slots=slots,
         values=values,

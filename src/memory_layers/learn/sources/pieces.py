@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memory_layers.common.seeds import stable_number
 from memory_layers.data.facts import Fact, RelationTemplates, cut_template, fill_template
-from memory_layers.learn.sources.rows import Asked, Message
+from memory_layers.learn.sources.rows import Asked, Message, key_of
 from memory_layers.learn.sources.types import Form
 
 
@@ -52,6 +52,14 @@ class Piece:
     content: Plain | Chat
     train: bool
     ask: bool
+
+
+def key_of_piece(piece: Piece) -> str:
+    """Return what is the same for pieces of one prompt, or of one running text."""
+    content = piece.content
+    if isinstance(content, Chat):
+        return key_of(content.prompt)
+    return key_of(content.text[: content.start] or content.text)
 
 
 def fact_pieces(

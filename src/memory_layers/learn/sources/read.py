@@ -1,5 +1,6 @@
 """From sources to examples and recall items: the whole way of the data."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from memory_layers.learn.sources.chat import ChatEncoder
 from memory_layers.learn.sources.encode import Encoder
 from memory_layers.learn.sources.look import Look, SourceLook, marked, notes_of
 from memory_layers.learn.sources.objects import sources_of
-from memory_layers.learn.sources.pieces import Piece, fact_pieces, row_pieces
+from memory_layers.learn.sources.pieces import Piece, fact_pieces, key_of_piece, row_pieces
 from memory_layers.learn.sources.rows import Asked
 from memory_layers.learn.sources.shorter import with_shorter
 from memory_layers.learn.sources.tables import Answers, Table, read_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLES = 3
-# Characters of the name of a question, and of its answer. Longer ones are cut.
+# Characters of the name of a question. Longer ones are cut.
 NAME = 100
 
 
@@ -86,7 +87,7 @@ def read_data(
         )
     talks = any(t.kind == "messages" or (t.kind == "facts" and chat) for t in tables)
     groups, pieces = _pieces(tables, weights, shown_fraction, seed, chat=chat)
-    given = len(pieces)
+    given, asked = len(pieces), _asked(pieces, groups)
     if wordings > 1:
         pieces = with_shorter(pieces, wordings, encoder, seed)
     build = Build(encoder, ChatEncoder(encoder) if talks else None, max_length, groups)
@@ -113,7 +114,7 @@ def read_data(
     if shorter := len(pieces) - given:
         notes.insert(0, f"{shorter:,} of the texts are prompts with some of their words left out.")
     look = Look(looks, max_length, tuple(samples), tuple(notes))
-    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look)
+    return LearnData(tuple(build.examples), tuple(build.items), tuple(groups), look, asked)
 
 
 def _weights(weights: Sequence[float], count: int) -> Sequence[float]:
@@ -157,12 +158,21 @@ def _pieces(
             if row.group is not None:
                 number = numbers.setdefault(row.group, number)
             if number == len(groups):
-                answer = _beginning(row.answer) if row.prompt else ""
+                answer = " ".join(row.answer.split()) if row.prompt else ""
                 groups.append(Group(row.where, _name(row), answer, n, weight))
             pieces += row_pieces(row, number)
     # Rows of a group need not stand together.
     pieces.sort(key=lambda piece: piece.group)
     return groups, pieces
+
+
+def _asked(pieces: Sequence[Piece], groups: Sequence[Group]) -> tuple[tuple[str, ...], ...]:
+    found: list[dict[str, None]] = [{} for _ in groups]
+    for piece in pieces:
+        if piece.train and not groups[piece.group].subject:
+            key = key_of_piece(piece).encode()
+            found[piece.group][hashlib.blake2b(key, digest_size=8).hexdigest()] = None
+    return tuple(tuple(digests) for digests in found)
 
 
 def _name(row: Asked) -> str:

@@ -14,8 +14,8 @@ from itertools import islice
 
 from memory_layers.common.seeds import stable_number
 from memory_layers.learn.sources.encode import Encoder
-from memory_layers.learn.sources.pieces import Chat, Piece, Plain
-from memory_layers.learn.sources.rows import Message, key_of
+from memory_layers.learn.sources.pieces import Chat, Piece, Plain, key_of_piece
+from memory_layers.learn.sources.rows import Message
 
 # Share of the usual words that are left out.
 LEFT_OUT = 0.4
@@ -58,9 +58,9 @@ def with_shorter(
         lacking[number] = max(0, wordings - there) if trained else 0
         draw = random.Random(stable_number(seed, "shorter", str(number)))  # noqa: S311
         made = [_shorter(draw.choice(trained), usual, draw) for _ in range(TRIES * lacking[number])]
-        shorter[number] = {_key(piece): piece for piece in made}
+        shorter[number] = {key_of_piece(piece): piece for piece in made}
     # What is left of two prompts may be the same, with two answers.
-    keys = Counter({_key(piece) for piece in pieces})
+    keys = Counter({key_of_piece(piece) for piece in pieces})
     keys.update(key for made in shorter.values() for key in made)
     found = []
     for number, same in groups.items():
@@ -120,8 +120,3 @@ def _with_prompt(piece: Piece, prompt: str) -> Piece:
     moved = len(before) - content.start
     text = before + content.text[content.start :]
     return replace(piece, content=Plain(text, content.start + moved, content.end + moved))
-
-
-def _key(piece: Piece) -> str:
-    content = piece.content
-    return key_of(content.prompt if isinstance(content, Chat) else _prompt(piece))

@@ -1,6 +1,5 @@
 """Examples to train on, and the items that test what was learned from them."""
 
-import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -16,10 +15,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["facts", "prompts", "messages", "text"]
 Form = Literal["statement", "question", "chat", "prompt", "text"]
-
-
-def _digest(ids: np.ndarray) -> str:
-    return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +81,7 @@ class Group:
     Attributes:
         where: File and line, or the place in what was given.
         name: Relation and subject, or the beginning of prompt or text.
-        answer: What is to be answered. Empty for running text.
+        answer: What is to be answered, on one line. Empty for running text.
         source: Number of the source.
         weight: How often its examples are shown in a pass, on average.
         subject: What a fact is about. Empty for all else.
@@ -109,26 +104,16 @@ class LearnData:
         items: Likewise.
         groups: What is taught.
         look: Counts and samples, for people.
+        asked: For each group the digests of its prompts that are trained on, or of its text, before
+            a chat template is put around them. Facts have none: relation and subject say which they
+            are.
     """
 
     examples: tuple[Example, ...]
     items: tuple[RecallItem, ...]
     groups: tuple[Group, ...]
     look: "Look"
-
-    def asked(self) -> list[tuple[str, ...]]:
-        """Return for each group the digests of its prompts that are trained on, or of its text.
-
-        Facts have none: relation and subject say which they are.
-        """
-        found: list[dict[str, None]] = [{} for _ in self.groups]
-        for item in self.items:
-            if item.seen and not self.groups[item.group].subject:
-                found[item.group][_digest(item.prompt_ids)] = None
-        for example in self.examples:
-            if example.form == "text":
-                found[example.group][_digest(example.ids)] = None
-        return [tuple(digests) for digests in found]
+    asked: tuple[tuple[str, ...], ...]
 
     def without(self, groups: Collection[int]) -> "LearnData":
         """Leave out what some groups teach. The others keep their numbers."""
