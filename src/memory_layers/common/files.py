@@ -28,8 +28,8 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
 
     Yields:
         Paths to write to. Whatever is not moved, as after an error, is removed; what a process that
-        was killed has left, too. Of several files the last is away while the others are moved, so
-        that it never stands beside files that it does not describe.
+        was killed has left, too. Of several files the last goes first and comes last, so that it
+        never stands beside files that it does not describe.
 
     Raises:
         OSError: The disk is full or cannot be written. The files that were there are intact.
@@ -38,27 +38,32 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left(path)
+    _settle_files(paths)
     try:
         yield parts
         for part in parts:
             _finish(part)
         try:
-            _move(parts, paths)
-        except KeyboardInterrupt:
-            # What has begun to be replaced is replaced.
-            _move(parts, paths)
-            raise
+            for path in reversed(paths) if len(paths) > 1 else ():
+                # A folder that is in the way stays there, so that its replacement fails.
+                if path.is_file():
+                    os.replace(path, _older(path))
+            for part, path in zip(parts, paths, strict=True):
+                os.replace(part, path)
+        finally:
+            _settle_files(paths)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
 
 
-def _move(parts: Sequence[Path], paths: Sequence[Path]) -> None:
-    if len(paths) > 1 and parts[-1].exists():
-        paths[-1].unlink(missing_ok=True)
-    for part, path in zip(parts, paths, strict=True):
-        if part.exists():
-            os.replace(part, path)
+def _settle_files(paths: Sequence[Path]) -> None:
+    """End a replacement of several files: without the last one the older ones come back."""
+    for path in paths if len(paths) > 1 else ():
+        if paths[-1].is_file():
+            _older(path).unlink(missing_ok=True)
+        elif _older(path).exists():
+            os.replace(_older(path), path)
 
 
 def is_left(name: str) -> bool:
@@ -190,9 +195,9 @@ def settle(folder: Path) -> None:
         os.replace(older, folder)
 
 
-def _older(folder: Path) -> Path:
-    """Return where the older folder is between the two renames that replace it."""
-    return folder.with_name(f".{folder.name}.old")
+def _older(path: Path) -> Path:
+    """Return where the older file or folder is between the two renames that replace it."""
+    return path.with_name(f".{path.name}.old")
 
 
 def _finish(path: Path) -> None:
