@@ -2,6 +2,9 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memory_layers.common.files import new_folder, replacing, write_json
+from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
 from tests.helpers import fresh_interpreter
 
 
@@ -115,6 +118,25 @@ def test_a_folder_in_the_way_leaves_the_older_files(tmp_path: Path) -> None:
         write_new(paths)
     assert paths[0].is_dir()
     assert paths[1].read_text() == "old"
+
+
+def test_what_a_process_of_another_host_writes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(os, "getpid", lambda: dead.pid)
+    path, left = tmp_path / "file", []
+    for host in ("there.net", "here.net"):
+        monkeypatch.setattr(platform, "node", lambda host=host: host)
+        with replacing(path) as (part,):
+            part.write_text("half")
+        left.append(part)
+    for part in left:
+        part.write_text("half")
+        assert is_left(part.name)
+    remove_left(path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, left[0]])
 
 
 def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import glob
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -15,8 +16,8 @@ from typing import Any
 
 import psutil
 
-# Beside a file that is replaced: its name, and the process that writes.
-_LEFT = re.compile(r"\..+?\.(\d+)\.part(?:\.\d+\.mode)?")
+# Beside a file that is replaced: its name, and the host and the process that write.
+_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)\.part(?:\.\d+\.mode)?")
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     Raises:
         OSError: The disk is full or cannot be written. The files that were there are intact.
     """
-    parts = tuple(path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths)
+    writer = f"{_host()}.{os.getpid()}"
+    parts = tuple(path.with_name(f".{path.name}.{writer}.part") for path in paths)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left(path)
@@ -72,11 +74,18 @@ def is_left(name: str) -> bool:
 
 
 def remove_left(path: Path) -> None:
-    """Remove what processes that were killed have left of a file that they were to replace."""
+    """Remove what processes that were killed have left of a file that they were to replace.
+
+    Whether one of another host, or of another container, lives is not known here.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         found = _LEFT.fullmatch(left.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        if found and found[1] == _host() and not psutil.pid_exists(int(found[2])):
             left.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", platform.node())
 
 
 def write_file(path: Path, content: str | bytes) -> None:
