@@ -12,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import (
+    alone_in,
+    is_left,
+    new_folder,
+    remove_left,
+    replacing,
+    write_json,
+)
 from tests.helpers import fresh_interpreter
 
 
@@ -137,6 +145,28 @@ def test_what_a_process_of_another_host_writes_stays(
         assert is_left(part.name)
     remove_left(path)
     assert sorted(tmp_path.iterdir()) == sorted([path, left[0]])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with alone_in(folder):
+        with pytest.raises(UserError, match=r"out: another process works there.*hint"):
+            alone_in(folder).__enter__()
+        assert all(is_left(path.name) for path in folder.iterdir())
+    assert not folder.exists()
+    fresh_interpreter(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from memory_layers.common.files import alone_in\n"
+        "with alone_in(Path(sys.argv[1])):\n"
+        "    os._exit(0)\n",
+        str(folder),
+    )
+    # One that was killed lets the next one in.
+    with alone_in(folder):
+        (folder / "file").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from memory_layers.common.errors import UserError
+
 # Beside a file that is replaced: its name, and the host and the process that write.
-_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)\.part(?:\.\d+\.mode)?")
+_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)\.part(?:\.\d+\.mode)?|\.lock")
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def _settle_files(paths: Sequence[Path]) -> None:
 
 
 def is_left(name: str) -> bool:
-    """Tell whether a name is one of a file that `replacing` had not finished."""
+    """Tell whether a name is of what a killed `replacing` or `alone_in` leaves."""
     return _LEFT.fullmatch(name) is not None
 
 
@@ -137,13 +139,15 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Let one process at a time in. A process that dies lets the next one in.
 
     Args:
         path: The file that stands for what is locked. It stays.
+        wait: For the process that is in, in the place of an error.
 
     Raises:
+        UserError: Another process is in.
         OSError: The file cannot be written.
     """
     if sys.platform == "win32":
@@ -154,8 +158,33 @@ def locked(path: Path) -> Generator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{path.parent}: another process works there, expected none. hint: wait until it "
+                "ends, or choose another folder"
+            ) from error
         yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Let one process at a time work in a folder, which is made, and stays if it has something.
+
+    Raises:
+        UserError: Another process works there.
+        OSError: The folder cannot be written.
+    """
+    is_new, lock = not folder.exists(), folder / ".lock"
+    with locked(lock, wait=False):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def cache_folder() -> Path:

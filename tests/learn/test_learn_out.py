@@ -1,0 +1,45 @@
+"""The folder of a teaching: one at a time works there, and goes on with what it knows."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_taught import FACTS, base_for
+from tiny_tokenizers import chatml
+
+from memory_layers.common.errors import UserError
+from memory_layers.learn import learn
+from memory_layers.learn.result import LearnResult, Silent
+
+TOKENIZER = chatml()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def taught(out: Path | None = None, data: Any = FACTS, **options: Any) -> LearnResult:
+    return learn(
+        base_for(TOKENIZER), data, tokenizer=TOKENIZER, out=out, **{"passes": 1, **options}
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_a_second_teaching_in_the_same_folder_is_refused_at_once(tmp_path: Path) -> None:
+    class Second(Silent):
+        """Begins another teaching in each stage of the first."""
+
+        stages = 0
+
+        def stage(self, _text: str) -> None:
+            self.stages += 1
+            with pytest.raises(UserError, match=r"out: another process works there.*hint"):
+                taught(tmp_path / "out")
+
+    second = Second()
+    taught(tmp_path / "out", progress=second)
+    assert second.stages > 3
+    names = {"memory.json", "memory.safetensors", "result.json", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
