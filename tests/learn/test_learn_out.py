@@ -1,5 +1,6 @@
 """The folder of a teaching: one at a time works there, and goes on with what it knows."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from tiny_taught import FACTS, base_for
 from tiny_tokenizers import chatml
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.tensors import save_tensors
 from memory_layers.learn import learn
 from memory_layers.learn.result import LearnResult, Silent
+from memory_layers.learn.state import State
 
 TOKENIZER = chatml()
 
@@ -43,3 +46,17 @@ def test_a_second_teaching_in_the_same_folder_is_refused_at_once(tmp_path: Path)
     assert second.stages > 3
     names = {"memory.json", "memory.safetensors", "result.json", "report.html"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    "other", [{}, {"curve": []}, {"choices": {}, "curve": [{"x": 1}]},
+              {"choices": {}, "curve": [], "more": 1}]
+)  # fmt: skip
+def test_a_state_of_another_version_is_refused_with_what_to_do(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    State({}).save(tmp_path)
+    (path,) = tmp_path.iterdir()
+    save_tensors({}, path, {"state": json.dumps(other)})
+    with pytest.raises(UserError, match=r"another version.*hint: another --out, or remove"):
+        State.load(tmp_path, {})
