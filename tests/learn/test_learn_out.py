@@ -12,7 +12,7 @@ from tiny_tokenizers import chatml
 from memory_layers.common.errors import UserError
 from memory_layers.common.tensors import save_tensors
 from memory_layers.learn import learn
-from memory_layers.learn.result import LearnResult, Silent
+from memory_layers.learn.result import LearnResult, Point, Silent
 from memory_layers.learn.state import State
 
 TOKENIZER = chatml()
@@ -60,3 +60,22 @@ def test_a_state_of_another_version_is_refused_with_what_to_do(
     save_tensors({}, path, {"state": json.dumps(other)})
     with pytest.raises(UserError, match=r"another version.*hint: another --out, or remove"):
         State.load(tmp_path, {})
+
+
+def test_a_pass_in_which_nothing_is_shown_has_no_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_EVERY", "LOOKS"):
+        monkeypatch.setattr(f"memory_layers.learn.lesson.{name}", 0)
+
+    class Points(Silent):
+        def point(self, point: Point) -> None:
+            points.append(point)
+
+    points: list[Point] = []
+    row = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
+    result = taught(data=row, weights=[0.5], passes=4, progress=Points())
+    assert result.passes == 4
+    assert [point.updates for point in points] == [1, 2]
+    assert all(point.loss > 0 for point in points)
+    assert result.curve == tuple(points)
