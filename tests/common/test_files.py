@@ -2,18 +2,37 @@
 
 import json
 import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from memory_layers.common.files import new_folder, replacing, write_json
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import (
+    alone_in,
+    is_left,
+    new_folder,
+    remove_left,
+    replacing,
+    write_json,
+)
+from tests.helpers import fresh_interpreter
 
 
 def write(folder: Path, text: str) -> None:
     with new_folder(folder) as part:
         (part / "file").write_text(text)
+
+
+def write_new(paths: Sequence[Path]) -> None:
+    with replacing(*paths) as parts:
+        for part in parts:
+            part.write_text("new")
 
 
 def test_an_older_folder_is_back_when_the_new_one_cannot_take_its_place(
@@ -47,31 +66,107 @@ def test_an_older_folder_is_back_when_the_process_died_between_two_renames(tmp_p
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("call", range(4))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_files_that_belong_together_are_replaced_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = tmp_path / "weights", tmp_path / "description"
     for path in paths:
         path.write_text("old")
     replace, calls = os.replace, []
 
-    def interrupted(source: Path, target: Path) -> None:
+    def stopped(source: Path, target: Path) -> None:
         calls.append(target)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
+        if len(calls) == call + 1:
+            raise error
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupted)
-
-    def write() -> None:
-        with replacing(*paths) as parts:
-            for part in parts:
-                part.write_text("new")
-
-    with pytest.raises(KeyboardInterrupt):
-        write()
-    assert [path.read_text() for path in paths] == ["new", "new"]
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(error):
+        write_new(paths)
+    assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+@pytest.mark.parametrize("call", range(4))
+def test_killed_while_files_are_replaced_the_older_ones_come_back(
+    call: int, tmp_path: Path
+) -> None:
+    paths = tmp_path / "weights", tmp_path / "description"
+    for path in paths:
+        path.write_text("old")
+    fresh_interpreter(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from memory_layers.common.files import replacing\n"
+        "replace, calls = os.replace, []\n"
+        "def killed(*paths):\n"
+        f"    len(calls) == {call} and os._exit(0)\n"
+        "    calls.append(replace(*paths))\n"
+        "os.replace = killed\n"
+        "with replacing(*map(Path, sys.argv[1:])) as parts:\n"
+        "    for part in parts:\n"
+        "        part.write_text('new')\n",
+        *map(str, paths),
+    )
+    # Never beside files that it does not describe.
+    assert not paths[1].exists() or paths[0].read_text() == "old"
+    with pytest.raises(RuntimeError, match="stop"), replacing(*paths):
+        raise RuntimeError("stop")
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_a_folder_in_the_way_leaves_the_older_files(tmp_path: Path) -> None:
+    paths = tmp_path / "weights", tmp_path / "description"
+    paths[0].mkdir()
+    paths[1].write_text("old")
+    with pytest.raises(OSError, match="weights"):
+        write_new(paths)
+    assert paths[0].is_dir()
+    assert paths[1].read_text() == "old"
+
+
+def test_what_a_process_of_another_host_writes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    monkeypatch.setattr(os, "getpid", lambda: dead.pid)
+    path, left = tmp_path / "file", []
+    for host in ("there.net", "here.net"):
+        monkeypatch.setattr(platform, "node", lambda host=host: host)
+        with replacing(path) as (part,):
+            part.write_text("half")
+        left.append(part)
+    for part in left:
+        part.write_text("half")
+        assert is_left(part.name)
+    remove_left(path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, left[0]])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with alone_in(folder):
+        with pytest.raises(UserError, match=r"out: another process works there.*hint"):
+            alone_in(folder).__enter__()
+        assert all(is_left(path.name) for path in folder.iterdir())
+    assert not folder.exists()
+    fresh_interpreter(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from memory_layers.common.files import alone_in\n"
+        "with alone_in(Path(sys.argv[1])):\n"
+        "    os._exit(0)\n",
+        str(folder),
+    )
+    # One that was killed lets the next one in.
+    with alone_in(folder):
+        (folder / "file").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
 def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:

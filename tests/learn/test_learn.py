@@ -298,9 +298,10 @@ def test_what_was_known_and_left_out_is_watched(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "left", [".unfinished.safetensors.{}.part", ".memory.json.{}.part.{}.mode"]
+    "left", [".unfinished.safetensors.here.{}.part", ".memory.json.here.{}.part.{}.mode"]
 )
-def test_what_a_killed_process_left_is_no_other_file(left, tmp_path):
+def test_what_a_killed_process_left_is_no_other_file(left, tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.node", lambda: "here")
     out = tmp_path / "out"
     out.mkdir()
     dead = subprocess.Popen([sys.executable, "-c", ""])

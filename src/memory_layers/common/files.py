@@ -4,19 +4,22 @@ import errno
 import glob
 import json
 import os
+import platform
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-# Beside a file that is replaced: its name, and the process that writes.
-_LEFT = re.compile(r"\..+?\.(\d+)\.part(?:\.\d+\.mode)?")
+from memory_layers.common.errors import UserError
+
+# Beside a file that is replaced: its name, and the host and the process that write.
+_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)\.part(?:\.\d+\.mode)?|\.lock")
 
 
 @contextmanager
@@ -28,50 +31,63 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
 
     Yields:
         Paths to write to. Whatever is not moved, as after an error, is removed; what a process that
-        was killed has left, too. Of several files the last is away while the others are moved, so
-        that it never stands beside files that it does not describe.
+        was killed has left, too. Of several files the last goes first and comes last, so that it
+        never stands beside files that it does not describe.
 
     Raises:
         OSError: The disk is full or cannot be written. The files that were there are intact.
     """
-    parts = tuple(path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths)
+    writer = f"{_host()}.{os.getpid()}"
+    parts = tuple(path.with_name(f".{path.name}.{writer}.part") for path in paths)
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left(path)
+    _settle_files(paths)
     try:
         yield parts
         for part in parts:
             _finish(part)
         try:
-            _move(parts, paths)
-        except KeyboardInterrupt:
-            # What has begun to be replaced is replaced.
-            _move(parts, paths)
-            raise
+            for path in reversed(paths) if len(paths) > 1 else ():
+                # A folder that is in the way stays there, so that its replacement fails.
+                if path.is_file():
+                    os.replace(path, _older(path))
+            for part, path in zip(parts, paths, strict=True):
+                os.replace(part, path)
+        finally:
+            _settle_files(paths)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
 
 
-def _move(parts: Sequence[Path], paths: Sequence[Path]) -> None:
-    if len(paths) > 1 and parts[-1].exists():
-        paths[-1].unlink(missing_ok=True)
-    for part, path in zip(parts, paths, strict=True):
-        if part.exists():
-            os.replace(part, path)
+def _settle_files(paths: Sequence[Path]) -> None:
+    """End a replacement of several files: without the last one the older ones come back."""
+    for path in paths if len(paths) > 1 else ():
+        if paths[-1].is_file():
+            _older(path).unlink(missing_ok=True)
+        elif _older(path).exists():
+            os.replace(_older(path), path)
 
 
 def is_left(name: str) -> bool:
-    """Tell whether a name is one of a file that `replacing` had not finished."""
+    """Tell whether a name is of what a killed `replacing` or `alone_in` leaves."""
     return _LEFT.fullmatch(name) is not None
 
 
 def remove_left(path: Path) -> None:
-    """Remove what processes that were killed have left of a file that they were to replace."""
+    """Remove what processes that were killed have left of a file that they were to replace.
+
+    Whether one of another host, or of another container, lives is not known here.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         found = _LEFT.fullmatch(left.name)
-        if found and not psutil.pid_exists(int(found[1])):
+        if found and found[1] == _host() and not psutil.pid_exists(int(found[2])):
             left.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"\W", "_", platform.node())
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -123,13 +139,15 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
+def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     """Let one process at a time in. A process that dies lets the next one in.
 
     Args:
         path: The file that stands for what is locked. It stays.
+        wait: For the process that is in, in the place of an error.
 
     Raises:
+        UserError: Another process is in.
         OSError: The file cannot be written.
     """
     if sys.platform == "win32":
@@ -140,8 +158,33 @@ def locked(path: Path) -> Generator[None]:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f"{path.parent}: another process works there, expected none. hint: wait until it "
+                "ends, or choose another folder"
+            ) from error
         yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Let one process at a time work in a folder, which is made, and stays if it has something.
+
+    Raises:
+        UserError: Another process works there.
+        OSError: The folder cannot be written.
+    """
+    is_new, lock = not folder.exists(), folder / ".lock"
+    with locked(lock, wait=False):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def cache_folder() -> Path:
@@ -190,9 +233,9 @@ def settle(folder: Path) -> None:
         os.replace(older, folder)
 
 
-def _older(folder: Path) -> Path:
-    """Return where the older folder is between the two renames that replace it."""
-    return folder.with_name(f".{folder.name}.old")
+def _older(path: Path) -> Path:
+    """Return where the older file or folder is between the two renames that replace it."""
+    return path.with_name(f".{path.name}.old")
 
 
 def _finish(path: Path) -> None:

@@ -238,6 +238,9 @@ class Lesson:
                 if not done.whole:
                     continue
                 state.passes += 1
+                if not done.updates:
+                    # All of it is shown in other passes: there is no loss.
+                    continue
                 state.ready += state.ready > 0 or done.right >= LEARNED
                 now = time.monotonic()
                 if now >= next_look or state.ready > MORE_PASSES:

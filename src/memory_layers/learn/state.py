@@ -70,7 +70,7 @@ class State:
             choices: Those of the teaching that is to go on.
 
         Raises:
-            UserError: It was begun with other choices, or is damaged.
+            UserError: It was begun with other choices or by another version, or is damaged.
         """
         path = folder / NAME
         if not path.is_file():
@@ -86,7 +86,15 @@ class State:
             ) from error
         # As they come back from a file.
         asked = json.loads(json.dumps(choices))
-        before = numbers.pop("choices")
+        try:
+            before = dict(numbers.pop("choices"))
+            numbers["curve"] = [Point(**point) for point in numbers["curve"]]
+            state = cls(choices=choices, tensors=tensors, **numbers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} was written by another version: {error}. hint: another --out, or remove "
+                "it to begin again"
+            ) from error
         others = sorted(
             name for name in asked.keys() | before.keys() if asked.get(name) != before.get(name)
         )
@@ -95,8 +103,7 @@ class State:
                 f"{folder} has an unfinished teaching with other {', '.join(others)}. "
                 "hint: another --out, or the same data and settings to go on with it"
             )
-        curve = [Point(**point) for point in numbers.pop("curve")]
-        return cls(choices=choices, tensors=tensors, curve=curve, **numbers)
+        return state
 
     def check_slots(self, slots: str) -> None:
         """Take the slots that are planned, which are those that were trained before.

@@ -5,15 +5,17 @@ lesson.py and train.py train that, watch.py measures, report.py tells.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import torch
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import is_left
+from memory_layers.common.files import alone_in, is_left
 from memory_layers.common.packages import needs
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
@@ -50,7 +52,25 @@ from memory_layers.models.quantised import check_quantised, stay_trainable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+P = ParamSpec("P")
 
+
+def _alone(teach: Callable[P, LearnResult]) -> Callable[P, LearnResult]:
+    """Refuse a second teaching in a folder where one goes on."""
+
+    @wraps(teach)
+    def alone(*args: P.args, **given: P.kwargs) -> LearnResult:
+        out: Any = given.get("out")
+        folder = None if out is None else Path(out)
+        # Before a lock is put there, and inside again: another teaching may have ended in between.
+        _check_out(folder)
+        with nullcontext() if folder is None else alone_in(folder):
+            return teach(*args, **given)
+
+    return alone
+
+
+@_alone
 def learn(
     model: PreTrainedModel | str | Path,
     data: Any,  # noqa: ANN401
@@ -113,7 +133,7 @@ def learn(
 
     Raises:
         UserError: The data is malformed, the model is of no supported family or has memory, all is
-            known already, or `out` has something else.
+            known already, `out` has something else, or another teaching goes on there.
         ImportError: `out` is given, and what draws its report is not installed.
     """
     settings = LearnSettings(minutes=minutes, passes=passes, lr=lr, known=known, seed=seed)

@@ -1,0 +1,81 @@
+"""The folder of a teaching: one at a time works there, and goes on with what it knows."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_taught import FACTS, base_for
+from tiny_tokenizers import chatml
+
+from memory_layers.common.errors import UserError
+from memory_layers.common.tensors import save_tensors
+from memory_layers.learn import learn
+from memory_layers.learn.result import LearnResult, Point, Silent
+from memory_layers.learn.state import State
+
+TOKENIZER = chatml()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def taught(out: Path | None = None, data: Any = FACTS, **options: Any) -> LearnResult:
+    return learn(
+        base_for(TOKENIZER), data, tokenizer=TOKENIZER, out=out, **{"passes": 1, **options}
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_a_second_teaching_in_the_same_folder_is_refused_at_once(tmp_path: Path) -> None:
+    class Second(Silent):
+        """Begins another teaching in each stage of the first."""
+
+        stages = 0
+
+        def stage(self, _text: str) -> None:
+            self.stages += 1
+            with pytest.raises(UserError, match=r"out: another process works there.*hint"):
+                taught(tmp_path / "out")
+
+    second = Second()
+    taught(tmp_path / "out", progress=second)
+    assert second.stages > 3
+    names = {"memory.json", "memory.safetensors", "result.json", "report.html"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    "other", [{}, {"curve": []}, {"choices": {}, "curve": [{"x": 1}]},
+              {"choices": {}, "curve": [], "more": 1}]
+)  # fmt: skip
+def test_a_state_of_another_version_is_refused_with_what_to_do(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    State({}).save(tmp_path)
+    (path,) = tmp_path.iterdir()
+    save_tensors({}, path, {"state": json.dumps(other)})
+    with pytest.raises(UserError, match=r"another version.*hint: another --out, or remove"):
+        State.load(tmp_path, {})
+
+
+def test_a_pass_in_which_nothing_is_shown_has_no_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_EVERY", "LOOKS"):
+        monkeypatch.setattr(f"memory_layers.learn.lesson.{name}", 0)
+
+    class Points(Silent):
+        def point(self, point: Point) -> None:
+            points.append(point)
+
+    points: list[Point] = []
+    row = [{"prompt": "said by the island of Japan:", "completion": "東京"}]
+    result = taught(data=row, weights=[0.5], passes=4, progress=Points())
+    assert result.passes == 4
+    assert [point.updates for point in points] == [1, 2]
+    assert all(point.loss > 0 for point in points)
+    assert result.curve == tuple(points)
