@@ -5,8 +5,8 @@ lesson.py and train.py train that, watch.py measures, report.py tells.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
@@ -183,64 +183,64 @@ def learn(
     kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
     lesson = Lesson(model, tokenizer, taught, settings, told)
-    lesson.add_memory(own, onto)
-    told.stage("asking what the model knows already")
-    before = ask(
-        model, tokenizer, taught.items,
-        progress=counter(len(taught.items), "asking the model", told.work),
-    )  # fmt: skip
-    items = [item for one in kept_files for item in one.items]
-    prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
-    kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
-    spoken = speaks_at(model, prompts)
-    # What is not shown is never trained on.
-    shown = [pair for pair in zip(taught.items, before, strict=True) if pair[0].seen]
-    answered = set(all_right(*zip(*shown, strict=True))) if shown else set()
-    corrected, gone, readers = _make_way(lesson, answered if known == "skip" else set())
-    # What is asked of that is not to be kept.
-    now = speaks_at(model, prompts)
-    prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
-    names_known = tuple(taught.groups[n].name for n in sorted(answered))
-    if known == "skip":
-        # The memory speaks at their names too where others are taught of them.
-        left_out = tuple(item for item in taught.items if item.group in answered and item.seen)
-        kept_files += (
-            [Keep("known before", left_out, exact=False, answered=True)] if left_out else []
-        )
-        pairs = zip(taught.items, before, strict=True)
-        before = [right for item, right in pairs if item.group not in answered]
-        taught = taught.without(answered)
-        if not taught.examples:
-            remove_memory(model)
-            for weight in trainable:
-                weight.requires_grad_(True)
-            raise UserError(
-                f"the model answers all of it already: {', '.join(names_known[:3])}. "
-                'hint: known="train" (--known train) teaches it all the same'
+    with _as_it_was(model):
+        lesson.add_memory(own, onto)
+        told.stage("asking what the model knows already")
+        before = ask(
+            model, tokenizer, taught.items,
+            progress=counter(len(taught.items), "asking the model", told.work),
+        )  # fmt: skip
+        items = [item for one in kept_files for item in one.items]
+        prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
+        kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
+        spoken = speaks_at(model, prompts)
+        # What is not shown is never trained on.
+        shown = [pair for pair in zip(taught.items, before, strict=True) if pair[0].seen]
+        answered = set(all_right(*zip(*shown, strict=True))) if shown else set()
+        corrected, gone, readers = _make_way(lesson, answered if known == "skip" else set())
+        # What is asked of that is not to be kept.
+        now = speaks_at(model, prompts)
+        prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
+        names_known = tuple(taught.groups[n].name for n in sorted(answered))
+        if known == "skip":
+            # The memory speaks at their names too where others are taught of them.
+            left_out = tuple(item for item in taught.items if item.group in answered and item.seen)
+            kept_files += (
+                [Keep("known before", left_out, exact=False, answered=True)] if left_out else []
             )
-    watched = {
-        "its own text": own[1::2], "its own questions": asked[1::2],
-        "Python's documentation": packaged_text(tokenizer, length=row),
-    }  # fmt: skip
-    protected = [own[::2], asked[::2]]
-    if users is not None:
-        watched["background"], protected = users[1::2], [*protected, users[::2]]
-    lesson.prepare(taught, protected, prompts)
-    state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
-    told.stage("measuring the base")
-    with silenced(model):
-        keeps = [*kept_files, continuations(model, tokenizer, own[1::2], seed=seed)]
-        keeps += neighbours(model, tokenizer, taught, own[1::2], seed=seed)
-    watch = Watch(
-        model, tokenizer, taught, watched, keeps, before=before, seed=seed, progress=told.work
-    )
-    stopped = lesson.train(watch, state, folder)
-    patch = record_teaching(
-        model, author=author, data=_record_of(taught), settings={**vars(settings), "lr": lesson.lr},
-        facts=facts_of(model, taught, lesson.plan),
-    )  # fmt: skip
+            pairs = zip(taught.items, before, strict=True)
+            before = [right for item, right in pairs if item.group not in answered]
+            taught = taught.without(answered)
+            if not taught.examples:
+                raise UserError(
+                    f"the model answers all of it already: {', '.join(names_known[:3])}. "
+                    'hint: known="train" (--known train) teaches it all the same'
+                )
+        watched = {
+            "its own text": own[1::2], "its own questions": asked[1::2],
+            "Python's documentation": packaged_text(tokenizer, length=row),
+        }  # fmt: skip
+        protected = [own[::2], asked[::2]]
+        if users is not None:
+            watched["background"], protected = users[1::2], [*protected, users[::2]]
+        lesson.prepare(taught, protected, prompts)
+        state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
+        told.stage("measuring the base")
+        with silenced(model):
+            keeps = [*kept_files, continuations(model, tokenizer, own[1::2], seed=seed)]
+            keeps += neighbours(model, tokenizer, taught, own[1::2], seed=seed)
+        watch = Watch(
+            model, tokenizer, taught, watched, keeps, before=before, seed=seed, progress=told.work
+        )
+        stopped = lesson.train(watch, state, folder)
+        patch = record_teaching(
+            model,
+            author=author,
+            data=_record_of(taught),
+            settings={**vars(settings), "lr": lesson.lr},
+            facts=facts_of(model, taught, lesson.plan),
+        )
     if folder is not None:
         # Measuring takes long, and what was learned is not lost any more.
         patch.save(folder)
@@ -278,6 +278,20 @@ def learn(
         # Killed before this, it goes on from here.
         State.remove(folder)
     return result
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Generator[None]:
+    """Take the memory off again if an error ends a `with` block."""
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        yield
+    except BaseException:
+        if memory_layers_of(model):
+            remove_memory(model)
+        for weight in trainable:
+            weight.requires_grad_(True)
+        raise
 
 
 def _make_way(
