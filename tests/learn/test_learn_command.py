@@ -177,6 +177,40 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
     assert not Path("o").exists()
 
 
+def test_forgetting_replaces_no_other_patch_and_takes_its_own_report_away(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained("base")
+    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
+    with torch.no_grad():
+        model.model.memory_table.weight[[1, 7]] = torch.randn(2, 16)
+    como = Fact("Lake Como is in", "Italy", torch.tensor([1]))
+    patch = record_teaching(model, facts=[como])
+    report = "result.json", "report.html"
+    for folder in ("lakes", "other"):
+        patch.save(folder)
+        for name in report:
+            (Path(folder) / name).write_text("Como: learned")
+    before = {path: path.read_bytes() for path in Path("other").iterdir()}
+    forget = ["learn", "base", "--onto", "lakes", "--forget", "Como", "--out"]
+    assert main([*forget, "other"]) == 2
+    assert "--out other has another patch" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("other").iterdir()} == before
+    # Of a teaching that was killed before it wrote anything whole.
+    Path("left").mkdir()
+    Path("left/.unfinished.safetensors.here.1.part").write_text("half")
+    assert main([*forget, "left"]) == 0
+    assert "removed" not in capsys.readouterr().out
+    assert main([*forget, "lakes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"lakes/{name}" in shown for name in report)
+    assert {path.name for path in Path("lakes").iterdir()} == {"memory.json", "memory.safetensors"}
+    # Here another patch may be replaced, and its report goes too.
+    assert main(["patch", "merge", "lakes", "--out", "other"]) == 0
+    assert "other/report.html" in capsys.readouterr().out
+    assert not Path("other/report.html").exists()
+
+
 def test_facts_that_share_their_rows_are_forgotten_together(
     calls: list[dict], capsys: pytest.CaptureFixture
 ) -> None:

@@ -175,6 +175,7 @@ class Learn:
         quiet_transformers()
         import torch
 
+        from memory_layers.learn.report import remove_report
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
@@ -199,8 +200,9 @@ class Learn:
                 f"--forget {' '.join(still)}: other facts use all rows of it too, so none can be "
                 "taken out. hint: --forget what they share, most often a name"
             )
-        left.save(str(self.out))
-        return "\n".join([*lines, f"patch: {self.out}"])
+        assert self.out is not None
+        left.save(self.out)
+        return "\n".join([*lines, *remove_report(self.out), f"patch: {self.out}"])
 
 
 def _check(asked: Learn) -> None:
@@ -251,4 +253,4 @@ def _check_forget(asked: Learn) -> None:
         if not own and getattr(asked, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise UserError(f"{flag} has no effect with --forget. hint: leave it out")
-    check_patch_out(asked.out)
+    check_patch_out(asked.out, asked.onto)
