@@ -1,5 +1,6 @@
 """`memory-layers learn`: what people see, what it hands on, and what it refuses before any work."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.learn.display import Display
 from memory_layers.learn.result import LearnResult, Point
 from memory_layers.models import Fact, add_memory, record_teaching
+from tests.helpers import fresh_interpreter
 
 
 @pytest.fixture
@@ -48,6 +50,26 @@ def test_at_the_end_there_is_a_report(calls: list[dict], capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert shown.index("9 of 10") < shown.index("taught/report.html")
     assert (calls[0]["model"], calls[0]["data"]) == ("base", ["facts"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_at_the_end_there_is_a_report_whatever_stdout_takes(
+    encoding: str, calls: list[dict]
+) -> None:
+    shown = fresh_interpreter(
+        "import os, sys\n"
+        "from dataclasses import replace\n"
+        "from types import SimpleNamespace\n"
+        "from memory_layers.cli import main\n"
+        "from tests.learn.example_result import RESULT\n"
+        "out = os.fsdecode(b'J\\xf6rg')\n"
+        "teach = SimpleNamespace(learn=lambda *_, **__: replace(RESULT, out=out))\n"
+        "sys.modules['memory_layers.learn.teach'] = teach\n"
+        "assert main(['learn', 'base', 'facts', '--out', out]) == 0\n",
+        PYTHONIOENCODING=encoding,
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    assert "J\\udcf6rg/report.html" in shown
 
 
 def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
