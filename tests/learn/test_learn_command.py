@@ -1,5 +1,6 @@
 """`memory-layers learn`: what people see, what it hands on, and what it refuses before any work."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.learn.display import Display
 from memory_layers.learn.result import LearnResult, Point
 from memory_layers.models import Fact, add_memory, record_teaching
+from tests.helpers import fresh_interpreter
 
 
 @pytest.fixture
@@ -48,6 +50,26 @@ def test_at_the_end_there_is_a_report(calls: list[dict], capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert shown.index("9 of 10") < shown.index("taught/report.html")
     assert (calls[0]["model"], calls[0]["data"]) == ("base", ["facts"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_at_the_end_there_is_a_report_whatever_stdout_takes(
+    encoding: str, calls: list[dict]
+) -> None:
+    shown = fresh_interpreter(
+        "import os, sys\n"
+        "from dataclasses import replace\n"
+        "from types import SimpleNamespace\n"
+        "from memory_layers.cli import main\n"
+        "from tests.learn.example_result import RESULT\n"
+        "out = os.fsdecode(b'J\\xf6rg')\n"
+        "teach = SimpleNamespace(learn=lambda *_, **__: replace(RESULT, out=out))\n"
+        "sys.modules['memory_layers.learn.teach'] = teach\n"
+        "assert main(['learn', 'base', 'facts', '--out', out]) == 0\n",
+        PYTHONIOENCODING=encoding,
+        PYTHONPATH=os.pathsep.join(sys.path),
+    )
+    assert "J\\udcf6rg/report.html" in shown
 
 
 def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
@@ -175,6 +197,40 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
     assert calls == []
     assert main(["learn", "base", "--onto", "lakes", "--forget", "Oslo", "--out", "o"]) == 2
     assert not Path("o").exists()
+
+
+def test_forgetting_replaces_no_other_patch_and_takes_its_own_report_away(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained("base")
+    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
+    with torch.no_grad():
+        model.model.memory_table.weight[[1, 7]] = torch.randn(2, 16)
+    como = Fact("Lake Como is in", "Italy", torch.tensor([1]))
+    patch = record_teaching(model, facts=[como])
+    report = "result.json", "report.html"
+    for folder in ("lakes", "other"):
+        patch.save(folder)
+        for name in report:
+            (Path(folder) / name).write_text("Como: learned")
+    before = {path: path.read_bytes() for path in Path("other").iterdir()}
+    forget = ["learn", "base", "--onto", "lakes", "--forget", "Como", "--out"]
+    assert main([*forget, "other"]) == 2
+    assert "--out other has another patch" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("other").iterdir()} == before
+    # Of a teaching that was killed before it wrote anything whole.
+    Path("left").mkdir()
+    Path("left/.unfinished.safetensors.here.1.part").write_text("half")
+    assert main([*forget, "left"]) == 0
+    assert "removed" not in capsys.readouterr().out
+    assert main([*forget, "lakes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"lakes/{name}" in shown for name in report)
+    assert {path.name for path in Path("lakes").iterdir()} == {"memory.json", "memory.safetensors"}
+    # Here another patch may be replaced, and its report goes too.
+    assert main(["patch", "merge", "lakes", "--out", "other"]) == 0
+    assert "other/report.html" in capsys.readouterr().out
+    assert not Path("other/report.html").exists()
 
 
 def test_facts_that_share_their_rows_are_forgotten_together(

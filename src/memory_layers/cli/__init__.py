@@ -3,6 +3,7 @@
 Next: runs.py and folders.py, the subcommands. `--help` loads neither torch nor transformers.
 """
 
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program name. None: those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As stderr does: names of files need not be UTF-8, and not every stdout takes all letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         print(__version__)

@@ -28,6 +28,7 @@ from memory_layers.evaluate.trained import (
     load_trained,
     taken_out,
 )
+from memory_layers.learn.report import remove_report
 from memory_layers.train.folders import check_replaceable
 
 if TYPE_CHECKING:
@@ -189,13 +190,12 @@ class MergePatches:
         from memory_layers.models import merge_patches
 
         merged = merge_patches(opened, self.rule)
-        merged.save(self.out)
         lines = [
             f"{c.first} and {c.second} both wrote {_count(len(c.slots), 'row')}: "
             f"settled by {merged.rule}"
             for c in merged.conflicts()
         ]
-        return "\n".join([*lines, f"patch: {self.out}"])
+        return "\n".join([*lines, _save(merged, None, self.out)])
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _save(changed: Any, tokenizer: Any, out: Path) -> str:  # noqa: ANN401
     """Write a patch, or a model with its tokenizer, and say where."""
     if tokenizer is None:
         changed.save(out)
-        return f"patch: {out}"
+        return "\n".join([*remove_report(out), f"patch: {out}"])
     with new_folder(out, sum(weight.nbytes for weight in changed.parameters())) as part:
         changed.save_pretrained(part)
         tokenizer.save_pretrained(part)

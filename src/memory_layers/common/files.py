@@ -106,9 +106,14 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401
     """Write a JSON file as write_file does, with an indent of one blank."""
+    write_file(path, json_bytes(content))
+
+
+def json_bytes(content: Any) -> bytes:  # noqa: ANN401
+    """Return JSON with an indent of one blank."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     # Names of files need not be UTF-8: JSON has the same escapes.
-    write_file(path, text.encode("utf-8", errors="backslashreplace"))
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 @contextmanager

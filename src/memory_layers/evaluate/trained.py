@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import FlagConversionOff, Positional, arg
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
 from memory_layers.data.lines import shorten
 
@@ -133,15 +134,25 @@ def check_model(model: str | Path, memory: Path | None = None) -> None:
         raise UserError(f"--memory {memory} is no memory: it has no {DESCRIPTION}. hint: {hint}")
 
 
-def check_patch_out(out: Path) -> None:
+def check_patch_out(out: Path, onto: Path | None = None) -> None:
     """Refuse to write a patch where something else is.
 
+    Args:
+        out: Missing, empty but for what a killed process left, or a patch, which is replaced.
+        onto: The one patch that may be replaced. None: any.
+
     Raises:
-        UserError: The folder is neither missing, nor empty, nor a patch.
+        UserError: `out` is something else.
     """
-    is_empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    if not is_empty and not (out / DESCRIPTION).is_file():
+    if not out.exists() or (out.is_dir() and all(is_left(path.name) for path in out.iterdir())):
+        return
+    if not (out / DESCRIPTION).is_file():
         raise UserError(f"--out {out} exists and is not a patch. hint: choose another folder")
+    if onto is not None and not out.samefile(onto):
+        raise UserError(
+            f"--out {out} has another patch, expected none, or that of --onto {onto}. "
+            "hint: choose another folder"
+        )
 
 
 def taken_out(patch: "Patch", selection: "Selection") -> list[str]:

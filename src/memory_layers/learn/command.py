@@ -174,18 +174,17 @@ class Learn:
     def _take_out(self) -> str:
         """Revert the rows of facts, and write the patch that remains."""
         quiet_transformers()
+        from memory_layers.learn.report import remove_report
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
         patch = patch_of(model)
         found = revert_patch(model, patch.ids, self.forget)
-        patch_of(model).save(str(self.out))
-        lines = [
-            f"forgotten: {len(found.rows):,} rows",
-            *taken_out(patch, found),
-            f"patch: {self.out}",
-        ]
-        return "\n".join(lines)
+        assert self.out is not None
+        patch_of(model).save(self.out)
+        lines = [f"forgotten: {len(found.rows):,} rows", *taken_out(patch, found)]
+        return "
+".join([*lines, *remove_report(self.out), f"patch: {self.out}"])
 
 
 def _check(asked: Learn) -> None:
@@ -236,4 +235,4 @@ def _check_forget(asked: Learn) -> None:
         if not own and getattr(asked, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise UserError(f"{flag} has no effect with --forget. hint: leave it out")
-    check_patch_out(asked.out)
+    check_patch_out(asked.out, asked.onto)

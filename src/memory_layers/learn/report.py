@@ -55,6 +55,23 @@ def write_report(result: LearnResult, folder: Path) -> Path:
     return folder / "report.html"
 
 
+def remove_report(folder: Path) -> list[str]:
+    """Remove the report of a patch that was replaced.
+
+    Args:
+        folder: Of the patch. It has a report where it has both files of one.
+
+    Returns:
+        A line that says so, if there was one.
+    """
+    files = folder / "result.json", folder / "report.html"
+    if not all(file.is_file() for file in files):
+        return []
+    for file in files:
+        file.unlink()
+    return [f"removed, as they told of the older patch: {', '.join(map(str, files))}"]
+
+
 def text_report(result: LearnResult) -> str:
     """Return what a terminal shows: learned, forgotten, what it cost, what to type next."""
     lines = [lead(result), ""]

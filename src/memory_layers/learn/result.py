@@ -152,8 +152,8 @@ class LearnResult:
         updates: Steps of the optimiser.
         tokens: Trained on in a pass, prompts included.
         peak_bytes: Most memory of the process.
-        stopped: Why it ended: everything was learned, time or passes were over, the user
-            interrupted it, or more training brought nothing.
+        stopped: Why it ended: everything was learned, time or passes were over, or the user
+            interrupted it.
         settings: That it was called with, or that were chosen.
         look: At the data, as `Look.to_dict` has it.
         provenance: Versions, device and commit.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import replacing
+from memory_layers.common.files import json_bytes, replacing
 from memory_layers.common.tensors import save_tensors
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 
@@ -66,6 +66,4 @@ def write_memory(
     files = folder / WEIGHTS, folder / DESCRIPTION
     with replacing(*files) as parts:
         save_tensors(tensors, parts[0], {"format": "pt"})
-        text = json.dumps(description, indent=1, ensure_ascii=False)
-        # Names of files need not be UTF-8: JSON has the same escapes.
-        parts[1].write_text(text, "utf-8", errors="backslashreplace")
+        parts[1].write_bytes(json_bytes(description))

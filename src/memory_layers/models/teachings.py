@@ -326,7 +326,7 @@ def _texts(fact: Any) -> list[Any]:  # noqa: ANN401
 
 def digest_of(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of a text and of names, types, shapes and bits of tensors."""
-    digest = hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=16)
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
