@@ -183,8 +183,7 @@ class Learn:
         assert self.out is not None
         patch_of(model).save(self.out)
         lines = [f"forgotten: {len(found.rows):,} rows", *taken_out(patch, found)]
-        return "
-".join([*lines, *remove_report(self.out), f"patch: {self.out}"])
+        return "\n".join([*lines, *remove_report(self.out), f"patch: {self.out}"])
 
 
 def _check(asked: Learn) -> None:
