@@ -91,3 +91,13 @@ def test_a_model_that_reads_less_than_a_row_of_text_is_taught(tmp_path: Path) ->
     result = learn(model, FACTS, tokenizer=TOKENIZER, background=[notes], passes=1)
     assert result.updates > 0
     assert {text.name for text in result.texts} >= {"background", "Python's documentation"}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 0.5])
+def test_what_is_no_seed_is_named(seed: float) -> None:
+    with pytest.raises(UserError, match=f"seed must be .*got {seed}"):
+        taught(seed=seed)
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert taught(seed=2**63 - 1).updates > 0
