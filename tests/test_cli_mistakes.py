@@ -321,6 +321,7 @@ def test_wrong_folders_and_values(
         capsys, "generate", model, "a", "--max-tokens", "0"
     )
     assert "--temperature >= 0" in error_of(capsys, "generate", model, "a", "--temperature", "-1")
+    assert "--seed must be" in error_of(capsys, "generate", model, "a", "--seed", str(2**64))
 
 
 def test_generate_is_greedy_or_seeded(model: Path, capsys: pytest.CaptureFixture) -> None:

@@ -21,6 +21,7 @@ from memory_layers.common.files import (
     replacing,
     write_json,
 )
+from memory_layers.common.tensors import save_tensors
 from tests.helpers import fresh_interpreter
 
 
@@ -173,6 +174,21 @@ def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:
     name = os.fsdecode(b"J\xf6rg \xe6\x9d\xb1")
     write_json(tmp_path / "names.json", name)
     assert json.loads((tmp_path / "names.json").read_text("utf-8")) == name
+
+
+def test_weights_that_find_no_room_are_an_os_error_and_the_older_ones_stay(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="sizes of files have no limit there")
+    path = tmp_path / "weights"
+    path.write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"weights.*cannot be written"), replacing(path) as parts:
+            save_tensors({"a": torch.ones(10_000)}, parts[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no modes there")

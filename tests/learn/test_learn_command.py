@@ -152,6 +152,8 @@ def test_what_the_teaching_refuses_is_said_in_a_line(
         ("base facts --out o --minutes inf", "--minutes"),
         ("base facts --out o --lr -1", "--lr"),
         ("base facts --out o --passes 0", "--passes"),
+        ("base facts --out o --seed -1", "--seed must be"),
+        (f"base facts --out o --seed {2**64}", "--seed must be"),
         ("base facts --dry-run --shown-fraction 2", "shown_fraction"),
         ("base facts --dry-run --weights 1 2", "weights"),
         ("base facts --out o --chat --no-chat", "--no-chat"),

@@ -1,4 +1,4 @@
-"""The folder of a teaching: one at a time works there, and goes on with what it knows."""
+"""`learn` at its edges: folders that others use, passes without data, models that read little."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_families import tiny_model
 from tiny_taught import FACTS, base_for
 from tiny_tokenizers import chatml
 
@@ -79,3 +80,24 @@ def test_a_pass_in_which_nothing_is_shown_has_no_point(
     assert [point.updates for point in points] == [1, 2]
     assert all(point.loss > 0 for point in points)
     assert result.curve == tuple(points)
+
+
+def test_a_model_that_reads_less_than_a_row_of_text_is_taught(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("The land of Oslo and the island of Japan. " * 200)
+    # It has a vector for each place, and none behind the last.
+    sizes = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 200, "pad_token_id": None}
+    model = tiny_model("gpt2", **sizes)
+    result = learn(model, FACTS, tokenizer=TOKENIZER, background=[notes], passes=1)
+    assert result.updates > 0
+    assert {text.name for text in result.texts} >= {"background", "Python's documentation"}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 0.5])
+def test_what_is_no_seed_is_named(seed: float) -> None:
+    with pytest.raises(UserError, match=f"seed must be .*got {seed}"):
+        taught(seed=seed)
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert taught(seed=2**63 - 1).updates > 0

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
@@ -105,6 +106,7 @@ class Generate(OfModel):
                 f"--max-tokens must be >= 1 and --temperature >= 0, got {most} and "
                 f"{self.temperature}"
             )
+        check_seed("--seed", self.seed)
         if not self.prompt:
             raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
         check_model(self.model, self.memory)

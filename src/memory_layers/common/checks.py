@@ -5,19 +5,34 @@ import math
 from memory_layers.common.errors import UserError
 
 
-def check_whole(name: str, value: object, least: int) -> None:
+def check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
     """Refuse anything but a whole number of at least `least`.
 
     Args:
         name: Argument name for the error.
         value: What was given.
         least: The smallest number allowed.
+        most: The largest one.
 
     Raises:
         UserError: It is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limit = "" if most == math.inf else f" and <= {most}"
+        raise UserError(f"{name} must be a whole number >= {least}{limit}, got {value!r}")
+
+
+def check_seed(name: str, value: object) -> None:
+    """Refuse what is no seed for a generator of torch, also with something added.
+
+    Args:
+        name: Argument name for the error.
+        value: What was given.
+
+    Raises:
+        UserError: It is something else.
+    """
+    check_whole(name, value, 0, 2**63 - 1)
 
 
 def check_number(name: str, value: object) -> None:

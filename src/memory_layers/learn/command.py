@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import quiet_transformers
 from memory_layers.evaluate.trained import (
@@ -207,6 +208,7 @@ def _check(asked: Learn) -> None:
         raise UserError(f"--out {asked.out} is a file, expected a folder. hint: name another")
     if asked.chat and asked.no_chat:
         raise UserError("--chat and --no-chat exclude one another. hint: give one of them")
+    check_seed("--seed", asked.seed)
     for name, value in (("minutes", asked.minutes), ("lr", asked.lr)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} must be a finite number > 0, got {value}")

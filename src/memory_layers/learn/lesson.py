@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.checks import check_number, check_seed, check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.seeds import stable_number
 from memory_layers.data.tokens import IGNORE
@@ -71,6 +71,7 @@ class LearnSettings:
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_whole("passes", self.passes, 1)
+        check_seed("seed", self.seed)
         for name in ("minutes", "lr"):
             value = getattr(self, name)
             if value is not None:
