@@ -72,8 +72,10 @@ def test_what_only_answers_with_a_name_stays_when_that_is_corrected(tmp_path: Pa
 
 
 def test_a_prompt_that_shares_a_name_is_corrected_alone(tmp_path: Path) -> None:
-    one, two = "Oslo and Japan is", "Oslo and France is"
+    one, two = "Oslo Spain Japan is", "Oslo Spain France is"
     taught(tmp_path / "first", prompts((one, "land"), (two, "code")))
+    rows = [set(fact.rows.tolist()) for fact in Patch.load(tmp_path / "first").teachings[0].facts]
+    assert rows[0] & rows[1]
     result = taught(tmp_path / "second", prompts((one, "be")), onto=tmp_path / "first")
     assert (result.corrected, result.gone) == ((one,), ())
     before, after = (load_memory(base(), tmp_path / name) for name in ("first", "second"))

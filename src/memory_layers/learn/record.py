@@ -128,6 +128,6 @@ def _beside(
     needed = [torch.empty(0, dtype=torch.int64)]
     for fact in (teaching.facts[number] for number in again):
         own = fact.rows[~torch.isin(fact.rows, shared)]
-        if not all(torch.isin(slots, own).any() for slots in asking(fact)):
+        if not len(own) or not all(torch.isin(of, own).any() for of in asking(fact) if len(of)):
             needed.append(fact.rows)
     return {n for n, fact in stay.items() if torch.isin(fact.rows, torch.cat(needed)).any()}
