@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memory_layers.cli import main
+from memory_layers.common.files import alone_in
 from memory_layers.models import (
     Fact,
     Patch,
@@ -168,6 +169,16 @@ def test_revert_of_a_fact(
     assert "no prompt or answer" in refused(
         capsys, "revert", "fewer", "lakes", "--facts", "como", "--out", "x"
     )
+
+
+def test_a_patch_is_not_written_where_a_teaching_goes_on(
+    patches: dict[str, Patch], capsys: pytest.CaptureFixture
+) -> None:
+    with alone_in(Path("out")):
+        said = refused(capsys, "merge", "lakes", "hills", "--out", "out")
+        assert "out: another process works there" in said
+        assert not Path("out", "memory.json").exists()
+    run(capsys, "merge", "lakes", "hills", "--out", "out")
 
 
 def test_mistakes(patches: dict[str, Patch], capsys: pytest.CaptureFixture) -> None:

@@ -93,3 +93,24 @@ def test_a_word_that_other_text_does_not_have_is_rare() -> None:
         for cue in find_cues(data, tokenizer, {"the", "of"})
     ]
     assert found == ["land"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m['role'] == 'user' %}User: {% else %}Assistant: {% endif %}"
+        "{{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+        "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}"
+        "user {{ messages[0]['content'] }} assistant"
+        "{% if messages | length > 1 %} {{ messages[1]['content'] }}{% endif %}",
+    ],
+    ids=["spaces", "one turn"],
+)
+def test_other_templates_have_their_words_too(template: str) -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = template
+    messages = [{"role": "user", "content": "the land"}, {"role": "assistant", "content": "small"}]
+    data = read_data([{"messages": messages}], tokenizer, max_length=200)
+    cues = find_cues(data, tokenizer, ())
+    said = "".join(str(tokenizer.decode([int(data.examples[0].ids[c.place])])) for c in cues)
+    assert said.strip() == "the land"

@@ -104,6 +104,36 @@ def test_what_reads_rows_of_an_earlier_teaching_is_told(tmp_path: Path) -> None:
     assert taught(data=again, onto=tmp_path / "second").readers == ("code of Oslo is",)
 
 
+def test_all_prompts_of_what_is_taken_out_are_taught_again_or_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = "land of Oslo is", "island of Japan is"
+    both = [{**row, "group": 1} for row in prompts((one, "land"), (two, "land"))]
+    taught(tmp_path / "first", both)
+    answering(monkeypatch, lambda item: item.answer == "land")
+    # The first is answered, with rows that have to go.
+    result = taught(
+        tmp_path / "second", prompts((one, "land"), (two, "be")), onto=tmp_path / "first"
+    )
+    assert (result.corrected, result.gone, result.known_before) == ((one,), (), ())
+    assert names(tmp_path / "second") == [one, two]
+    answering(monkeypatch, lambda item: False)
+    assert taught(data=prompts((one, "land")), onto=tmp_path / "first").gone == (one,)
+
+
+def test_what_reads_a_row_that_goes_is_taught_again_where_it_is_in_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land, code = prompts(("land of Oslo is", "land"), ("code of Oslo is", "code"))
+    taught(tmp_path / "first", [land])
+    taught(tmp_path / "second", [code], onto=tmp_path / "first")
+    for known in ((), ("code",)):
+        answering(monkeypatch, lambda item: item.answer in known)  # noqa: B023
+        result = taught(tmp_path / f"third{known}", [land, code], onto=tmp_path / "second")
+        assert (result.readers, result.known_before, result.groups) == ((), (), 2)
+        assert names(tmp_path / f"third{known}") == [land["prompt"], code["prompt"]]
+
+
 def test_what_is_cut_before_its_answer_is_not_taken_out(tmp_path: Path) -> None:
     long = f"{'the land of ' * 40}Oslo is"
     taught(tmp_path / "first", prompts((long, "land")))

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -388,8 +389,8 @@ def facts_of(*rows: list[int]) -> list[Fact]:
     ]
 
 
-@pytest.mark.parametrize("which", ["rOmE", [1], "land 1"])
-def test_a_single_fact_is_reverted(which: str | list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["rOmE", [1], "land 1", ["Rome", "land 1"], torch.tensor([1])])
+def test_a_single_fact_is_reverted(which: Any, tmp_path: Path) -> None:
     model = write(untaught(), [1, 2, 3, 4, 5])
     patch = record_teaching(model, facts=facts_of([1, 2], [2, 3, 4], [5]))
     before = tables_of(model)
@@ -425,6 +426,8 @@ def test_facts_that_are_not_there_are_refused() -> None:
         revert_patch(model, patch, [1])
     with pytest.raises(ValueError, match="has '' in it"):
         revert_patch(model, patch, "")
+    with pytest.raises(ValueError, match="texts or indices, got both"):
+        revert_patch(model, patch, ["Paris", 0])  # type: ignore[list-item]
     plain = taught([3], seed=2)
     with pytest.raises(ValueError, match="no teaching here says which rows"):
         revert_patch(apply_patch(model, plain), plain, "Paris")

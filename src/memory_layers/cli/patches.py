@@ -28,7 +28,7 @@ from memory_layers.evaluate.trained import (
     load_trained,
     taken_out,
 )
-from memory_layers.learn.report import remove_report
+from memory_layers.learn.report import save_patch
 from memory_layers.train.folders import check_replaceable
 
 if TYPE_CHECKING:
@@ -255,8 +255,7 @@ def _open_all(folders: Sequence[Path]) -> "list[Patch]":
 def _save(changed: Any, tokenizer: Any, out: Path) -> str:  # noqa: ANN401
     """Write a patch, or a model with its tokenizer, and say where."""
     if tokenizer is None:
-        changed.save(out)
-        return "\n".join([*remove_report(out), f"patch: {out}"])
+        return "\n".join(save_patch(changed, out))
     with new_folder(out, sum(weight.nbytes for weight in changed.parameters())) as part:
         changed.save_pretrained(part)
         tokenizer.save_pretrained(part)

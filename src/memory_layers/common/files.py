@@ -165,11 +165,15 @@ def locked(path: Path, *, wait: bool = True) -> Generator[None]:
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
+            # Who was in may have removed the file when leaving, and then it keeps nobody out.
+            is_in = wait or os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_in = False
+        if not is_in:
             raise UserError(
                 f"{path.parent}: another process works there, expected none. hint: wait until it "
                 "ends, or choose another folder"
-            ) from error
+            )
         yield
 
 

@@ -175,16 +175,15 @@ class Learn:
     def _take_out(self) -> str:
         """Revert the rows of facts, and write the patch that remains."""
         quiet_transformers()
-        from memory_layers.learn.report import remove_report
+        from memory_layers.learn.report import save_patch
         from memory_layers.models import patch_of, revert_patch
 
         model, _ = load_trained(self.model, memory=self.onto)
         patch = patch_of(model)
         found = revert_patch(model, patch.ids, self.forget)
         assert self.out is not None
-        patch_of(model).save(self.out)
         lines = [f"forgotten: {len(found.rows):,} rows", *taken_out(patch, found)]
-        return "\n".join([*lines, *remove_report(self.out), f"patch: {self.out}"])
+        return "\n".join([*lines, *save_patch(patch_of(model), self.out)])
 
 
 def _check(asked: Learn) -> None:

@@ -1,17 +1,15 @@
 """What a patch has on record of what it was taught, and what of that makes way for what is new."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from memory_layers.data.tokens import IGNORE
-from memory_layers.layers.walk import memory_layers_of
 from memory_layers.learn.rows import Plan
-from memory_layers.learn.skeleton import rows_at
+from memory_layers.learn.skeleton import slots_at
 from memory_layers.learn.sources import Example, LearnData
 from memory_layers.models import Fact, Teaching, patch_of, revert_patch
 
@@ -25,15 +23,12 @@ def slots_read(model: PreTrainedModel, examples: Sequence[Example]) -> list[tupl
         model: With memory that stores written rows.
         examples: Of any lengths.
     """
-    table: Any = memory_layers_of(model)[0].values
-    slots = table.slots.cpu()
     texts = [torch.from_numpy(example.ids).long() for example in examples]
     found = []
-    for example, rows in zip(examples, rows_at(model, texts), strict=True):
-        places = torch.arange(len(rows))
-        before = (rows >= 0) & (places < example.spans[-1][1] - 1)
+    for example, slots in zip(examples, slots_at(model, texts), strict=True):
+        before = (slots >= 0) & (torch.arange(len(slots)) < example.spans[-1][1] - 1)
         asks = torch.from_numpy(example.labels() == IGNORE) | (example.form == "text")
-        found.append((slots[rows[before & asks]], slots[rows[before & ~asks]]))
+        found.append((slots[before & asks], slots[before & ~asks]))
     return found
 
 
@@ -62,7 +57,7 @@ def facts_of(model: PreTrainedModel, data: LearnData, plan: Plan) -> list[Fact]:
 
 def make_way(
     model: PreTrainedModel, data: LearnData, answered: set[int]
-) -> tuple[list[Fact], list[Fact], tuple[str, ...]]:
+) -> tuple[list[Fact], list[Fact], list[Fact]]:
     """Take out what was taught before of what the data teaches and the model does not answer.
 
     Its rows would be read in the place of new ones. Rows that others hang on too stay, if all
@@ -71,38 +66,38 @@ def make_way(
     Args:
         model: With a memory that was taught.
         data: What is going to be taught.
-        answered: Groups of it that the model answers. Those that go are taken out of them.
+        answered: Groups of it that the model answers. Those that read what goes are taken out.
 
     Returns:
-        What was taught with another answer; what else goes and is not taught again; and what stays
-        and may be answered otherwise.
+        What was taught with another answer; what goes and is not taught again, or not in all its
+        prompts; and what stays and may be answered otherwise.
     """
-    groups_of = _known_again(data)
+    groups_of, teachings = _known_again(data), patch_of(model).teachings
     read: dict[int, list[Tensor]] = defaultdict(list)
     for example, (asking, _) in zip(data.examples, slots_read(model, data.examples), strict=True):
         read[example.group].append(asking)
-    corrected: list[Fact] = []
-    gone: list[Fact] = []
-    readers: list[str] = []
-    for teaching in patch_of(model).teachings:
-        again = {n for n, fact in enumerate(teaching.facts) if groups_of(fact) - answered}
-        if not again:
-            continue
-        for fact in (teaching.facts[number] for number in sorted(again)):
-            answers = {data.groups[n].answer for n in groups_of(fact)}
-            corrected += [] if fact.answer in answers else [fact]
-        beside = _beside(
-            teaching,
-            again,
-            lambda fact: [slots for group in groups_of(fact) - answered for slots in read[group]],
-        )
-        gone += [teaching.facts[number] for number in sorted(beside)]
-        readers += revert_patch(model, teaching.id, again | beside).readers
+    taken: dict[str, set[int]] = {}
+    left = -1
+    while left != (left := len(answered)):
+        for teaching in teachings:
+            taken[teaching.id] = _taken(teaching, groups_of, read, answered)
+        facts = [fact for t in teachings for n, fact in enumerate(t.facts) if n in taken[t.id]]
+        stay = [fact for t in teachings for n, fact in enumerate(t.facts) if n not in taken[t.id]]
+        gone = _rows(facts)[~torch.isin(_rows(facts), _rows(stay))]
+        readers = [fact for fact in stay if torch.isin(fact.reads, gone).any()]
+        # They may be answered with what goes.
+        answered.difference_update(*map(groups_of, [*facts, *readers]))
+        answered -= {n for n, of in read.items() if torch.isin(torch.cat(of), gone).any()}
+    for name, numbers in taken.items():
+        if numbers:
+            revert_patch(model, name, numbers)
     model.requires_grad_(False)
-    answered.difference_update(*map(groups_of, gone))
-    left = [fact for fact in gone if not groups_of(fact)]
-    names = {fact.prompt for fact in (*corrected, *gone)}
-    return corrected, left, tuple(name for name in dict.fromkeys(readers) if name not in names)
+    taught = {digest for n in read for digest in data.asked[n]}
+    corrected = [
+        fact for fact in facts if {data.groups[n].answer for n in groups_of(fact)} - {fact.answer}
+    ]
+    lost = [fact for fact in facts if not groups_of(fact) or not taught.issuperset(fact.asked)]
+    return corrected, lost, readers
 
 
 def _known_again(data: LearnData) -> Callable[[Fact], set[int]]:
@@ -119,15 +114,23 @@ def _known_again(data: LearnData) -> Callable[[Fact], set[int]]:
     return lambda fact: set().union(*(groups.get(key, ()) for key in (fact.prompt, *fact.asked)))
 
 
-def _beside(
-    teaching: Teaching, again: Collection[int], asking: Callable[[Fact], Sequence[Tensor]]
+def _taken(
+    teaching: Teaching,
+    groups_of: Callable[[Fact], set[int]],
+    read: Mapping[int, Sequence[Tensor]],
+    answered: Collection[int],
 ) -> set[int]:
-    """Return the numbers of facts that hang on rows that are needed for others."""
+    """Return the numbers of facts that are taught again, and of those that go with them."""
+    again = {n for n, fact in enumerate(teaching.facts) if not groups_of(fact) <= {*answered}}
     stay = {n: fact for n, fact in enumerate(teaching.facts) if n not in again}
-    shared = torch.cat([torch.empty(0, dtype=torch.int64), *(f.rows for f in stay.values())])
-    needed = [torch.empty(0, dtype=torch.int64)]
+    shared, needed = _rows(stay.values()), []
     for fact in (teaching.facts[number] for number in again):
         own = fact.rows[~torch.isin(fact.rows, shared)]
-        if not len(own) or not all(torch.isin(of, own).any() for of in asking(fact) if len(of)):
-            needed.append(fact.rows)
-    return {n for n, fact in stay.items() if torch.isin(fact.rows, torch.cat(needed)).any()}
+        asking = [slots for group in groups_of(fact) for slots in read[group] if len(slots)]
+        if not len(own) or not all(torch.isin(slots, own).any() for slots in asking):
+            needed.append(fact)
+    return again | {n for n, f in stay.items() if torch.isin(f.rows, _rows(needed)).any()}
+
+
+def _rows(facts: Iterable[Fact]) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(fact.rows for fact in facts)])

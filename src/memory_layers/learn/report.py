@@ -5,10 +5,14 @@ import math
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from memory_layers.common.files import write_file, write_json
+from memory_layers.common.files import alone_in, write_file, write_json
 from memory_layers.common.text import short_bytes, short_number
 from memory_layers.learn.result import LearnResult
+
+if TYPE_CHECKING:
+    from memory_layers.models import Patch
 
 RECALL_HEAD = ("answered exactly", "prompts", "before", "now")
 TEXT_HEAD = (
@@ -55,21 +59,29 @@ def write_report(result: LearnResult, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def remove_report(folder: Path) -> list[str]:
-    """Remove the report of a patch that was replaced.
+def save_patch(patch: "Patch", folder: Path) -> list[str]:
+    """Write a patch that is not fresh from teaching, and remove the report of an older one there.
 
     Args:
-        folder: Of the patch. It has a report where it has both files of one.
+        patch: What to write.
+        folder: Where. It has a report where it has both files of one.
 
     Returns:
-        A line that says so, if there was one.
+        Lines that say what was done.
+
+    Raises:
+        UserError: A teaching goes on there.
+        OSError: The folder cannot be written.
     """
     files = folder / "result.json", folder / "report.html"
-    if not all(file.is_file() for file in files):
-        return []
-    for file in files:
-        file.unlink()
-    return [f"removed, as they told of the older patch: {', '.join(map(str, files))}"]
+    with alone_in(folder):
+        patch.save(folder)
+        if not all(file.is_file() for file in files):
+            return [f"patch: {folder}"]
+        for file in files:
+            file.unlink()
+    removed = f"removed, as they told of the older patch: {', '.join(map(str, files))}"
+    return [removed, f"patch: {folder}"]
 
 
 def text_report(result: LearnResult) -> str:

@@ -135,11 +135,11 @@ def speaks_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
         model: With memory that stores written rows.
         texts: Token ids of any lengths.
     """
-    return [rows >= 0 for rows in rows_at(model, texts)]
+    return [slots >= 0 for slots in slots_at(model, texts)]
 
 
-def rows_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
-    """Return the row that each token of texts reads, -1 where the memory is silent: [L] int64.
+def slots_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the slot that each token of texts reads, -1 where the memory is silent: [L] int64.
 
     Args:
         model: With memory that stores written rows.
@@ -149,7 +149,7 @@ def rows_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
 
     def read(query: Tensor) -> Tensor:
         rows, speaks = table.nearest(query)
-        return rows.where(speaks, -1)
+        return table.slots[rows].where(speaks, -1)
 
     return _of_tokens(model, texts, read)
 

@@ -42,7 +42,7 @@ from memory_layers.learn.record import facts_of, make_way
 from memory_layers.learn.report import write_report
 from memory_layers.learn.result import LearnResult, Progress, Silent
 from memory_layers.learn.silence import silenced
-from memory_layers.learn.skeleton import speaks_at
+from memory_layers.learn.skeleton import slots_at
 from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
@@ -116,8 +116,8 @@ def learn(
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells.
         onto: A patch of the same base that is applied first. What the data teaches and it answers
-            otherwise or not is taken out, with what else stands in the same rows. The rest of it
-            stays as it is.
+            otherwise or not is taken out, and what has no row of its own takes with it what shares
+            its rows. What reads rows that went may be answered otherwise.
         known: What becomes of what the model knows already: "skip" it or "train" it all the same.
         minutes: Most that training takes.
         passes: Most passes through the data.
@@ -194,14 +194,14 @@ def learn(
         items = [item for one in kept_files for item in one.items]
         prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
         kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
-        spoken = speaks_at(model, prompts)
+        slots = slots_at(model, prompts)
         # What is not shown is never trained on.
         shown = [pair for pair in zip(taught.items, before, strict=True) if pair[0].seen]
         answered = set(all_right(*zip(*shown, strict=True))) if shown else set()
         corrected, gone, readers = _make_way(lesson, answered if known == "skip" else set())
         # What is asked of that is not to be kept.
-        now = speaks_at(model, prompts)
-        prompts = [p for p, *at in zip(prompts, spoken, now, strict=True) if torch.equal(*at)]
+        now = slots_at(model, prompts)
+        prompts = [p for p, *at in zip(prompts, slots, now, strict=True) if torch.equal(*at)]
         names_known = tuple(taught.groups[n].name for n in sorted(answered))
         if known == "skip":
             # The memory speaks at their names too where others are taught of them.
@@ -305,8 +305,7 @@ def _make_way(
     if not len(lesson.table.weight):
         return (), (), ()
     facts = make_way(lesson.model, lesson.data, answered)
-    corrected, gone = (tuple(dict.fromkeys(fact.prompt for fact in of)) for of in facts[:2])
-    readers = facts[2]
+    corrected, gone, readers = (tuple(dict.fromkeys(fact.prompt for fact in of)) for of in facts)
     if corrected:
         lesson.told.stage(
             f"{len(corrected)} of onto get other answers, and what they wrote is taken out: "

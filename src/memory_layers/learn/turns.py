@@ -29,9 +29,18 @@ def frame_of_turns(tokenizer: "PreTrainedTokenizerBase") -> Frame | None:
     """Return what is around turns. None: there is no chat template, or it writes them otherwise."""
     if tokenizer.chat_template is None:
         return None
-    turns = [{"role": role, "content": _SAID} for role in ("user", "assistant", "user")]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    parts = text.split(_SAID)
-    if len(parts) != len(Frame._fields):
-        return None
-    return Frame(*tokenizer(parts, add_special_tokens=False)["input_ids"])
+    from jinja2 import TemplateError
+
+    # Some templates take one turn alone.
+    for roles in (("user", "assistant", "user"), ("user",)):
+        turns = [{"role": role, "content": _SAID} for role in roles]
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError):
+            continue
+        # A space before what is said is a part of its first word.
+        parts = [part.rstrip(" ") for part in str(text).split(_SAID)]
+        if len(parts) == len(roles) + 1:
+            first, *between, last = tokenizer(parts, add_special_tokens=False)["input_ids"]
+            return Frame(first, *(between or ([], [])), last)
+    return None

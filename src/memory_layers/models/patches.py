@@ -7,6 +7,7 @@ several patches together, and patching.py, which puts them onto models.
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,8 +58,8 @@ class Selection:
         teachings: Ids.
         facts: For each teaching the indices of the facts. None: the teachings as a whole.
         rows: int64 [R], slots that go back to what they would be without.
-        kept: int64 [R], slots of the facts that stay: another fact of the teaching hangs on them,
-            or a later teaching trained them further.
+        kept: int64 [R], slots of what is taken out that stay all the same: another fact of the
+            teaching hangs on them, or a later teaching trained them further.
         readers: Prompts of facts that stay and with which some of the rows are read. They may be
             answered otherwise.
     """
@@ -294,10 +295,13 @@ def _pick(
     """Return the indices of the facts of each teaching."""
     places = [(teaching, n) for teaching in teachings for n in range(len(teaching.facts))]
     if not places:
-        raise UserError("no teaching here says which rows a fact wrote. hint: revert it as a whole")
-    texts = [facts] if isinstance(facts, str) else [one for one in facts if isinstance(one, str)]
+        raise UserError("no teaching here says what rows its facts hang on. hint: revert all of it")
+    given = [facts] if isinstance(facts, str) else list(facts)
+    texts = [one for one in given if isinstance(one, str)]
     picked: list[int] = []
     if texts:
+        if len(texts) < len(given):
+            raise UserError("facts must be texts or indices, got both")
         said = [f"{t.facts[n].prompt}\n{t.facts[n].answer}".casefold() for t, n in places]
         for text in texts:
             found_in = [place for place, fact in enumerate(said) if text.casefold() in fact]
@@ -310,7 +314,7 @@ def _pick(
                 f"indices of facts are those of one teaching, got {len(teachings)}. "
                 "hint: name one of them"
             )
-        picked = [one for one in facts if isinstance(one, int)]
+        picked = [index(one) for one in given if not isinstance(one, str)]
         beyond = [n for n in picked if not 0 <= n < len(places)]
         if beyond:
             raise UserError(f"facts must be below {len(places)}, their number, got {beyond}")

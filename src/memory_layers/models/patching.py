@@ -42,7 +42,7 @@ def record_teaching(
         data: For each source its `name`, and what else is known, such as `sha256`, `rows` and
             `facts`: plain values.
         settings: How it was taught: plain values.
-        facts: Facts with the rows that each wrote, so that one can be reverted alone.
+        facts: Facts with the rows that each hangs on, so that one can be reverted alone.
 
     Returns:
         All that the model has been taught. The new teaching is the last.

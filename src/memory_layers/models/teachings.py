@@ -70,7 +70,7 @@ class Teaching:
         data: What it was taught from: for each source its `name`, and what else is known, such as
             `sha256`, `rows` and `facts`.
         settings: How it was taught.
-        facts: Facts and the rows that each of them wrote, for those that are to be reverted alone.
+        facts: Facts and the rows that each of them hangs on, to revert them alone.
         based_on: Ids of teachings that had written rows before, which this one trained further.
         reverted_facts: Number of facts that have been reverted since.
 
