@@ -250,7 +250,7 @@ def test_facts_that_share_their_rows_are_forgotten_together(
     # Also beside one that can be forgotten.
     for texts in (["92"], ["92", "Como"]):
         assert main([*forget, *texts]) == 2
-        assert "--forget 92: other facts" in capsys.readouterr().err
+        assert "'Inari: depth' cannot be taken out alone" in capsys.readouterr().err
     assert not Path("fewer").exists()
     assert main([*forget, "92", "Finland"]) == 0
     assert "2 rows" in capsys.readouterr().out

@@ -429,7 +429,7 @@ def test_facts_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="texts or indices, got both"):
         revert_patch(model, patch, ["Paris", 0])  # type: ignore[list-item]
     plain = taught([3], seed=2)
-    with pytest.raises(ValueError, match="no teaching here says which rows"):
+    with pytest.raises(ValueError, match="no teaching here says what rows"):
         revert_patch(apply_patch(model, plain), plain, "Paris")
 
 

@@ -284,8 +284,8 @@ def _check_alone(facts: Sequence[Fact], stay: Sequence[Fact], gone: Tensor) -> N
         others = [one.prompt for one in stay if torch.isin(one.rows, fact.rows).any()]
         if others and not torch.isin(fact.rows, gone).any():
             raise UserError(
-                f"{fact.prompt!r} cannot be taken out alone: {len(others)} other facts hang on its "
-                f"rows, such as {others[0]!r}. hint: take out these too"
+                f"{fact.prompt!r} cannot be taken out alone: others hang on all of its rows too, "
+                f"such as {others[0]!r}. hint: take out these too"
             )
 
 
