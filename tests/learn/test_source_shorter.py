@@ -74,15 +74,6 @@ def test_groups_with_wordings_of_their_own_get_the_rest() -> None:
     assert len(read(*rows, wordings=1).examples) == 2
 
 
-def test_without_a_name_the_words_that_other_prompts_do_not_have_stay() -> None:
-    found = prompts(read(row("What is the land said", "small"), row("What is the code of", "said")))
-    for own in ("land", "code"):
-        assert len({prompt for prompt in found if own in prompt}) > 2
-    assert all("said" in prompt for prompt in found if "land" in prompt)
-    # One alone has nothing that tells which words these are.
-    assert prompts(read(row("What is the land said"))) == ["What is the land said"]
-
-
 def test_nothing_is_left_out_of_text_and_of_a_script_without_spaces() -> None:
     assert len(read({"text": PROMPT}).examples) == 1
     assert prompts(read(row("日本の首都は", "東京"))) == ["日本の首都は"]

@@ -7,7 +7,7 @@ always stands there, most often the name.
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import islice
@@ -30,8 +30,7 @@ def with_shorter(
     """Give prompts and conversations of few wordings more of them, with words left out.
 
     Only usual words are: those that are one token, unless they are written like a name. So there
-    is nothing to leave out in a script without spaces. Of a prompt of such words alone those are
-    that stand in prompts of other groups too.
+    is nothing to leave out in a script without spaces. A prompt of such words alone stays whole.
 
     Args:
         pieces: Those of a group beside one another.
@@ -48,16 +47,17 @@ def with_shorter(
     for piece in pieces:
         groups[piece.group].append(piece)
     usual = _usual_words(pieces, encoder)
-    shared = usual & _shared_words(groups)
     lacking, shorter = {}, {}
     for number, same in groups.items():
-        asked = [piece for piece in same if piece.train and piece.form in ("prompt", "chat")]
-        named = [(piece, usual if _has_name(piece, usual) else shared) for piece in asked]
-        trained = [(piece, going) for piece, going in named if _has_name(piece, going)]
+        trained = [
+            piece
+            for piece in same
+            if piece.train and piece.form in ("prompt", "chat") and _has_name(piece, usual)
+        ]
         there = sum(piece.train for piece in same)
         lacking[number] = max(0, wordings - there) if trained else 0
         draw = random.Random(stable_number(seed, "shorter", str(number)))  # noqa: S311
-        made = [_shorter(*draw.choice(trained), draw) for _ in range(TRIES * lacking[number])]
+        made = [_shorter(draw.choice(trained), usual, draw) for _ in range(TRIES * lacking[number])]
         shorter[number] = {key_of_piece(piece): piece for piece in made}
     # What is left of two prompts may be the same, with two answers.
     keys = Counter({key_of_piece(piece) for piece in pieces})
@@ -90,15 +90,6 @@ def _usual_words(pieces: Sequence[Piece], encoder: Encoder) -> set[str]:
     words = sorted({word for piece in pieces for word in _WORD.findall(_prompt(piece))})
     tokens = encoder.tokens([f" {word.casefold()}" for word in words])
     return {word for word, ids in zip(words, tokens, strict=True) if len(ids) == 1}
-
-
-def _shared_words(groups: Mapping[int, Sequence[Piece]]) -> set[str]:
-    """Return the words of prompts of several groups."""
-    of_group = [
-        {w for piece in same for w in _WORD.findall(_prompt(piece))} for same in groups.values()
-    ]
-    count = Counter(word for words in of_group for word in {word.casefold() for word in words})
-    return {word for words in of_group for word in words if count[word.casefold()] > 1}
 
 
 def _is_usual(word: str, usual: AbstractSet[str], *, first: bool) -> bool:
