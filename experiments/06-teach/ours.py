@@ -29,7 +29,8 @@ def data_of(protocol: Protocol) -> LearnData:
         for fact, _ in facts
     ]
     examples = [_example(item, n) for n, items in enumerate(protocol.train) for item in items]
-    return LearnData(tuple(examples), (), tuple(groups), Look((), 0, (), ()))
+    asked = ((),) * len(groups)
+    return LearnData(tuple(examples), (), tuple(groups), Look((), 0, (), ()), asked)
 
 
 def _example(item: Item, group: int) -> Example:

@@ -149,7 +149,10 @@ def slots_at(model: PreTrainedModel, texts: Sequence[Tensor]) -> list[Tensor]:
 
     def read(query: Tensor) -> Tensor:
         rows, speaks = table.nearest(query)
-        return table.slots[rows].where(speaks, -1)
+        # Of a table without rows none can be taken.
+        slots = torch.full_like(rows, -1)
+        slots[speaks] = table.slots[rows[speaks]]
+        return slots
 
     return _of_tokens(model, texts, read)
 
