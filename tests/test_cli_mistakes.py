@@ -91,6 +91,7 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("eval nosuch --tasks piqa", "nosuch is no model folder"),
         ("generate nosuch hello", "nosuch is no model folder"),
         ("serve nosuch", "nosuch is no model folder"),
+        ("serve smolm2", "smolm2 is no model folder. hint: did you mean smollm2?"),
         ("init ''", "NAME: a run needs one"),
         ("init mine", "mine.yaml exists already"),
     ],

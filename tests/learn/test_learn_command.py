@@ -190,7 +190,10 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
     assert main(["learn", "base", "--onto", "lakes", "--forget", "inari", "--out", "fewer"]) == 0
     shown = capsys.readouterr().out
     assert "Lake Inari is in Finland" in shown
-    assert "Como" not in shown
+    # Slot 2 is kept for the other one, and may still answer.
+    assert "kept: 1 row" in shown
+    assert "may still be answered with these: Lake Inari is in. hint" in shown
+    assert "teach it again: Lake Como is in\n" in shown
     rows, left = (
         torch.cat([v for k, v in load_file(f"{name}/memory.safetensors").items() if "slots" in k])
         for name in ("lakes", "fewer")

@@ -126,7 +126,7 @@ def test_contradictions_are_listed_with_both_places(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{facts}:1 and {facts}:2: 'code: Oslo'.*'OSL' and 'X'"):
         read(tmp_path)
     turns = [TURNS[0], {**TURNS[1], "content": "sea"}]
-    with pytest.raises(UserError, match="'land' and 'sea'"):
+    with pytest.raises(UserError, match=r": 'user: .*'land' and 'sea'"):
         read([{"messages": TURNS}, {"messages": turns}])
 
 

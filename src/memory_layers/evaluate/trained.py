@@ -1,6 +1,8 @@
 """Load a model for use: the folder of a trained one or any pretrained one, and a memory onto it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,6 +164,8 @@ def taken_out(patch: "Patch", selection: "Selection") -> list[str]:
         patch: As it was before.
         selection: What goes.
     """
+    import torch
+
     lines = [
         f"  {fact.prompt} {shorten(fact.answer)[1:-1]}"
         for teaching in patch.teachings
@@ -169,10 +173,23 @@ def taken_out(patch: "Patch", selection: "Selection") -> list[str]:
     ]
     if count := len(selection.kept):
         lines.append(f"kept: {count:,} row{'s' * (count > 1)} that others hang on too")
-    if names := selection.readers:
-        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-        lines.append(f"may be answered otherwise now: {', '.join(names[:5])}{more}")
+        on: dict[bool, list[str]] = {True: [], False: []}
+        for teaching in patch.teachings:
+            numbers = (selection.facts or {}).get(teaching.id, ())
+            for n, fact in enumerate(teaching.facts):
+                if torch.isin(fact.rows, selection.kept).any():
+                    on[n in numbers].append(fact.prompt)
+        lines.append(
+            f"may still be answered with these: {_some(on[True])}. hint: take out what hangs on "
+            f"them too, and teach it again: {_some(on[False])}"
+        )
+    if selection.readers:
+        lines.append(f"may be answered otherwise now: {_some(selection.readers)}")
     return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def _check_folder(folder: Path) -> None:
@@ -187,6 +204,9 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_name(name: str) -> None:
+    # Before the hub is asked, which takes long where there is no network.
+    if close := get_close_matches(name, PACKAGED, n=1):
+        raise UserError(f"{name} is no model folder. hint: did you mean {close[0]}?")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -114,7 +114,10 @@ class Learn:
         sys.stdout.write(f"report: {Path(result.out) / 'report.html'}\n")
         if result.stopped != "interrupted":
             return 0
-        sys.stderr.write("interrupted: what was learned is kept\n")
+        sys.stderr.write(
+            "interrupted: what was learned is kept. hint: to go on, the same with "
+            f"--onto {result.out} and another --out\n"
+        )
         return 130
 
     @property
@@ -182,7 +185,8 @@ class Learn:
         patch = patch_of(model)
         found = revert_patch(model, patch.ids, self.forget)
         assert self.out is not None
-        lines = [f"forgotten: {len(found.rows):,} rows", *taken_out(patch, found)]
+        count = len(found.rows)
+        lines = [f"forgotten: {count:,} row{'s' * (count != 1)}", *taken_out(patch, found)]
         return "\n".join([*lines, *save_patch(patch_of(model), self.out)])
 
 

@@ -20,7 +20,7 @@ from memory_layers.learn.sources.rows import (
     COLUMNS,
     OPTIONAL,
     Asked,
-    key_of,
+    Message,
     kind_of_row,
     parse_row,
 )
@@ -198,12 +198,18 @@ def _add_row(table: Table, row: Asked, answers: Answers) -> None:
     if not row.prompt:
         new = answers.is_new(("text", said), row.where, "")
     else:
-        key = (table.kind, key_of(row.prompt))
+        key = _key(table.kind, row.prompt)
         new = answers.is_new(key, row.where, said, heldout=row.heldout)
     if new:
         table.asked.append(row)
         for prompt in row.paraphrases:
-            answers.is_new((table.kind, key_of(prompt)), row.where, said, heldout=True)
+            answers.is_new(_key(table.kind, prompt), row.where, said, heldout=True)
+
+
+def _key(kind: str, prompt: str | tuple[Message, ...]) -> tuple[str, ...]:
+    if isinstance(prompt, str):
+        return kind, prompt.strip()
+    return kind, *(part.strip() for turn in prompt for part in (turn.role, turn.content))
 
 
 def _check_templates(where: str, templates: dict[str, RelationTemplates]) -> None:
