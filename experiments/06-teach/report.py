@@ -163,7 +163,24 @@ def section(folder: Path = HERE / "results") -> str:
         "![Recall over the rise of loss on unseen text](plots/frontier_text.png)",
         "![Recall over known answers lost](plots/frontier_known.png)",
     )
-    return "\n\n".join([markdown_table(head, rows), about(points), command(), *plots])
+    table = markdown_table(head, rows)
+    parts = (table, about(points), other_rates(points), command(), *plots)
+    return "\n\n".join(part for part in parts if part)
+
+
+def other_rates(points: Sequence[Point]) -> str:
+    """Return what each arm has at rates that are not in the table, after most passes."""
+    shown = {(point.arm, point.rate) for point in best(points)}
+    last = {(point.arm, point.rate): point for point in points}
+    found = [
+        f"{point.arm} at {point.rate:g} after {point.passes} passes: "
+        f"{spread(point.recall(), '{:.2f}')} of the held-out wordings, loss on unseen text "
+        f"{spread(point.rise(), '{:+.1%}')}, known answers kept "
+        f"{spread(point.field('kept'), '{:.1%}')}"
+        for key, point in last.items()
+        if key not in shown
+    ]
+    return f"At other rates: {'; '.join(found)}." if found else ""
 
 
 def command(path: Path = HERE / "command.json") -> str:
