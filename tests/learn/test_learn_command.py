@@ -20,7 +20,7 @@ from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.learn.display import Display
 from memory_layers.learn.result import LearnResult, Point
-from memory_layers.models import Fact, add_memory, record_teaching
+from memory_layers.models import Fact, Patch, add_memory, record_teaching
 from tests.helpers import fresh_interpreter
 
 
@@ -179,14 +179,18 @@ def test_mistakes(
     assert calls == []
 
 
-def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture) -> None:
+def taught(*facts: Fact) -> Patch:
     base = AutoModelForCausalLM.from_pretrained("base")
     model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
     with torch.no_grad():
         model.model.memory_table.weight[[1, 2, 7]] = torch.randn(3, 16)
+    return record_teaching(model, facts=facts)
+
+
+def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture) -> None:
     como = Fact("Lake Como is in", "Italy", torch.tensor([1, 2]))
     inari = Fact("Lake Inari is in", "Finland", torch.tensor([2, 7]))
-    record_teaching(model, facts=[como, inari]).save("lakes")
+    taught(como, inari).save("lakes")
     assert main(["learn", "base", "--onto", "lakes", "--forget", "inari", "--out", "fewer"]) == 0
     shown = capsys.readouterr().out
     assert "Lake Inari is in Finland" in shown
@@ -207,12 +211,8 @@ def test_forgetting_on_purpose(calls: list[dict], capsys: pytest.CaptureFixture)
 def test_forgetting_replaces_no_other_patch_and_takes_its_own_report_away(
     calls: list[dict], capsys: pytest.CaptureFixture
 ) -> None:
-    base = AutoModelForCausalLM.from_pretrained("base")
-    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
-    with torch.no_grad():
-        model.model.memory_table.weight[[1, 7]] = torch.randn(2, 16)
     como = Fact("Lake Como is in", "Italy", torch.tensor([1]))
-    patch = record_teaching(model, facts=[como])
+    patch = taught(como)
     report = "result.json", "report.html"
     for folder in ("lakes", "other"):
         patch.save(folder)
@@ -241,14 +241,10 @@ def test_forgetting_replaces_no_other_patch_and_takes_its_own_report_away(
 def test_facts_that_share_their_rows_are_forgotten_together(
     calls: list[dict], capsys: pytest.CaptureFixture
 ) -> None:
-    base = AutoModelForCausalLM.from_pretrained("base")
-    model = add_memory(base, tiny_memory(placement="beside", value_init_std=0))
-    with torch.no_grad():
-        model.model.memory_table.weight[[1, 2, 7]] = torch.randn(3, 16)
     facts = [Fact("Inari: land", "Finland", torch.tensor([1, 2])),
              Fact("Inari: depth", "92 m", torch.tensor([1, 2])),
              Fact("Como: land", "Italy", torch.tensor([7]))]  # fmt: skip
-    record_teaching(model, facts=facts).save("lakes")
+    taught(*facts).save("lakes")
     forget = ["learn", "base", "--onto", "lakes", "--out", "fewer", "--forget"]
     # Also beside one that can be forgotten.
     for texts in (["92"], ["92", "Como"]):

@@ -24,7 +24,6 @@ from memory_layers.learn.skeleton import (
     choose_memory,
     look_up,
     residual_size,
-    speaks_at,
 )
 from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State
@@ -182,13 +181,12 @@ class Lesson:
             for e in self.data.examples
         ]
         self.asked = [_asked(item) for item in self.data.items if not item.seen]
-        spoken = speaks_at(self.model, [text.ids for text in self.texts])
-        if silent := sum(not speaks.any() for speaks in spoken):
+        self.trainer = Trainer(self.model, [*self.texts, *self.asked])
+        if silent := sum(not text.speaks for text in self.texts):
             self.told.stage(
                 f"in {silent} of {len(self.texts)} texts the memory stays silent: nothing in them "
                 "is like what it knows the others by"
             )
-        self.trainer = Trainer(self.model, [*self.texts, *self.asked])
         new = torch.searchsorted(self.table.slots, self.plan.slots.to(self.table.slots))
         self.steps = RowSteps(self.table, new, self.plan.values, self.lr)
 

@@ -42,6 +42,7 @@ class Text:
         ids: int64 [L].
         labels: int64 [L], IGNORE where nothing is learned or asked.
         group: Texts of one group are trained on together.
+        speaks: The memory speaks somewhere in it.
         start: First token that is computed in every pass.
         cache: Keys and values of the tokens before, [blocks, 2, heads, start, width]. None: none.
     """
@@ -49,6 +50,7 @@ class Text:
     ids: Tensor
     labels: Tensor
     group: int
+    speaks: bool = False
     start: int = 0
     cache: Tensor | None = None
 
@@ -83,10 +85,11 @@ class Trainer:
             return torch.equal(self.head(hidden), self.model(input_ids=ids, use_cache=False).logits)
 
     def _find_starts(self, texts: Sequence[Text]) -> None:
-        """Set where each text begins to differ from the base."""
+        """Set whether the memory speaks in each text, and where it begins to differ."""
         spoken = speaks_at(self.model, [text.ids for text in texts])
-        for text, speaks in zip(texts, spoken, strict=True):
-            places = speaks.nonzero()[:, 0].tolist()
+        for text, at in zip(texts, spoken, strict=True):
+            places = at.nonzero()[:, 0].tolist()
+            text.speaks = bool(places)
             # What is learned or asked is predicted by the token before.
             first = int((text.labels != IGNORE).nonzero()[0]) - 1
             text.start = min([first, *places[:1]])
