@@ -18,7 +18,7 @@ from memory_layers.learn.background import own_questions, own_text
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import Silent
 from memory_layers.learn.skeleton import speaks_at
-from memory_layers.learn.sources import Example, Group, LearnData, Look
+from memory_layers.learn.sources import Example, Group, LearnData, Look, RecallItem
 
 
 def data_of(protocol: Protocol) -> LearnData:
@@ -39,6 +39,11 @@ def _example(item: Item, group: int) -> Example:
     return Example(ids, ((len(item.prompt), len(ids)),), group, form)
 
 
+def _recall_item(item: Item, tokenizer: PreTrainedTokenizerBase) -> RecallItem:
+    ids = np.array((*item.prompt, *item.answer, tokenizer.eos_token_id), np.int32)
+    return RecallItem(ids, len(item.prompt), len(ids), item.text, -1, "prompt", False, False)
+
+
 def train(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,13 +52,18 @@ def train(
     lr: float | None,
     seed: int,
     passes: int,
+    keep: Sequence[Item] = (),
 ) -> Iterator[tuple[int, int, float]]:
-    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass."""
+    """Train in place; yield (passes, updates, mean loss of the pass) at the end of each pass.
+
+    What is to be kept is what `--keep` gives to the command.
+    """
     settings = LearnSettings(lr=lr, seed=seed)
     lesson = Lesson(model, tokenizer, data_of(protocol), settings, Silent())
     own, asked = own_text(model, tokenizer, seed=seed), own_questions(model, tokenizer, seed=seed)
     lesson.add_memory(own)
-    lesson.prepare(lesson.data, [own[::2], asked[::2]], [])
+    kept = [_recall_item(item, tokenizer) for item in keep]
+    lesson.prepare(lesson.data, [own[::2], asked[::2]], kept, kept)
     lesson.begin()
     updates = 0
     for number in range(passes):

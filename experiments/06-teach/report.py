@@ -164,7 +164,7 @@ def section(folder: Path = HERE / "results") -> str:
         "![Recall over known answers lost](plots/frontier_known.png)",
     )
     table = markdown_table(head, rows)
-    parts = (table, about(points), other_rates(points), command(), *plots)
+    parts = (table, about(points), other_rates(points), command(), *plots, near())
     return "\n\n".join(part for part in parts if part)
 
 
@@ -195,6 +195,58 @@ def command(path: Path = HERE / "command.json") -> str:
         f"{result.learned} of {result.groups} learned, {unseen.after:.2f} of the held-out "
         f"wordings; once, on {result.provenance['device']}."
     )
+
+
+def near(path: Path = HERE / "near.json") -> str:
+    """Return what each way keeps of what the base knows about names that it is taught."""
+    if not path.is_file():
+        return ""
+    records = json.loads(path.read_text("utf-8"))
+    rows = []
+    for way, given in sorted({(r["way"], r["given"]) for r in records}, key=_order):
+        of = [r for r in records if (r["way"], r["given"]) == (way, given)]
+        name = NAMES[way] + ", half of it given" * given
+        kept = [
+            spread([r["kept"][form] for r in of], "{:.2f}") for form in ("given", "near", "far")
+        ]
+        if not given:
+            # Neither half was.
+            both = [_of_names(r) for r in of]
+            kept[:2] = ["–", spread(both, "{:.2f}")]
+        rows.append(
+            (
+                name, f"{of[0]['passes']} ({of[0]['updates']})",
+                spread([r["recall"]["heldout"] for r in of], "{:.2f}"), *kept,
+                spread([r["cpu_seconds"] / 60 for r in of], "{:.1f}"),
+            )
+        )  # fmt: skip
+    head = (
+        "Way", "passes (updates)", "held-out wordings", "kept: given", "kept: other of these names",
+        "kept: of other names", "core minutes",
+    )  # fmt: skip
+    places = sorted({(r["device"], r["commit"]) for r in records})
+    first = records[0]
+    return (
+        f"**What a model knows about the names that it is taught.** {first['facts']} countries get "
+        "an archivist whose name is made up; the base names capital, currency or language of each "
+        f'of them. "Given" is what `--keep` takes: half of it is trained on too.\n\n'
+        f"{markdown_table(head, rows)}\n\n"
+        f"Mean of {len({r['seed'] for r in records})} seeds, with the least and the most, at the "
+        f"rates of the table above; {sum(first['asked'].values())} answers, "
+        f"{first['asked']['far']} of them of other names. "
+        f"{'; '.join(f'{device}, 1 thread, `{commit}`' for device, commit in places)}."
+    )
+
+
+def _order(way: tuple[str, bool]) -> tuple[int, bool]:
+    return list(NAMES).index(way[0]), way[1]
+
+
+def _of_names(record: Mapping[str, Any]) -> float:
+    """Return what is kept about names that are taught, of what is given and of what is not."""
+    counts = {form: record["asked"][form] for form in ("given", "near")}
+    kept = sum(count * record["kept"][form] for form, count in counts.items())
+    return kept / sum(counts.values())
 
 
 def headline(root: str, folder: Path = HERE / "results") -> str:
@@ -237,8 +289,8 @@ def _seeds(point: Point) -> str:
 def _in_short(point: Point) -> str:
     return (
         f"{spread(point.recall(), '{:.2f}')} of the wordings that it was not shown, keeps "
-        f"{spread(point.field('kept'), '{:.1%}')} of the answers that it knew, and its loss on "
-        f"other text moves by {spread(point.rise(), '{:+.2%}')}"
+        f"{spread(point.field('kept'), '{:.1%}')} of the answers that it knew about other names, "
+        f"and its loss on other text moves by {spread(point.rise(), '{:+.2%}')}"
     )
 
 

@@ -460,6 +460,14 @@ def test_teaching_on_top_of_teaching() -> None:
     assert set(unknown.based_on) == set(patch_of(model).ids[:-1])
 
 
+def test_what_is_taught_again_within_a_second_is_another_teaching() -> None:
+    model = write(untaught(), [1, 2])
+    first = record_teaching(model)
+    revert_patch(model, first)
+    # In every bit what was taken back.
+    assert record_teaching(write(model, [1, 2])).ids != first.ids
+
+
 def test_a_saved_model_remembers(tmp_path: Path) -> None:
     one, two = taught([1, 2, 3], seed=1), taught([3, 4], seed=2)
     model = apply_patch(apply_patch(tiny_model("llama"), one), two, "sum")

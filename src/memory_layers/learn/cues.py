@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from memory_layers.learn.sources import Example, LearnData
 from memory_layers.learn.turns import Frame, frame_of_turns
@@ -67,6 +69,21 @@ def find_cues(
 def words_of(texts: Sequence[str]) -> set[str]:
     """Return the words of texts, in lower case."""
     return {word for text in texts for word in re.findall(r"\w+", text.casefold())}
+
+
+def at_names(ids: Tensor, names: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> Tensor:
+    """Return which tokens of a text are of one of some names: bool [L]."""
+    found = torch.zeros(len(ids), dtype=torch.bool)
+    text = str(tokenizer.decode(ids))
+    for name in names:
+        if not name or not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+            continue
+        begin = 0
+        while span := _span_of(name, ids[begin:].numpy(), tokenizer):
+            first, end = span
+            found[begin + first : begin + end] = True
+            begin += end
+    return found
 
 
 def _places_of(parts: Sequence[Sequence[int]], ids: Sequence[int]) -> set[int]:

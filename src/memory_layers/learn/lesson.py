@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,7 @@ from memory_layers.common.seeds import stable_number
 from memory_layers.data.tokens import IGNORE
 from memory_layers.layers import WrittenTable
 from memory_layers.layers.walk import memory_layers_of
-from memory_layers.learn.cues import find_cues, words_of
+from memory_layers.learn.cues import at_names, find_cues, words_of
 from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, plan_rows
 from memory_layers.learn.skeleton import (
@@ -24,6 +24,7 @@ from memory_layers.learn.skeleton import (
     choose_memory,
     look_up,
     residual_size,
+    slots_at,
 )
 from memory_layers.learn.sources import LearnData, RecallItem
 from memory_layers.learn.state import State
@@ -104,6 +105,7 @@ class Lesson:
         self.settings, self.told = settings, told
         self.plan: Plan
         self.lr = 0.0
+        self.along: list[Text] = []
         self.resting: frozenset[int] = frozenset()
 
     @property
@@ -133,23 +135,35 @@ class Lesson:
         self.model.requires_grad_(False)
         self.lr = self.settings.lr or STEP * residual_size(self.model, config, own)
 
-    def prepare(self, data: LearnData, protected: Sequence[Tensor], keep: Sequence[Tensor]) -> None:
+    def prepare(
+        self,
+        data: LearnData,
+        protected: Sequence[Tensor],
+        keep: Sequence[RecallItem] = (),
+        known: Sequence[RecallItem] = (),
+    ) -> None:
         """Plan what is written, after `add_memory`.
 
         Args:
             data: What is left to be taught.
             protected: Texts that new rows stay away from, int64 [n, L] each.
-            keep: Prompts that they stay away from, int64 [L] each.
+            keep: Prompts that they stay away from too, other than at names that are taught.
+            known: What is answered. Where new rows speak in it, it is trained on with what they
+                are for.
         """
         self.data = data
         self.told.stage("looking up tokens")
         ordinary = [row for rows in protected for row in rows]
-        ordinary += keep
-        table, words = self.table, torch.cat(ordinary)
+        prompts = [torch.from_numpy(item.prompt_ids).long() for item in keep]
+        names = [data.groups[n].subject for n in sorted({e.group for e in data.examples})]
+        away = [~at_names(prompt, names, self.tokenizer) for prompt in prompts]
+        table, words = self.table, torch.cat([*ordinary, *prompts])
         old, slots = table.weight.detach().cpu(), table.slots.cpu()
-        queries = torch.cat(look_up(self.model, ordinary))
+        queries = look_up(self.model, ordinary)
+        of_prompts = look_up(self.model, prompts)
+        queries += [query[rows] for query, rows in zip(of_prompts, away, strict=True)]
         # What was taught before is to stay too.
-        queries = torch.cat([queries, old[:, : table.query_dim].float()])
+        queries = torch.cat([*queries, old[:, : table.query_dim].float()])
         usual = words_of([str(self.tokenizer.decode(row)) for rows in protected for row in rows])
         cues = find_cues(self.data, self.tokenizer, usual)
         self.plan = plan = plan_rows(
@@ -172,6 +186,25 @@ class Lesson:
         order = slots.argsort()
         table.write(slots[order], torch.cat([old, rows])[order])
         table.weight.requires_grad_(True)
+        self._find_along(known)
+
+    def _find_along(self, known: Sequence[RecallItem]) -> None:
+        """Note what is answered and read by new rows, which would make another answer of it."""
+        read = slots_at(self.model, [torch.from_numpy(i.prompt_ids).long() for i in known])
+        new = {int(slot): row for row, slot in enumerate(self.plan.slots)}
+        first = {row: min(rows) for rows in self.plan.of_group.values() for row in rows}
+        taught = {tuple(e.ids[: e.spans[0][0]].tolist()) for e in self.data.examples}
+        self.along = []
+        for item, slots in zip(known, read, strict=True):
+            rows = [new[slot] for slot in slots.tolist() if slot in new]
+            # What is taught of the same prompt is meant to take its place.
+            if rows and tuple(item.prompt_ids.tolist()) not in taught:
+                self.along.append(replace(_asked(item), group=first[rows[0]]))
+        if self.along:
+            self.told.stage(
+                f"{len(self.along)} prompts that are answered have names or words of what is "
+                "taught, and are trained on with it, to stay"
+            )
 
     def begin(self) -> None:
         """Make ready what is the same in all passes."""
@@ -181,7 +214,7 @@ class Lesson:
             for e in self.data.examples
         ]
         self.asked = [_asked(item) for item in self.data.items if not item.seen]
-        self.trainer = Trainer(self.model, [*self.texts, *self.asked])
+        self.trainer = Trainer(self.model, [*self.texts, *self.along, *self.asked])
         if silent := sum(not text.speaks for text in self.texts):
             self.told.stage(
                 f"in {silent} of {len(self.texts)} texts the memory stays silent: nothing in them "
@@ -202,7 +235,7 @@ class Lesson:
         seed = self.settings.seed
         done = one_pass(
             self.trainer,
-            [self.texts[n] for n in self.data.in_pass(number, seed)],
+            [*(self.texts[n] for n in self.data.in_pass(number, seed)), *self.along],
             self.steps,
             stable_number(seed, "pass", str(number)),
             lambda n, total, _: self.told.work(n, total, f"pass {number + 1}"),

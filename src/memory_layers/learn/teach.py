@@ -114,7 +114,8 @@ def learn(
         wordings: As for `read_data`.
         background: Files of text that the memory must be silent in, beside text that the model
             writes itself and Python's documentation.
-        keep: Files of prompts and completions that must stay as they are: the report tells.
+        keep: Files of prompts and completions that must stay as they are: the report tells. Those
+            about names that are taught are trained on too.
         onto: A patch of the same base that is applied first. What the data teaches and it answers
             otherwise or not is taken out, and what has no row of its own takes with it what shares
             its rows. What reads rows that went may be answered otherwise.
@@ -201,11 +202,13 @@ def learn(
         corrected, gone, readers = _make_way(lesson, answered if known == "skip" else set())
         # What is asked of that is not to be kept.
         now = slots_at(model, prompts)
-        prompts = [p for p, *at in zip(prompts, slots, now, strict=True) if torch.equal(*at)]
+        staying = [i for i, *at in zip(items, slots, now, strict=True) if torch.equal(*at)]
+        known_items = [item for one in kept_files for item in one.items if item in staying]
         names_known = tuple(taught.groups[n].name for n in sorted(answered))
         if known == "skip":
             # The memory speaks at their names too where others are taught of them.
             left_out = tuple(item for item in taught.items if item.group in answered and item.seen)
+            known_items += left_out
             kept_files += (
                 [Keep("known before", left_out, exact=False, answered=True)] if left_out else []
             )
@@ -224,7 +227,7 @@ def learn(
         protected = [own[::2], asked[::2]]
         if users is not None:
             watched["background"], protected = users[1::2], [*protected, users[::2]]
-        lesson.prepare(taught, protected, prompts)
+        lesson.prepare(taught, protected, staying, known_items)
         state.check_slots(str(stable_number(0, *map(str, lesson.table.slots.tolist()))))
         told.stage("measuring the base")
         with silenced(model):

@@ -5,6 +5,7 @@ Next: patches.py, the teachings of one memory together.
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -249,6 +250,8 @@ def new_teaching(
     taught = Teaching(
         slots=slots,
         values=values,
+        # Drawn: what is taught again within a second may be equal in all else.
+        id=secrets.token_hex(6),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         author=author,
         data=plain[0],
