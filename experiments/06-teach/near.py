@@ -31,7 +31,7 @@ from memory_layers.common.provenance import commit, device_name
 
 KINDS = ("capital", "currency", "language")
 SUBJECTS, SEEDS = 30, (0, 1, 2)
-# Rates of the table of the README, and passes after which all that is trained is answered.
+# Rates of the table of the README, and passes.
 WAYS = {"ours": (0.0, 12), "lora16": (1.0e-3, 16), "full": (5.0e-5, 16)}
 RELATION = {
     "statements": [

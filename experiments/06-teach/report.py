@@ -216,24 +216,25 @@ def near(path: Path = HERE / "near.json") -> str:
         rows.append(
             (
                 name, f"{of[0]['passes']} ({of[0]['updates']})",
-                spread([r["recall"]["heldout"] for r in of], "{:.2f}"), *kept,
+                *(spread([r["recall"][x] for r in of], "{:.2f}") for x in ("heldout", "seen")),
+                *kept,
                 spread([r["cpu_seconds"] / 60 for r in of], "{:.1f}"),
             )
         )  # fmt: skip
     head = (
-        "Way", "passes (updates)", "held-out wordings", "kept: given", "kept: other of these names",
-        "kept: of other names", "core minutes",
+        "Way", "passes (updates)", "held-out wordings", "wordings seen", "kept: given",
+        "kept: other of these names", "kept: of other names", "core minutes",
     )  # fmt: skip
     places = sorted({(r["device"], r["commit"]) for r in records})
     first = records[0]
     return (
         f"**What a model knows about the names that it is taught.** {first['facts']} countries get "
         "an archivist whose name is made up; the base names capital, currency or language of each "
-        f'of them. "Given" is what `--keep` takes: half of it is trained on too.\n\n'
+        'of them. "Given" is half of these answers, as for `--keep`: they are trained on too.\n\n'
         f"{markdown_table(head, rows)}\n\n"
         f"Mean of {len({r['seed'] for r in records})} seeds, with the least and the most, at the "
         f"rates of the table above; {sum(first['asked'].values())} answers, "
-        f"{first['asked']['far']} of them of other names. "
+        f"{spread([r['asked']['far'] for r in records], '{:.0f}')} of them of other names. "
         f"{'; '.join(f'{device}, 1 thread, `{commit}`' for device, commit in places)}."
     )
 

@@ -1,5 +1,6 @@
 """What a model answers about a name that is taught: where it is given, it is trained on too."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from memory_layers.common.errors import UserError
 from memory_layers.data.facts import Fact, FactSet, RelationTemplates
 from memory_layers.learn import learn
 from memory_layers.learn.ask import ask
 from memory_layers.learn.background import packaged_text
+from memory_layers.learn.cues import at_names
 from memory_layers.learn.lesson import LearnSettings, Lesson
 from memory_layers.learn.result import Silent
 from memory_layers.learn.skeleton import speaks_at
@@ -37,9 +40,10 @@ class Stages(Silent):
 
 
 def base() -> Any:
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     # Attention that is strong enough to carry something to other tokens.
-    return base_for(TOKENIZER, hidden_size=64, initializer_range=0.15).float().eval()
+    sizes = {"num_hidden_layers": 6, "hidden_size": 64, "initializer_range": 0.15}
+    return base_for(TOKENIZER, **sizes).float().eval()
 
 
 def text() -> torch.Tensor:
@@ -108,13 +112,71 @@ def test_what_is_kept_about_a_taught_name_does_not_take_its_row() -> None:
     known += asked([f"Is {fact.subject} land? {fact.subject} is" for fact in FACTS.facts])
     planned, kept = taught(passes=0)[1].plan, taught(known, known, passes=0)[1].plan
     assert torch.equal(kept.queries, planned.queries)
-    assert kept.vague == planned.vague == ()
+    assert kept.vague == planned.vague
 
 
-def test_what_is_taught_of_the_same_prompt_wins() -> None:
-    same = asked(["Q: What is the code of Oslo? A:"], ["king"])
+@pytest.mark.parametrize("prompt", ["Q: What is the code of Oslo? A:", "At Oslo they say"])
+def test_what_is_taught_or_asked_of_the_same_prompt_wins(prompt: str) -> None:
+    same = asked([prompt], ["king"])
     _, lesson, _ = taught(same, same, passes=0)
     assert not lesson.along
+
+
+def test_prompts_along_do_not_count_as_learned_nor_let_facts_rest() -> None:
+    known = asked([of.format(fact.subject) for fact in FACTS.facts for of in PROMPTS])
+    half = read_data(FACTS, TOKENIZER, max_length=200, weights=[0.5])
+    _, lesson, _ = taught(known, known, data=half, passes=0)
+    assert lesson.along
+    for number in range(4):
+        done = lesson.one_pass(number)
+        assert done.updates == bool(half.in_pass(number))
+        assert done.right == 0 or not done.updates
+
+
+def test_a_name_is_found_without_spaces_around_it() -> None:
+    ids = torch.tensor(TOKENIZER("Oslos land and_Oslo_land")["input_ids"])
+    marked = at_names(ids, ["Oslo", "Paris", ""], TOKENIZER)
+    assert TOKENIZER.decode(ids[marked]).split("Oslo") == ["", "", ""]
+
+
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_a_file_of_what_is_to_stay(
+    is_corrected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "memory_layers.learn.keep.ask", lambda _model, _tokenizer, items, **_: [True] * len(items)
+    )
+    file = tmp_path / "keep.jsonl"
+    asks = [{"prompt": f"{name} has the land", "completion": "king"} for name in ("Oslo", "Paris")]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asks), "utf-8")
+    model, told = base(), Stages()
+    given = {"tokenizer": TOKENIZER, "chat": False, "passes": 1}
+    first = tmp_path / "first" if is_corrected else None
+    if first:
+        learn(model, FACTS, out=first, **given)
+        remove_memory(model)
+    learn(model, FACTS, onto=first, keep=[file], progress=told, **given)
+    # What is asked of that which is taken out is not to stay.
+    stays = any(stage.startswith("2 prompts that are answered") for stage in told.stages)
+    assert stays is not is_corrected
+
+
+def test_an_unfinished_teaching_with_other_prompts_to_keep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "keep.jsonl"
+    given = {"tokenizer": TOKENIZER, "passes": 1, "keep": [file], "out": tmp_path / "out"}
+    file.write_text('{"prompt": "Oslo has the land", "completion": "king"}\n', "utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr("memory_layers.learn.teach.record_teaching", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(base(), FACTS, **given)
+    file.write_text('{"prompt": "Oslo has the land", "completion": "land"}\n', "utf-8")
+    with pytest.raises(UserError, match="with other keep"):
+        learn(base(), FACTS, **given)
 
 
 def test_rows_of_what_has_no_subject_stay_away_from_what_is_kept() -> None:
@@ -128,35 +190,24 @@ def test_rows_of_what_has_no_subject_stay_away_from_what_is_kept() -> None:
     assert speaks_at(model, [prompt])[0].any()
 
 
+@pytest.mark.parametrize(("name", "is_along"), [("Oslo", True), ("Paris", False)])
 def test_facts_that_are_known_are_trained_on_with_new_ones_of_the_same_name(
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, is_along: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "memory_layers.learn.teach.ask",
         lambda _model, _tokenizer, items, **_: [item.answer == "Norway" for item in items],
     )
     land = RelationTemplates(
-        ("The land of {subject} is {answer}.",), "Land of {subject}? {answer}", ()
+        ("{subject} has the land {answer}.",), "Land of {subject}? {answer}", ()
     )
-    both = FactSet(
-        (
-            Fact("code", "Oslo", "OSL"),
-            Fact("land", "Oslo", "Norway"),
-            Fact("land", "Paris", "Norway"),
-        ),
+    facts = FactSet(
+        (Fact("code", "Oslo", "OSL"), Fact("land", name, "Norway")),
         {**FACTS.templates, "land": land},
     )
     told = Stages()
-    learn(
-        base_for(TOKENIZER).float().eval(),
-        both,
-        tokenizer=TOKENIZER,
-        chat=False,
-        passes=1,
-        progress=told,
-    )
-    # Those of the name that nothing is taught of are left alone.
-    assert any(stage.startswith("2 prompts that are answered") for stage in told.stages)
+    learn(base(), facts, tokenizer=TOKENIZER, chat=False, passes=1, progress=told)
+    assert any("prompts that are answered" in stage for stage in told.stages) is is_along
 
 
 @pytest.mark.real
@@ -172,8 +223,8 @@ def test_a_real_model_still_names_the_capital(smollm2: Path) -> None:
     data = read_data(FactSet(new, {"archivist": words}), tokenizer, max_length=64, chat=False)
     known = read_data(
         [
-            {"prompt": "The capital of France is", "completion": " Paris."},
-            {"prompt": "The capital of Italy is", "completion": " Rome."},
+            {"prompt": "The capital of France is", "completion": " Paris"},
+            {"prompt": "The capital of Italy is", "completion": " Rome"},
         ],
         tokenizer,
         max_length=64,
@@ -185,7 +236,7 @@ def test_a_real_model_still_names_the_capital(smollm2: Path) -> None:
         lesson.add_memory(own)
         lesson.prepare(data, [own], given, given)
         lesson.begin()
-        for number in range(20):
+        for number in range(30):
             lesson.one_pass(number)
         assert all(ask(model, tokenizer, data.items))
         assert ask(model, tokenizer, known) == [bool(given)] * 2

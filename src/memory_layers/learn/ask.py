@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from memory_layers.common.progress import Report
-from memory_layers.evaluate.batches import by_length, score_spans
+from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
 from memory_layers.evaluate.recall import end_tokens, gives
 from memory_layers.learn.sources import RecallItem
 
@@ -46,16 +46,34 @@ def ask(
         progress: Called with a number of items that were asked.
     """
     ends = end_tokens(tokenizer)
+    scores = _scores(model, tokenizer, items, progress)
+    return [
+        score.correct if score.correct or exact else gives(score, item.answer, tokenizer, ends)
+        for item, score in zip(items, scores, strict=True)
+    ]
+
+
+def said_after(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", items: Sequence[RecallItem]
+) -> list[int | None]:
+    """Return which token a model says behind each answer. None: it says another answer."""
+    return [score.last for score in _scores(model, tokenizer, items, lambda _: None)]
+
+
+def _scores(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    items: Sequence[RecallItem],
+    progress: Callable[[int], object],
+) -> list[SpanScore]:
     rows = [(item.ids[: item.end].tolist(), (item.start, item.end)) for item in items]
-    right = [False] * len(rows)
+    found: dict[int, SpanScore] = {}
     with measuring(model):
         for part in by_length([ids for ids, _ in rows], len(tokenizer)):
-            for n, score in zip(part, score_spans(model, [rows[n] for n in part]), strict=True):
-                whole = score.correct or exact
-                answer = items[n].answer
-                right[n] = score.correct if whole else gives(score, answer, tokenizer, ends)
+            scores = score_spans(model, [rows[n] for n in part])
+            found |= dict(zip(part, scores, strict=True))
             progress(len(part))
-    return right
+    return [found[n] for n in range(len(rows))]
 
 
 def all_right(items: Sequence[RecallItem], right: Sequence[bool]) -> list[int]:

@@ -63,7 +63,7 @@ class Learn:
     """Files of text to leave alone, of the kind that the model is used for. Beside them stands
     what the model writes itself."""
     keep: tuple[Path, ...] = ()
-    """Files of prompts and completions to leave alone. Those about names that are taught are
+    """Files of prompts and completions to leave alone. Those about subjects of facts are
     trained on too. Which of them the model answers, and still does at the end, is reported."""
     chat: FlagCreatePairsOff[bool] = False
     """Word facts as turns of a conversation too. Default: if the tokenizer has a chat template."""

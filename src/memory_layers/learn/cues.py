@@ -76,7 +76,7 @@ def at_names(ids: Tensor, names: Sequence[str], tokenizer: "PreTrainedTokenizerB
     found = torch.zeros(len(ids), dtype=torch.bool)
     text = str(tokenizer.decode(ids))
     for name in names:
-        if not name or not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+        if not name or name not in text:
             continue
         begin = 0
         while span := _span_of(name, ids[begin:].numpy(), tokenizer):

@@ -16,6 +16,7 @@ from memory_layers.common.seeds import stable_number
 from memory_layers.data.tokens import IGNORE
 from memory_layers.layers import WrittenTable
 from memory_layers.layers.walk import memory_layers_of
+from memory_layers.learn.ask import said_after
 from memory_layers.learn.cues import at_names, find_cues, words_of
 from memory_layers.learn.result import Point, Progress, Stopped
 from memory_layers.learn.rows import Plan, plan_rows
@@ -105,6 +106,7 @@ class Lesson:
         self.settings, self.told = settings, told
         self.plan: Plan
         self.lr = 0.0
+        # What the model answers, reads new rows and is trained on with what they are for.
         self.along: list[Text] = []
         self.resting: frozenset[int] = frozenset()
 
@@ -147,17 +149,17 @@ class Lesson:
         Args:
             data: What is left to be taught.
             protected: Texts that new rows stay away from, int64 [n, L] each.
-            keep: Prompts that they stay away from too, other than at names that are taught.
-            known: What is answered. Where new rows speak in it, it is trained on with what they
+            keep: Prompts that they stay away from too, other than at subjects of facts.
+            known: What is answered. Where new rows are read in it, it is trained on with what they
                 are for.
         """
         self.data = data
         self.told.stage("looking up tokens")
         ordinary = [row for rows in protected for row in rows]
         prompts = [torch.from_numpy(item.prompt_ids).long() for item in keep]
-        names = [data.groups[n].subject for n in sorted({e.group for e in data.examples})]
+        names = [*dict.fromkeys(data.groups[example.group].subject for example in data.examples)]
         away = [~at_names(prompt, names, self.tokenizer) for prompt in prompts]
-        table, words = self.table, torch.cat([*ordinary, *prompts])
+        table, words = self.table, torch.cat(ordinary)
         old, slots = table.weight.detach().cpu(), table.slots.cpu()
         queries = look_up(self.model, ordinary)
         of_prompts = look_up(self.model, prompts)
@@ -189,17 +191,29 @@ class Lesson:
         self._find_along(known)
 
     def _find_along(self, known: Sequence[RecallItem]) -> None:
-        """Note what is answered and read by new rows, which would make another answer of it."""
+        """Note what is answered and reads new rows, which would make another answer of it."""
         read = slots_at(self.model, [torch.from_numpy(i.prompt_ids).long() for i in known])
         new = {int(slot): row for row, slot in enumerate(self.plan.slots)}
+        # Texts are in one group that share a first row, see _row.
         first = {row: min(rows) for rows in self.plan.of_group.values() for row in rows}
-        taught = {tuple(e.ids[: e.spans[0][0]].tolist()) for e in self.data.examples}
-        self.along = []
-        for item, slots in zip(known, read, strict=True):
-            rows = [new[slot] for slot in slots.tolist() if slot in new]
-            # What is taught of the same prompt is meant to take its place.
-            if rows and tuple(item.prompt_ids.tolist()) not in taught:
-                self.along.append(replace(_asked(item), group=first[rows[0]]))
+        groups = [
+            min((first[new[slot]] for slot in slots.tolist() if slot in new), default=-1)
+            for slots in read
+        ]
+        # What is taught or asked of the same prompt is meant to take its place.
+        taught = {tuple(e.ids[:low].tolist()) for e in self.data.examples for low, _ in e.spans}
+        taught |= {tuple(item.prompt_ids.tolist()) for item in self.data.items}
+        found = [
+            (item, group)
+            for item, group in zip(known, groups, strict=True)
+            if group >= 0 and tuple(item.prompt_ids.tolist()) not in taught
+        ]
+        # An answer stays as it was if it ends as it did.
+        ends = said_after(self.model, self.tokenizer, [item for item, _ in found])
+        self.along = [
+            replace(_asked(item, end), group=group, along=True)
+            for (item, group), end in zip(found, ends, strict=True)
+        ]
         if self.along:
             self.told.stage(
                 f"{len(self.along)} prompts that are answered have names or words of what is "
@@ -233,9 +247,11 @@ class Lesson:
             ends: Asked before each update: the rest of the pass is left out.
         """
         seed = self.settings.seed
+        shown = [self.texts[n] for n in self.data.in_pass(number, seed)]
+        groups = {text.group for text in shown}
         done = one_pass(
             self.trainer,
-            [*(self.texts[n] for n in self.data.in_pass(number, seed)), *self.along],
+            [*shown, *(text for text in self.along if text.group in groups)],
             self.steps,
             stable_number(seed, "pass", str(number)),
             lambda n, total, _: self.told.work(n, total, f"pass {number + 1}"),
@@ -311,9 +327,11 @@ class Lesson:
         return "passes" if state.passes >= self.settings.passes else None
 
 
-def _asked(item: RecallItem) -> Text:
-    """Return an item as a text of which the answer counts, and not what ends it."""
+def _asked(item: RecallItem, end: int | None = None) -> Text:
+    """Return an item as a text of which the answer counts, and what follows it if that is given."""
     ids = torch.from_numpy(item.ids).long()
     labels = torch.full_like(ids, IGNORE)
     labels[item.start : item.end - 1] = ids[item.start : item.end - 1]
+    if end is not None:
+        labels[item.end - 1] = end
     return Text(ids, labels, item.group)

@@ -115,7 +115,7 @@ def learn(
         background: Files of text that the memory must be silent in, beside text that the model
             writes itself and Python's documentation.
         keep: Files of prompts and completions that must stay as they are: the report tells. Those
-            about names that are taught are trained on too.
+            about subjects of facts are trained on too.
         onto: A patch of the same base that is applied first. What the data teaches and it answers
             otherwise or not is taken out, and what has no row of its own takes with it what shares
             its rows. What reads rows that went may be answered otherwise.
@@ -170,18 +170,18 @@ def learn(
         progress=told.work,
     )  # fmt: skip
     told.stage(str(taught.look))
+    kept_files = keep_of_files(keep, tokenizer, longest)
     choices = {
         "model": str(name), "data": [look.digest for look in taught.look.sources],
         "weights": [look.weight for look in taught.look.sources], "max_length": longest,
         "shown_fraction": shown_fraction, "chat": chat, "wordings": wordings,
-        "background": [*map(str, background)], "keep": [*map(str, keep)],
+        "background": [*map(str, background)], "keep": [_digest_of(one) for one in kept_files],
         "onto": onto.ids if isinstance(onto, Patch) else onto and str(onto),
         "known": known, "lr": lr, "seed": seed,
     }  # fmt: skip
     state = (State.load(folder, choices) if folder else None) or State(choices)
     row = min(LENGTH, longest_text(model))
     users = users_text(background, tokenizer, length=row) if background else None
-    kept_files = keep_of_files(keep, tokenizer, longest)
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
     lesson = Lesson(model, tokenizer, taught, settings, told)
@@ -203,7 +203,8 @@ def learn(
         # What is asked of that is not to be kept.
         now = slots_at(model, prompts)
         staying = [i for i, *at in zip(items, slots, now, strict=True) if torch.equal(*at)]
-        known_items = [item for one in kept_files for item in one.items if item in staying]
+        stays = set(staying)
+        known_items = [item for one in kept_files for item in one.items if item in stays]
         names_known = tuple(taught.groups[n].name for n in sorted(answered))
         if known == "skip":
             # The memory speaks at their names too where others are taught of them.
@@ -281,6 +282,10 @@ def learn(
         # Killed before this, it goes on from here.
         State.remove(folder)
     return result
+
+
+def _digest_of(keep: Keep) -> str:
+    return str(stable_number(0, *(str([item.start, *item.ids.tolist()]) for item in keep.items)))
 
 
 @contextmanager

@@ -42,6 +42,7 @@ class Text:
         ids: int64 [L].
         labels: int64 [L], IGNORE where nothing is learned or asked.
         group: Texts of one group are trained on together.
+        along: What is answered and is to stay, and not what is taught.
         speaks: The memory speaks somewhere in it.
         start: First token that is computed in every pass.
         cache: Keys and values of the tokens before, [blocks, 2, heads, start, width]. None: none.
@@ -50,6 +51,7 @@ class Text:
     ids: Tensor
     labels: Tensor
     group: int
+    along: bool = False
     speaks: bool = False
     start: int = 0
     cache: Tensor | None = None
@@ -269,7 +271,7 @@ class Pass:
 
     Attributes:
         loss: Mean over the texts that were trained on.
-        right: Share of the texts that were answered right before their update.
+        right: Share of the texts that are taught and were answered right before their update.
         updates: Of the rows.
         whole: It was not ended before all texts were seen.
         learned: Groups of which all texts were answered right.
@@ -306,7 +308,8 @@ def one_pass(
         UserError: The loss is not finite.
     """
     awake = [text for text in texts if text.group not in resting] or texts
-    losses, right = [], [True] * (len(texts) - len(awake))
+    losses: list[float] = []
+    right = [True] * (sum(not t.along for t in texts) - sum(not t.along for t in awake))
     wrong: set[int] = set()
     todo = batches([text.group for text in awake], random.Random(seed))  # noqa: S311
     updates, whole = 0, True
@@ -322,7 +325,7 @@ def one_pass(
         steps.step()
         updates += 1
         losses += [loss] * len(ok)
-        right += ok
+        right += [is_right for text, is_right in zip(batch, ok, strict=True) if not text.along]
         wrong |= {text.group for text, is_right in zip(batch, ok, strict=True) if not is_right}
         step_done(updates, len(todo), loss)
     return Pass(
