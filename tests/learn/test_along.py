@@ -115,10 +115,10 @@ def test_what_is_kept_about_a_taught_name_does_not_take_its_row() -> None:
     assert kept.vague == planned.vague
 
 
-@pytest.mark.parametrize("prompt", ["Q: What is the code of Oslo? A:", "At Oslo they say"])
-def test_what_is_taught_or_asked_of_the_same_prompt_wins(prompt: str) -> None:
-    same = asked([prompt], ["king"])
-    _, lesson, _ = taught(same, same, passes=0)
+def test_what_is_taught_of_the_same_prompt_wins() -> None:
+    model, lesson, _ = taught(known=DATA.items, passes=0)
+    prompts = [torch.from_numpy(item.prompt_ids).long() for item in DATA.items]
+    assert any(speaks.any() for speaks in speaks_at(model, prompts))
     assert not lesson.along
 
 
