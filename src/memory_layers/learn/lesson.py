@@ -106,7 +106,7 @@ class Lesson:
         self.settings, self.told = settings, told
         self.plan: Plan
         self.lr = 0.0
-        # What the model answers, reads new rows and is trained on with what they are for.
+        # Prompts that are answered and read new rows. They are trained on with what is taught.
         self.along: list[Text] = []
         self.resting: frozenset[int] = frozenset()
 
