@@ -144,7 +144,8 @@ def test_a_file_of_what_is_to_stay(
     is_corrected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "memory_layers.learn.keep.ask", lambda _model, _tokenizer, items, **_: [True] * len(items)
+        "memory_layers.learn.keep.said_after",
+        lambda _model, _tokenizer, items, *_: [int(item.ids[item.end - 1]) for item in items],
     )
     file = tmp_path / "keep.jsonl"
     asks = [{"prompt": f"{name} has the land", "completion": "king"} for name in ("Oslo", "Paris")]
@@ -159,6 +160,15 @@ def test_a_file_of_what_is_to_stay(
     # What is asked of that which is taken out is not to stay.
     stays = any(stage.startswith("2 prompts that are answered") for stage in told.stages)
     assert stays is not is_corrected
+
+
+def test_prompts_to_keep_that_are_answered_otherwise_are_told(tmp_path: Path) -> None:
+    file, told = tmp_path / "keep.jsonl", Stages()
+    file.write_text(
+        '{"prompt": "Oslo has the land", "completion": "king of the island"}\n', "utf-8"
+    )
+    learn(base(), FACTS, tokenizer=TOKENIZER, passes=1, keep=[file], progress=told)
+    assert any("1 of 1 prompts of keep.jsonl are answered otherwise" in s for s in told.stages)
 
 
 def test_an_unfinished_teaching_with_other_prompts_to_keep_is_refused(

@@ -54,10 +54,13 @@ def ask(
 
 
 def said_after(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", items: Sequence[RecallItem]
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    items: Sequence[RecallItem],
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[int | None]:
     """Return which token a model says behind each answer. None: it says another answer."""
-    return [score.last for score in _scores(model, tokenizer, items, lambda _: None)]
+    return [score.last for score in _scores(model, tokenizer, items, progress)]
 
 
 def _scores(

@@ -15,7 +15,7 @@ from torch import Tensor
 from memory_layers.common.errors import UserError
 from memory_layers.common.progress import Report
 from memory_layers.evaluate.batches import by_length
-from memory_layers.learn.ask import ask, counter, measuring
+from memory_layers.learn.ask import counter, measuring, said_after
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 
@@ -82,11 +82,16 @@ def answered_of(
     keep: Keep,
     progress: Report | None = None,
 ) -> Keep:
-    """Return those of the prompts that a model answers. The others do not count."""
+    """Return those of the prompts whose answer a model begins with, ended as the model goes on."""
     count = counter(len(keep.items), f"asking {keep.name}", progress)
-    right = ask(model, tokenizer, keep.items, exact=keep.exact, progress=count)
-    items = tuple(item for item, is_right in zip(keep.items, right, strict=True) if is_right)
-    return replace(keep, items=items, answered=True)
+    items = tuple(
+        replace(item, ids=np.append(item.ids[: item.end - 1], np.int32(said)))
+        for item, said in zip(
+            keep.items, said_after(model, tokenizer, keep.items, count), strict=True
+        )
+        if said is not None
+    )
+    return replace(keep, items=items, exact=True, answered=True)
 
 
 def continuations(

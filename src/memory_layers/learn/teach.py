@@ -194,7 +194,14 @@ def learn(
         )  # fmt: skip
         items = [item for one in kept_files for item in one.items]
         prompts = [torch.from_numpy(item.prompt_ids).long() for item in items]
-        kept_files = [answered_of(model, tokenizer, one, told.work) for one in kept_files]
+        given = kept_files
+        kept_files = [answered_of(model, tokenizer, one, told.work) for one in given]
+        for one, left in zip(given, kept_files, strict=True):
+            if missing := len(one.items) - len(left.items):
+                told.stage(
+                    f"{missing} of {len(one.items)} prompts of {one.name} are answered otherwise "
+                    "by the model, and do not count"
+                )
         slots = slots_at(model, prompts)
         # What is not shown is never trained on.
         shown = [pair for pair in zip(taught.items, before, strict=True) if pair[0].seen]
@@ -203,8 +210,13 @@ def learn(
         # What is asked of that is not to be kept.
         now = slots_at(model, prompts)
         staying = [i for i, *at in zip(items, slots, now, strict=True) if torch.equal(*at)]
-        stays = set(staying)
-        known_items = [item for one in kept_files for item in one.items if item in stays]
+        stays = {tuple(item.prompt_ids.tolist()) for item in staying}
+        known_items = [
+            item
+            for one in kept_files
+            for item in one.items
+            if tuple(item.prompt_ids.tolist()) in stays
+        ]
         names_known = tuple(taught.groups[n].name for n in sorted(answered))
         if known == "skip":
             # The memory speaks at their names too where others are taught of them.
