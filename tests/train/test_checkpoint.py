@@ -29,6 +29,7 @@ from memory_layers.train import checkpoint
 from memory_layers.train.checkpoint import Checkpoints, load_checkpoint
 from memory_layers.train.config import claim_folder
 from memory_layers.train.folders import list_checkpoints
+from memory_layers.train.stored import open_checkpoint
 
 Trained = tuple[PreTrainedModel, MemoryAdamW]
 
@@ -114,7 +115,7 @@ def test_blocks_are_the_same_on_any_number_of_ranks(saved_on: dict[int, Path]) -
         sizes = []
         for folder in saved_on.values():
             (place,) = list_checkpoints(folder / case)
-            entries = checkpoint.read_metadata(place).state_dict_metadata
+            entries = open_checkpoint(place).metadata.state_dict_metadata
             sizes.append({name: entry.size for name, entry in entries.items()})
         assert sizes[0] == sizes[1] == sizes[2]
 

@@ -16,6 +16,7 @@ from tiny_models import tiny_llama, tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from memory_layers.common import files
+from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.models import add_memory
@@ -177,6 +178,8 @@ def test_checkpoint_that_is_not_of_its_config(tmp_path: Path) -> None:
     values = json.loads((checkpoint / "config.json").read_text())
     values["memory"]["sub_keys"] = 7
     (checkpoint / "config.json").write_text(json.dumps(values))
+    (checkpoint / "checksums.json").unlink()
+    write_checksums(checkpoint, [p for p in checkpoint.iterdir() if p.suffix != ".distcp"])
     with pytest.raises(UserError, match=r"tensors are .* such as model\.layers\.0\.mlp\.keys"):
         export_checkpoint(checkpoint, tmp_path / "exported")
 

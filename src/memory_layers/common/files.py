@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Generator, Sequence
@@ -18,8 +19,8 @@ import psutil
 
 from memory_layers.common.errors import UserError
 
-# Beside a file that is replaced: its name, and the host and the process that write.
-_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)\.part(?:\.\d+\.mode)?|\.lock")
+# Beside a file or folder that is replaced: its name, and the host and the process that write.
+_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)(?:\.\w+)?\.part(?:\.\d+\.mode)?|\.lock")
 
 
 @contextmanager
@@ -37,11 +38,10 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     Raises:
         OSError: The disk is full or cannot be written. The files that were there are intact.
     """
-    writer = f"{_host()}.{os.getpid()}"
-    parts = tuple(path.with_name(f".{path.name}.{writer}.part") for path in paths)
+    parts = tuple(path.with_name(f".{path.name}.{_writer()}.part") for path in paths)
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_left(path)
+        make_folder(path.parent)
+        remove_left(path.parent, path.name)
     _settle_files(paths)
     try:
         yield parts
@@ -56,6 +56,8 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
                 os.replace(part, path)
         finally:
             _settle_files(paths)
+        for folder in {path.parent for path in paths}:
+            sync(folder)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
@@ -71,19 +73,31 @@ def _settle_files(paths: Sequence[Path]) -> None:
 
 
 def is_left(name: str) -> bool:
-    """Tell whether a name is of what a killed `replacing` or `alone_in` leaves."""
+    """Tell whether a name is of what `replacing`, `new_part` or `alone_in` leave when killed."""
     return _LEFT.fullmatch(name) is not None
 
 
-def remove_left(path: Path) -> None:
-    """Remove what processes that were killed have left of a file that they were to replace.
+def remove_left(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that were killed have left of files and folders they were to write.
 
     Whether one of another host, or of another container, lives is not known here.
+
+    Args:
+        folder: Where they were writing.
+        name: Of the file or folder. None: all.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for left in folder.glob(".*" if name is None else f".{glob.escape(name)}.*"):
         found = _LEFT.fullmatch(left.name)
-        if found and found[1] == _host() and not psutil.pid_exists(int(found[2])):
+        if not found or found[1] != _host() or psutil.pid_exists(int(found[2])):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    return f"{_host()}.{os.getpid()}"
 
 
 def _host() -> str:
@@ -130,17 +144,49 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
     Raises:
         OSError: The disk is full or cannot be written. A folder that was there is intact.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    settle(folder)
-    for left in folder.parent.glob(f".{folder.name}.part-*"):
-        shutil.rmtree(left)
-    require_space(folder.parent, size)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.part-", dir=folder.parent))
-    try:
+    with new_part(folder, size) as part:
         yield part
         publish(part, folder)
+
+
+@contextmanager
+def new_part(folder: Path, size: int = 0) -> Generator[Path]:
+    """Make an empty folder beside a final place, for `publish`.
+
+    Args:
+        folder: The final place.
+        size: Bytes that it needs at least.
+
+    Yields:
+        The empty folder. It is removed at the end if it is still there, and what processes that
+        were killed have left of theirs, too.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    make_folder(folder.parent)
+    settle(folder)
+    remove_left(folder.parent, folder.name)
+    require_space(folder.parent, size)
+    # Threads of this process may each make one.
+    prefix = f".{folder.name}.{_writer()}."
+    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
+    try:
+        yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, which a power cut does not take back.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync(path.parent)
 
 
 @contextmanager
@@ -218,9 +264,8 @@ def publish(part: Path, folder: Path) -> None:
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    for file in [*part.rglob("*")]:
-        _finish(file)
-    part.chmod(0o755)
+    for path in [*part.rglob("*"), part]:
+        _finish(path)
     settle(folder)
     if folder.exists():
         os.replace(folder, _older(folder))
@@ -248,25 +293,42 @@ def _older(path: Path) -> Path:
 
 
 def _finish(path: Path) -> None:
-    """Bring a file or folder to the disk, a file with the mode that new ones have.
+    """Bring a file or folder to the disk, with the mode that new ones have.
 
-    safetensors 0.8 lets nobody but its user read what it writes.
+    safetensors 0.8 lets nobody but its user read what it writes, tempfile nobody else in.
     """
-    if path.is_file():
-        new = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}.mode")
-        new.touch()
-        mode = new.stat().st_mode
-        new.unlink()
-        # Some file systems refuse what would change nothing.
-        if path.stat().st_mode != mode:
-            path.chmod(mode)
+    new = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}.mode")
+    new.touch()
+    wanted = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if path.is_dir():
+        # Who may read may enter. What else a folder has, as of its group, it keeps.
+        wanted |= (wanted & 0o444) >> 2 | mode & ~0o777
+    # Some file systems refuse what would change nothing.
+    if mode != wanted:
+        path.chmod(wanted)
     sync(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
+    """Wait until a file or folder is on the disk.
+
+    Where folders cannot be opened, as on Windows, or not be waited for, as on some network file
+    systems, their names come to the disk when the system sees fit.
+    """
+    if path.is_dir():
+        try:
+            opened = os.open(path, os.O_RDONLY)
+        except PermissionError:
+            return
+    else:
+        # Windows waits for a file only if it could be written to.
+        opened = os.open(path, os.O_RDWR)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(opened)

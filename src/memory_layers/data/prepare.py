@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import platform
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memory_layers.common.checksums import check_files, write_checksums
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import cache_folder
+from memory_layers.common.files import cache_folder, new_part, publish, remove_left
 from memory_layers.common.progress import Report, counted
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
@@ -23,7 +21,13 @@ from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
-from memory_layers.data.tokens import Document, answer_tokens, write_tokens
+from memory_layers.data.tokens import (
+    Document,
+    answer_tokens,
+    damaged,
+    most_token,
+    write_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 6
 # The tokenizer keeps the offsets of all documents of a call in memory.
 DOCUMENTS_AT_A_TIME = 20_000
+
+_COUNTS = ("documents", "tokens", "heldout_tokens", "facts", "shown", "heldout")
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class PreparedData:
 def prepare_data(config: DataConfig, progress: Report | None = None) -> PreparedData:
     """Build the data of a config, or find it in the cache.
 
-    The files appear under their final name only when all are written.
+    The files appear under their final name only when all are written. What is damaged in the
+    cache is built again.
 
     Args:
         config: What to prepare.
@@ -65,15 +72,44 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
         UserError: A file is malformed, with its line number.
     """
     folder = _cache_dir(config) / _fingerprint(config)
-    if not (folder / "summary.json").is_file():
+    found = _find(folder)
+    if found is None:
         _build(config, folder, progress)
-    lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
-    return PreparedData(
-        folder=folder,
-        tokenizer=load_tokenizer(folder / "tokenizer"),
-        probes=tuple(Probe(**json.loads(line)) for line in lines),
-        summary=json.loads((folder / "summary.json").read_text("utf-8")),
-    )
+        found = read_prepared(folder)
+    return found
+
+
+def read_prepared(folder: Path) -> PreparedData:
+    """Read data that `prepare_data` has built, and check that they are what was written.
+
+    Raises:
+        UserError: They are not there, or damaged.
+    """
+    check_files(folder)
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        if not all(type(summary[name]) is int for name in _COUNTS):
+            raise ValueError("summary.json has other counts than are written there")
+        lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
+        probes = tuple(Probe(**json.loads(line)) for line in lines)
+        if not all(0 <= p.answer_start < p.answer_end <= len(p.text) for p in probes):
+            raise ValueError("probes.jsonl has an answer that is not in its text")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise damaged(folder, error) from error
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    # The second folder holds the text that is kept out.
+    most = max(most_token(folder), most_token(folder / "heldout"))
+    if most >= len(tokenizer):
+        raise damaged(folder, f"it has token {most}, its tokenizer has {len(tokenizer)} tokens")
+    return PreparedData(folder, tokenizer, probes, summary)
+
+
+def _find(folder: Path) -> PreparedData | None:
+    """Return data that are there and whole."""
+    try:
+        return read_prepared(folder)
+    except UserError:
+        return None
 
 
 def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
@@ -130,10 +166,9 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not by new_folder: of two processes that build the same data, the first one's stay.
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    try:
+    # Also of other data, whose preparation nobody may ever repeat.
+    remove_left(folder.parent)
+    with new_part(folder) as part:
         if config.tokenizer is None:
             count = len(texts) + len(corpus.documents)
             read = chain(texts, corpus.documents)
@@ -169,14 +204,10 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             "heldout": len({p.subject for p in probes if p.kind == "question_heldout"}),
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
-        try:
-            os.replace(part, folder)
-        except OSError:
-            # Another process was faster: its files are the same.
-            if not (folder / "summary.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_checksums(part, (path for path in part.rglob("*") if path.is_file()))
+        # Another process may have been faster: its files are the same.
+        if _find(folder) is None:
+            publish(part, folder)
 
 
 def _encode(

@@ -14,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memory_layers.common.errors import UserError
+
 IGNORE = -100
+
+_DTYPES = ("uint16", "uint32")
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ def read_pieces(folder: Path, length: int) -> list[Tensor]:
     Args:
         folder: Where the tokens are.
         length: L.
+
+    Raises:
+        UserError: They are damaged.
     """
     tokens, first, count, _ = _open(folder, length)
     return [
@@ -114,10 +121,15 @@ class TokenStream:
         length: L, tokens in a row.
         seed: Decides the order of documents.
         pad_id: Token that fills the end of a row.
+
+    Raises:
+        UserError: They are damaged, or there is no document of two tokens.
     """
 
     def __init__(self, folder: Path, length: int, seed: int, pad_id: int) -> None:
         self._tokens, self._first, self._count, self._predicted = _open(folder, length)
+        if not len(self._count):
+            raise damaged(folder, "it has no document of two tokens, there is nothing to predict")
         self.length = length
         self.seed = seed
         self.pad_id = pad_id
@@ -192,16 +204,61 @@ class TokenStream:
         return self._epoch[1], self._epoch[2]
 
 
+def most_token(folder: Path) -> int:
+    """Return the greatest token id of a folder that write_tokens filled, -1 if it is empty.
+
+    Raises:
+        UserError: The folder is damaged.
+    """
+    tokens, *_ = _read(folder)
+    return int(tokens.max()) if len(tokens) else -1
+
+
+def damaged(folder: Path, reason: object) -> UserError:
+    """Return an error that says which prepared data are damaged, and what to do."""
+    return UserError(
+        f"{folder} is no data that was prepared to train on: {reason}. "
+        "hint: delete the folder, and the next run prepares the data again"
+    )
+
+
 def _open(folder: Path, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the mapped tokens, start and size of the pieces, and what is predicted of each."""
-    info = json.loads((folder / "tokens.json").read_text("utf-8"))
-    first, count, document = _cut(np.load(folder / "starts.npy"), length)
-    predicted = np.load(folder / "predicted.npy")[document]
-    dtype = np.dtype(info["dtype"])
-    # An empty file cannot be mapped.
-    if not info["tokens"]:
-        return np.empty(0, dtype), first, count, predicted
-    return np.memmap(folder / "tokens.bin", dtype, "r"), first, count, predicted
+    tokens, starts, predicted = _read(folder)
+    first, count, document = _cut(starts, length)
+    return tokens, first, count, predicted[document]
+
+
+def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mapped tokens, where documents begin, and what is predicted of each."""
+    try:
+        info = json.loads((folder / "tokens.json").read_text("utf-8"))
+        dtype, documents, size = (info[name] for name in ("dtype", "documents", "tokens"))
+        if dtype not in _DTYPES or type(documents) is not int or type(size) is not int:
+            raise ValueError(f"tokens.json says {info}")
+        starts = _read_array(folder / "starts.npy", (documents + 1,))
+        predicted = _read_array(folder / "predicted.npy", (documents, 2))
+        if starts[0] != 0 or starts[-1] != size or (np.diff(starts) < 0).any():
+            raise ValueError("starts.npy does not divide tokens.bin into documents")
+        file, expected = folder / "tokens.bin", size * np.dtype(dtype).itemsize
+        if file.stat().st_size != expected:
+            raise ValueError(f"{file.name} has {file.stat().st_size} of {expected} bytes")
+        # An empty file cannot be mapped.
+        tokens = np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError,
+    ) as error:  # fmt: skip
+        raise damaged(folder, error) from error
+    return tokens, starts, predicted
+
+
+def _read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the int64 numbers of a file. Mapped first, so that no more is taken than there is."""
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(mapped, np.ndarray) or mapped.dtype != np.int64 or mapped.shape != shape:
+        found = getattr(mapped, "shape", None), getattr(mapped, "dtype", None)
+        raise ValueError(f"{path.name} is {found}, expected {shape} of int64")
+    return np.array(mapped)
 
 
 def _cut(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,16 +5,16 @@ A checkpoint is a folder of torch's Distributed Checkpoint (DCP) with a few file
     .metadata, *.distcp      parameters and optimizer state, by the names of state.py
     state.pt                 step, counters, random state, numbers of the tables
     config.json, tokenizer   what it takes to make a model folder of it: export.py
+    checksums.json           of all of these but *.distcp, which has them inside: slices.py
 
-It is the same for one process and for many, and loads on any number of them.
+It is the same for one process and for many, and loads on any number of them. One from somebody
+else can hold wrong numbers, but it runs nothing and reaches no file outside of it.
 """
 
 import copy
 import io
-import pickle
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,15 +24,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memory_layers.common.errors import UserError
-from memory_layers.common.files import publish, require_space, settle
+from memory_layers.common.checksums import write_checksums
+from memory_layers.common.files import make_folder, publish, require_space, settle
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.folders import STATE_FILE, list_checkpoints
+from memory_layers.train.slices import Checksum, FiniteSavePlanner
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -41,14 +41,17 @@ from memory_layers.train.state import (
     optimizer_tensors,
     table_numbers,
 )
+from memory_layers.train.stored import (
+    FORMATS,
+    METADATA_FILE,
+    expect_one_process,
+    failures_of,
+    open_checkpoint,
+    read_tensors,
+    reason_of,
+)
 
-FORMAT = 2
-
-# What reading a damaged file of torch or pickle raises.
-_DAMAGED = (
-    OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-    ImportError, AssertionError, pickle.UnpicklingError, dcp.api.CheckpointException,
-)  # fmt: skip
+FORMAT = max(FORMATS)
 
 
 class Checkpoints:
@@ -105,12 +108,14 @@ class Checkpoints:
 
         Raises:
             OSError: The save before this one failed.
+            FloatingPointError: It had numbers that are not finite.
         """
         self.wait()
         folder = self.out / "checkpoints" / f"step-{step:08d}"
         part = folder.with_name(f".{folder.name}.part")
         files: dict[str, bytes] = {}
         if self._leads:
+            make_folder(folder.parent)
             if self._model_files is None:
                 self._model_files = _model_files(model, tokenizer)
             state = {
@@ -127,17 +132,19 @@ class Checkpoints:
             for name, content in files.items():
                 (part / name).parent.mkdir(exist_ok=True)
                 (part / name).write_bytes(content)
+            write_checksums(part, [part / name for name in (*files, METADATA_FILE)])
             publish(part, folder)
             for old in list_checkpoints(self.out)[: -self.keep]:
                 shutil.rmtree(old)
 
         tensors = model_tensors(model, self.block_bytes)
         tensors |= optimizer_tensors(model, optimizer, self.block_bytes)
-        _expect_one_process()
+        expect_one_process()
         writer = _Writer(part, complete)
         future: Any = dcp.async_save(
-            tensors, storage_writer=writer, process_group=self._group, async_stager=writer
-        )
+            tensors, storage_writer=writer, process_group=self._group, async_stager=writer,
+            planner=FiniteSavePlanner(),
+        )  # fmt: skip
         self._saving = folder, future
 
     def wait(self) -> None:
@@ -147,6 +154,7 @@ class Checkpoints:
 
         Raises:
             OSError: It failed, on this rank or another. Those written before are intact.
+            FloatingPointError: It had numbers that are not finite, and is not there.
         """
         if self._saving is None:
             return
@@ -156,7 +164,13 @@ class Checkpoints:
             return
         if self._leads:
             shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
-        raise not_written(folder, _reason_of(error)) from error
+        if any(isinstance(failure, FloatingPointError) for failure in failures_of(error).values()):
+            raise FloatingPointError(
+                f"the state of step {int(folder.name[-8:])} is not saved: {reason_of(error)}. "
+                "Checkpoints written before are intact. hint: lower optim.lr or optim.value_lr, "
+                "or set optim.value_clip_norm"
+            ) from error
+        raise not_written(folder, reason_of(error)) from error
 
     def load_newest(
         self, model: PreTrainedModel, optimizer: MemoryAdamW
@@ -185,41 +199,15 @@ def load_checkpoint(
             of another version of this package.
         OSError: The checkpoint is damaged.
     """
-    state = read_state(folder)
-    metadata = read_metadata(folder)
-    make_optimizer_state(model, optimizer, metadata.state_dict_metadata, state["tables"])
-    tensors = model_tensors(model, state["block_bytes"])
-    tensors |= optimizer_tensors(model, optimizer, state["block_bytes"])
-    check_fit(folder, tensors, metadata)
-    read_tensors(folder, tensors, metadata, group)
-    torch.set_rng_state(state["rng"])
-    return state["step"], state["counters"]
-
-
-def read_state(folder: Path) -> Mapping[str, Any]:
-    """Read what a checkpoint holds beside the tensors of model and optimizer.
-
-    Raises:
-        UserError: It is of another version of this package.
-        OSError: It is damaged.
-    """
-    if (folder / "trainer.pt").is_file():
-        raise UserError(
-            f"{folder} was written by an earlier version of memory-layers, this one cannot resume "
-            "from it. hint: finish the run with that version, or choose another --out. "
-            f"from_pretrained({str(folder)!r}) still loads its weights"
-        )
-    file = folder / STATE_FILE
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        raise damaged(folder, file, error) from error
-    if state["format"] != FORMAT:
-        raise UserError(
-            f"{folder} has checkpoint format {state['format']}, this package reads {FORMAT}. "
-            "hint: use the version of memory-layers that wrote it"
-        )
-    return state
+    stored = open_checkpoint(folder)
+    saved = stored.metadata.state_dict_metadata
+    make_optimizer_state(model, optimizer, saved, stored.tables)
+    tensors = model_tensors(model, stored.block_bytes)
+    tensors |= optimizer_tensors(model, optimizer, stored.block_bytes)
+    check_fit(folder, tensors, stored.metadata)
+    read_tensors(stored, tensors, group)
+    torch.set_rng_state(stored.rng)
+    return stored.step, stored.counters
 
 
 def _model_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
@@ -242,101 +230,12 @@ def _packed(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def read_metadata(folder: Path) -> Metadata:
-    """Read what a checkpoint holds, and check that its files are there in full length.
-
-    Raises:
-        OSError: It is damaged. Says which file.
-    """
-    try:
-        metadata = dcp.FileSystemReader(folder).read_metadata()
-        stored = list(metadata.storage_data.values())
-    except _DAMAGED as error:
-        raise damaged(folder, folder / ".metadata", error) from error
-    ends: dict[str, int] = {}
-    for info in stored:
-        end = info.offset + info.length
-        ends[info.relative_path] = max(end, ends.get(info.relative_path, 0))
-    for name, end in ends.items():
-        file = folder / name
-        if not file.is_file():
-            raise damaged(folder, file, "it is missing")
-        if file.stat().st_size < end:
-            raise damaged(folder, file, f"it has {file.stat().st_size} of {end} bytes")
-    return metadata
-
-
-def read_tensors(
-    folder: Path,
-    tensors: dict[str, Tensor],
-    metadata: Metadata,
-    group: dist.ProcessGroup | None = None,
-) -> None:
-    """Load tensors in place, whatever number of ranks has written them.
-
-    Args:
-        folder: A checkpoint.
-        tensors: Tensors and DTensors by name, changed in place.
-        metadata: What `read_metadata` returned.
-        group: All its ranks call this. None: this process is alone.
-
-    Raises:
-        OSError: The checkpoint is damaged.
-    """
-    _expect_one_process()
-    try:
-        dcp.load(
-            tensors,
-            storage_reader=_Reader(folder, metadata),
-            # Nothing is nested here, and a DTensor is one entry.
-            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-            process_group=group,
-            no_dist=group is None,
-        )
-    except _DAMAGED as error:
-        raise damaged(folder, folder, _reason_of(error)) from error
-
-
-def damaged(folder: Path, file: Path, reason: object) -> OSError:
-    """Return an error that says which file is damaged and what to do."""
-    return OSError(
-        f"{file} cannot be read: {reason}. hint: the checkpoint is damaged, delete {folder} to "
-        "resume from the one before"
-    )
-
-
 def not_written(folder: Path, reason: object) -> OSError:
     """Return an error that says that a folder could not be written, and what to do."""
     return OSError(
         f"could not write {folder}: {reason}. Checkpoints written before are intact. "
         "hint: free disk space and run the same command again"
     )
-
-
-def _reason_of(error: BaseException) -> str:
-    """Return what went wrong, and on which rank if there are several."""
-    if not isinstance(error, dcp.api.CheckpointException):
-        return str(error) or type(error).__name__
-    return "; ".join(
-        f"rank {rank}: " * dist.is_initialized() + (str(failure) or type(failure).__name__)
-        for rank, (failure, _) in error.failures.items()
-    )
-
-
-def _expect_one_process() -> None:
-    """Silence DCP's warning of having no process group, also in the thread that saves."""
-    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-
-
-class _Reader(dcp.FileSystemReader):
-    """Read what a checkpoint holds once, and not again for each block of a table."""
-
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
-        super().__init__(folder)
-        self._metadata = metadata
-
-    def read_metadata(self, *_args: object, **_options: object) -> Metadata:
-        return self._metadata
 
 
 class _Writer(dcp.FileSystemWriter):
@@ -346,7 +245,7 @@ class _Writer(dcp.FileSystemWriter):
     """
 
     def __init__(self, part: Path, complete: Callable[[], None]) -> None:
-        super().__init__(part)
+        super().__init__(part, _extensions=[Checksum()])
         self._complete = complete
 
     def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ of rows are copied one after the other.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
@@ -13,21 +14,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
-from memory_layers.train.checkpoint import (
+from memory_layers.train.checkpoint import not_written
+from memory_layers.train.folders import check_replaceable, find_checkpoint
+from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
+from memory_layers.train.stored import (
+    MALFORMED,
+    METADATA_FILE,
+    DamagedCheckpointError,
+    StoredCheckpoint,
     damaged,
-    not_written,
-    read_metadata,
-    read_state,
+    open_checkpoint,
     read_tensors,
 )
-from memory_layers.train.folders import STATE_FILE, check_replaceable, find_checkpoint
-from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
 
 _MODEL = "model."
 _DTYPES = {
@@ -36,6 +39,13 @@ _DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
+# What transformers writes for a tokenizer that is a fast one, as all that are trained with are.
+_TOKENIZER = re.compile(
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|(merges|vocab)\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model|chat_template\.jinja"
+    r"|additional_chat_templates/[\w-]+\.jinja"
+)
+_NEEDED = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export_checkpoint(
@@ -59,14 +69,18 @@ def export_checkpoint(
     """
     folder = find_checkpoint(checkpoint)
     check_replaceable(out)
-    read_state(folder)
-    metadata = read_metadata(folder)
+    stored = open_checkpoint(folder)
+    try:
+        tensors = saved_tensors(stored.metadata)
+    except ValueError as error:
+        raise damaged(folder, folder / METADATA_FILE, error) from error
     saved = {
         name.removeprefix(_MODEL): tensor
-        for name, tensor in saved_tensors(metadata).items()
+        for name, tensor in tensors.items()
         if name.startswith(_MODEL)
     }
-    skeleton = _skeleton(folder)
+    tokenizer = _tokenizer_files(stored)
+    skeleton = _skeleton(folder, len(saved))
     _check_shapes(folder, skeleton, saved)
     tables = {name: tensor for name, tensor in saved.items() if tensor.in_rows}
     size = sum(tensor.nbytes for tensor in saved.values())
@@ -81,7 +95,7 @@ def export_checkpoint(
     try:
         with new_folder(out, size) as part:
             dense = {
-                name: next(_read(folder, tensor, metadata))
+                name: next(_read(stored, tensor))
                 for name, tensor in saved.items()
                 if name not in tables
             }
@@ -92,36 +106,64 @@ def export_checkpoint(
             dense.clear()
             for number, (name, table) in enumerate(tables.items()):
                 files.append(part / f"table-{number}.part")
-                _write_table(files[-1], name, table, _read(folder, table, metadata), report)
+                _write_table(files[-1], name, table, _read(stored, table), report)
             if tables:
                 _write_index(part, files, saved)
-            own = (".metadata", STATE_FILE, "config.json", "generation_config.json")
-            for file in folder.iterdir():
-                if file.suffix != ".distcp" and file.name not in own:
-                    copy = shutil.copytree if file.is_dir() else shutil.copyfile
-                    copy(file, part / file.name)
+            for name in tokenizer:
+                (part / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(folder / name, part / name)
+    except DamagedCheckpointError:
+        raise
     # torch reports a failed write of its zip file as RuntimeError.
     except (OSError, SafetensorError, RuntimeError) as error:
         raise not_written(out, error) from error
 
 
-def _read(folder: Path, saved: SavedTensor, metadata: Metadata) -> Iterator[Tensor]:
+def _read(stored: StoredCheckpoint, saved: SavedTensor) -> Iterator[Tensor]:
     """Yield the blocks of a tensor. One that is in one piece is one block."""
     for block, shape in saved.blocks.items():
         tensor = torch.empty(shape, dtype=saved.dtype)
-        read_tensors(folder, {block: tensor}, metadata)
+        read_tensors(stored, {block: tensor})
         yield tensor
 
 
-def _skeleton(folder: Path) -> PreTrainedModel:
+def _tokenizer_files(stored: StoredCheckpoint) -> list[str]:
+    """Return the names of the files of the tokenizer, and of nothing else that may be there."""
+    folder = stored.folder
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path for path in paths}
+    names = [name for name in sorted(found) if _TOKENIZER.fullmatch(name)]
+    if stored.files is not None:
+        names = [name for name in names if name in stored.files]
+    # Without checksums, nothing else tells a file of ours from another one that was linked to it.
+    elif linked := [name for name in names if found[name].stat().st_nlink > 1]:
+        raise UserError(
+            f"{folder / linked[0]} is the same file as another one elsewhere. "
+            "hint: if it is meant to be, put a copy in its place"
+        )
+    if missing := [name for name in _NEEDED if name not in names]:
+        raise damaged(folder, folder / missing[0], "it is missing")
+    return names
+
+
+def _skeleton(folder: Path, tensors: int) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Each has a tensor: a model of more would take long to make.
+        if config.get_text_config().num_hidden_layers > tensors:
+            raise ValueError(f"it has more layers than the checkpoint has tensors, {tensors}")
+        # Code of others is not what a model that was trained here needs.
+        vars(config).pop("auto_map", None)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
-    except (OSError, ValueError, TypeError) as error:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype, trust_remote_code=False
+            )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                folder, local_files_only=True
+            )
+    except MALFORMED as error:
         raise damaged(folder, folder / "config.json", error) from error
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
 
 

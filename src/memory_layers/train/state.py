@@ -151,15 +151,29 @@ class SavedTensor:
 
 
 def saved_tensors(metadata: Metadata) -> dict[str, SavedTensor]:
-    """List what a checkpoint holds, with the blocks of a table put together."""
+    """List what a checkpoint holds, with the blocks of a table put together.
+
+    Raises:
+        ValueError: The blocks are not those of one table.
+    """
     found: dict[str, SavedTensor] = {}
     for name in sorted(metadata.state_dict_metadata):
         entry = metadata.state_dict_metadata[name]
         if not isinstance(entry, TensorStorageMetadata):
             continue
         tensor = found.setdefault(whole_name(name), SavedTensor(entry.properties.dtype))
-        rows = tensor.shape[0] if tensor.blocks else 0
-        tensor.shape = (rows + entry.size[0], *entry.size[1:]) if _ROWS in name else (*entry.size,)
+        size = tuple(entry.size)
+        if _ROWS in name:
+            rows, width = (tensor.shape[0], tensor.shape[1:]) if tensor.blocks else (0, size[1:])
+            first = name.rpartition(_ROWS)[2]
+            if not size or (first, size[1:], entry.properties.dtype) != (
+                f"{rows:010d}", width, tensor.dtype,
+            ):  # fmt: skip
+                raise ValueError(f"{name} does not go on where the block before it ends")
+            size = (rows + size[0], *width)
+        elif tensor.blocks:
+            raise ValueError(f"{name} is there as a whole and in blocks of rows")
+        tensor.shape = size
         tensor.blocks[name] = tuple(entry.size)
     return found
 
