@@ -85,8 +85,8 @@ def read_prepared(folder: Path) -> PreparedData:
     Raises:
         UserError: They are not there, or damaged.
     """
-    check_files(folder)
     try:
+        check_files(folder)
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         if not all(type(summary[name]) is int for name in _COUNTS):
             raise ValueError("summary.json has other counts than are written there")
@@ -94,6 +94,8 @@ def read_prepared(folder: Path) -> PreparedData:
         probes = tuple(Probe(**json.loads(line)) for line in lines)
         if not all(0 <= p.answer_start < p.answer_end <= len(p.text) for p in probes):
             raise ValueError("probes.jsonl has an answer that is not in its text")
+        if summary["facts"] != sum(probe.kind != "statement" for probe in probes):
+            raise ValueError(f"probes.jsonl does not ask for {summary['facts']} facts")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(folder, error) from error
     tokenizer = load_tokenizer(folder / "tokenizer")

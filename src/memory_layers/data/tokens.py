@@ -5,6 +5,7 @@ than a row are cut. A resumed run computes the same batches, so there is nothing
 """
 
 import json
+import tokenize
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -240,13 +241,17 @@ def _read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         predicted = _read_array(folder / "predicted.npy", (documents, 2))
         if starts[0] != 0 or starts[-1] != size or (np.diff(starts) < 0).any():
             raise ValueError("starts.npy does not divide tokens.bin into documents")
+        low, high = predicted.T
+        if not ((starts[:-1] <= low) & (low <= high) & (high <= starts[1:])).all():
+            raise ValueError("predicted.npy names tokens of other documents")
         file, expected = folder / "tokens.bin", size * np.dtype(dtype).itemsize
         if file.stat().st_size != expected:
             raise ValueError(f"{file.name} has {file.stat().st_size} of {expected} bytes")
         # An empty file cannot be mapped.
         tokens = np.memmap(file, dtype, "r") if size else np.empty(0, dtype)
     except (
-        OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError,
+        OSError, ValueError, TypeError, KeyError, EOFError, RecursionError, SyntaxError,
+        tokenize.TokenError, MemoryError,
     ) as error:  # fmt: skip
         raise damaged(folder, error) from error
     return tokens, starts, predicted

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
+from memory_layers.data.tokenizer import load_tokenizer
 from memory_layers.train.checkpoint import not_written
 from memory_layers.train.folders import check_replaceable, find_checkpoint
 from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
@@ -143,6 +145,8 @@ def _tokenizer_files(stored: StoredCheckpoint) -> list[str]:
         )
     if missing := [name for name in _NEEDED if name not in names]:
         raise damaged(folder, folder / missing[0], "it is missing")
+    if stored.files is None:
+        load_tokenizer(folder)
     return names
 
 
@@ -152,8 +156,9 @@ def _skeleton(folder: Path, tensors: int) -> PreTrainedModel:
         # Each has a tensor: a model of more would take long to make.
         if config.get_text_config().num_hidden_layers > tensors:
             raise ValueError(f"it has more layers than the checkpoint has tensors, {tensors}")
-        # Code of others is not what a model that was trained here needs.
-        vars(config).pop("auto_map", None)
+        # A model that was trained here needs no code of others, and is not quantised.
+        for name in ("auto_map", "quantization_config"):
+            vars(config).pop(name, None)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=config.dtype, trust_remote_code=False
@@ -162,7 +167,7 @@ def _skeleton(folder: Path, tensors: int) -> PreTrainedModel:
             model.generation_config = GenerationConfig.from_pretrained(
                 folder, local_files_only=True
             )
-    except MALFORMED as error:
+    except (*MALFORMED, StrictDataclassError) as error:
         raise damaged(folder, folder / "config.json", error) from error
     return model
 
@@ -171,15 +176,17 @@ def _check_shapes(
     folder: Path, skeleton: PreTrainedModel, saved: Mapping[str, SavedTensor]
 ) -> None:
     whole = model_tensors(skeleton, block_bytes=2**62)
-    shapes = {whole_name(name).removeprefix(_MODEL): (*t.shape,) for name, t in whole.items()}
+    shapes = {
+        whole_name(name).removeprefix(_MODEL): ((*t.shape,), t.is_floating_point())
+        for name, t in whole.items()
+    }
+    found = {name: (tensor.shape, tensor.dtype in _DTYPES) for name, tensor in saved.items()}
     wrong = sorted(
-        name
-        for name in shapes.keys() | saved.keys()
-        if name not in saved or shapes.get(name) != saved[name].shape
+        name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)
     )
     if wrong:
         raise UserError(
-            f"{folder}: {len(wrong)} tensors are missing, surplus or of another shape than "
+            f"{folder}: {len(wrong)} tensors are missing, surplus or of another shape or type than "
             f"config.json says, such as {wrong[0]}. hint: copy the checkpoint again"
         )
 
