@@ -20,7 +20,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 import memory_layers.models  # noqa: F401  (registers memory models)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
-from memory_layers.data.tokenizer import load_tokenizer
 from memory_layers.train.checkpoint import not_written
 from memory_layers.train.folders import check_replaceable, find_checkpoint
 from memory_layers.train.state import SavedTensor, model_tensors, saved_tensors, whole_name
@@ -145,8 +144,11 @@ def _tokenizer_files(stored: StoredCheckpoint) -> list[str]:
         )
     if missing := [name for name in _NEEDED if name not in names]:
         raise damaged(folder, folder / missing[0], "it is missing")
-    if stored.files is None:
-        load_tokenizer(folder)
+    for name in _NEEDED if stored.files is None else ():
+        try:
+            json.loads((folder / name).read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise damaged(folder, folder / name, error) from error
     return names
 
 
