@@ -1,10 +1,12 @@
 """Files and folders are replaced whole: whatever fails, the older ones are there."""
 
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -192,16 +194,89 @@ def test_weights_that_find_no_room_are_an_os_error_and_the_older_ones_stay(tmp_p
 
 
 @pytest.mark.skipif(os.name == "nt", reason="files have no modes there")
-def test_who_may_read_other_new_files_may_read_ours(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, "0o640"), (0o022, "0o644"), (0o002, "0o664")])
+def test_who_may_read_other_new_files_may_read_ours(tmp_path: Path, umask: int, mode: str) -> None:
     tensors = {"a": torch.ones(1)}
-    before = os.umask(0o027)
+    before = os.umask(umask)
     try:
-        with new_folder(tmp_path / "model") as folder:
+        with new_folder(tmp_path / "runs" / "model") as folder:
             save_file(tensors, folder / "model.safetensors")
+            inner = Path(tempfile.mkdtemp(dir=folder))
+            (inner / "file").write_text("x")
         with replacing(tmp_path / "a.safetensors") as (part,):
             save_file(tensors, part)
     finally:
         os.umask(before)
-    written = [tmp_path / "model" / "model.safetensors", tmp_path / "a.safetensors"]
-    assert [oct(file.stat().st_mode & 0o777) for file in written] == ["0o640", "0o640"]
-    assert len([*tmp_path.rglob("*")]) == 3
+    written = [*tmp_path.rglob("*")]
+    assert {oct(path.stat().st_mode & 0o777) for path in written if path.is_file()} == {mode}
+    folders = {oct(path.stat().st_mode & 0o777) for path in written if path.is_dir()}
+    assert folders == {oct(0o777 & ~umask)}
+    assert len(written) == 6
+
+
+def test_a_folder_of_a_group_gives_what_is_in_it_to_the_group(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2755)
+    write(tmp_path / "model", "x")
+    assert (tmp_path / "model").stat().st_mode & 0o7777 == tmp_path.stat().st_mode & 0o7777
+
+
+def test_where_folders_cannot_be_flushed_files_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows opens no folder, and flushes a file only through what could write to it."""
+    fcntl = pytest.importorskip("fcntl", reason="this is Windows")
+    opened, flush, flushed = os.open, os.fsync, []
+
+    def open_file(path: Path, flags: int, *rest: object, **more: object) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *rest, **more)
+
+    def flush_writable(number: int) -> None:
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flushed.append(os.fstat(number).st_ino)
+        flush(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_file)
+        patch.setattr(os, "fsync", flush_writable)
+        write(tmp_path / "model", "new")
+        write_json(tmp_path / "result.json", 1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(flushed) == sorted(path.stat().st_ino for path in files)
+    assert len(files) == 2
+
+
+def test_a_disk_that_cannot_be_flushed_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / "result.json", "old")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_json(tmp_path / "result.json", "new")
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "result.json").read_text()) == "old"
+
+
+def test_what_killed_processes_have_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    name = "import os, sys\nfrom pathlib import Path\n" + (
+        "from memory_layers.common.files import new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as part:\n"
+        "    (part / 'half').write_text('x')\n"
+        "    os._exit(0)\n"
+    )
+    fresh_interpreter(name, str(tmp_path / "model"))
+    (left,) = tmp_path.iterdir()
+    assert is_left(left.name)
+    with new_folder(tmp_path / "model") as part:
+        # Another thread, or a process that is slower, writes on.
+        with new_folder(tmp_path / "model") as other:
+            (other / "file").write_text("other")
+        assert part.is_dir()
+        assert not left.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]

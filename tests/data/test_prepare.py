@@ -1,13 +1,23 @@
 """Prepared data: built once, named after everything that decides it, there as a whole or not."""
 
 import json
+import os
+import platform
+import random
+import re
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests_support import write_facts
 
+from memory_layers.common.checksums import CHECKSUMS
 from memory_layers.common.errors import UserError
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
@@ -135,6 +145,100 @@ def test_two_builders_at_once(config: DataConfig, monkeypatch: pytest.MonkeyPatc
     one, other = results
     assert (one.folder, one.probes) == (other.folder, other.probes)
     assert list(one.folder.parent.iterdir()) == [one.folder]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def replace_array(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    np.save(folder / name, change(np.load(folder / name)))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda folder: (folder / "tokens.bin").unlink(),
+    "empty": lambda folder: (folder / "summary.json").write_bytes(b""),
+    "cut off": lambda folder: os.truncate(folder / "tokens.bin", 100),
+    "longer": lambda folder: os.truncate(folder / "tokens.bin", 10_000),
+    "held out": lambda folder: shutil.rmtree(folder / "heldout"),
+    "beyond": lambda folder: (folder / "tokens.bin").write_bytes(
+        b"\xff" * (folder / "tokens.bin").stat().st_size
+    ),
+    "unsorted": lambda folder: replace_array(folder, "starts.npy", lambda x: x[::-1].copy()),
+    "dtype": lambda folder: replace_array(folder, "starts.npy", lambda x: x.astype(float)),
+    "predicted": lambda folder: replace_array(folder, "predicted.npy", lambda x: x + 1000),
+    "counts": lambda folder: (folder / "summary.json").write_text('{"facts": "many"}'),
+    "list": lambda folder: (folder / "summary.json").write_text("[]"),
+    "deep": lambda folder: (folder / "tokens.json").write_text("[" * 100_000),
+    "probes": lambda folder: (folder / "probes.jsonl").write_text('{"kind": "statement"}\n'),
+    "no probes": lambda folder: (folder / "probes.jsonl").write_text(""),
+    "no tokenizer": lambda folder: shutil.rmtree(folder / "tokenizer"),
+    "a folder": lambda folder: ((folder / "starts.npy").unlink(), (folder / "starts.npy").mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data_are_prepared_again(config: DataConfig, damage: str) -> None:
+    folder = prepare_data(config).folder
+    expected = content(folder)
+    # Earlier versions wrote none.
+    (folder / CHECKSUMS).unlink()
+    DAMAGES[damage](folder)
+    data = prepare_data(config)
+    assert content(data.folder) == expected
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_data_of_an_earlier_version_are_taken_as_they_are(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prepare_data(config).folder
+    (folder / CHECKSUMS).unlink()
+    monkeypatch.setattr(prepare, "_build", lambda *_: pytest.fail("built again"))
+    assert prepare_data(config).folder == folder
+
+
+def test_a_flipped_bit_is_never_trained_on(config: DataConfig) -> None:
+    folder = prepare_data(config).folder
+    expected, draw = content(folder), random.Random(0)
+    for name, written in expected.items():
+        for bit in draw.sample(range(8 * len(written)), 2 if written else 0):
+            changed = bytearray(written)
+            changed[bit // 8] ^= 1 << bit % 8
+            (folder / name).write_bytes(changed)
+            prepare_data(config)
+            # But for a blank in the list of checksums.
+            assert content(folder) in (expected, {**expected, CHECKSUMS: bytes(changed)}), name
+            (folder / name).write_bytes(written)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no modes there")
+def test_others_may_read_what_is_prepared(config: DataConfig) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = prepare_data(config).folder
+    finally:
+        os.umask(before)
+    paths = [folder.parent, folder, *folder.rglob("*")]
+    assert {(path.is_dir(), oct(path.stat().st_mode & 0o777)) for path in paths} == {
+        (True, "0o755"),
+        (False, "0o644"),
+    }
+
+
+def test_what_a_killed_preparation_left_is_removed(config: DataConfig) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = re.sub(r"\W", "_", platform.node())
+    cache = Path(config.cache_dir or "")
+    # Those of a living process, of other data and of another host are not known to be dead.
+    living, other = f".a.{host}.{os.getppid()}.x.part", f".a.far_{host}.{dead.pid}.x.part"
+    for name in (living, other, f".a.{host}.{dead.pid}.x.part", f".b.{host}.{dead.pid}.y.part"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "tokens.bin").write_bytes(b"half")
+    folder = prepare_data(config).folder
+    assert {path.name for path in cache.iterdir()} == {folder.name, living, other}
 
 
 def test_text_alone(tmp_path: Path) -> None:

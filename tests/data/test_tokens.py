@@ -1,12 +1,15 @@
 """Packed rows: the same for the same arguments, every document once an epoch and in one piece."""
 
 import itertools
+import os
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from memory_layers.common.errors import UserError
 from memory_layers.data.tokens import (
     IGNORE,
     Batch,
@@ -165,3 +168,64 @@ def test_epoch_of_counts_what_was_seen(folder: Path) -> None:
 def test_no_documents(tmp_path: Path) -> None:
     write_tokens(tmp_path, [], vocab_size=300)
     assert read_pieces(tmp_path, L) == []
+
+
+class Planted:
+    """What calls a function when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["starts.npy", "predicted.npy"])
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_commands_in_arrays_do_not_run(folder: Path, name: str, *, as_zip: bool) -> None:
+    planted = np.array([Planted(folder / "ran")], object)
+    if as_zip:
+        np.savez(folder / "a.npz", planted)
+        (folder / "a.npz").rename(folder / name)
+    else:
+        np.save(folder / name, planted, allow_pickle=True)
+        # What is planted would run.
+        np.load(folder / name, allow_pickle=True)
+        (folder / "ran").rmdir()
+    with pytest.raises(UserError, match="prepared to train on"):
+        stream(folder)
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tokens.json", ""),
+        ("tokens.json", "[1]"),
+        ("tokens.json", '{"dtype": "object", "documents": 30, "tokens": 1}'),
+        ("tokens.json", '{"dtype": "uint16", "documents": -1, "tokens": "1"}'),
+        ("starts.npy", "no array"),
+        ("predicted.npy", ""),
+        ("tokens.bin", "odd"),
+    ],
+)
+def test_damaged_tokens_name_their_folder(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=rf"^{folder} is no data.*hint: delete the folder"):
+        stream(folder)
+    with pytest.raises(UserError, match="hint: delete the folder"):
+        read_pieces(folder, L)
+
+
+def test_an_array_that_says_to_be_huge_takes_no_memory(folder: Path) -> None:
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (100000000000000,), }"
+    content = np.lib.format.magic(1, 0) + b"v\0" + header.ljust(117) + b"\n"
+    (folder / "starts.npy").write_bytes(content)
+    with pytest.raises(UserError, match="hint: delete the folder"):
+        stream(folder)
+
+
+def test_nothing_to_predict_is_said(tmp_path: Path) -> None:
+    write_tokens(tmp_path, [Document([1])], vocab_size=10)
+    with pytest.raises(UserError, match="there is nothing to predict"):
+        stream(tmp_path)
