@@ -10,16 +10,15 @@ from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.flops import shape_of
+from memory_layers.train.build import make_optimizer
+from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
-    check_folder,
-    claim_folder,
     load_run,
 )
-from memory_layers.train.loop import make_optimizer
 
 
 def load(folder: Path, text: str) -> RunConfig:
@@ -93,13 +92,16 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\nmodel: {pretrained: smollm2}", "memory-layers learn MODEL DATA"),
         ("name: x\nmodel: {preset: smollm2}", "memory-layers learn MODEL DATA"),
         ("name: x\nmodel: {hidden_size: 20}", "must be divisible by 2 * heads = 8, got 20"),
-        ("name: x\nmodel: {heads: 0}", "model.heads must be >= 1, got 0"),
-        ("name: x\nmodel: {layers: -1}", "model.layers must be >= 1, got -1"),
+        ("name: x\nmodel: {heads: 0}", "model.heads must be a whole number >= 1, got 0"),
+        ("name: x\nmodel: {layers: -1}", "model.layers must be a whole number >= 1, got -1"),
         ("name: x\nmodel: {init_std: 0}", "model.init_std must be a finite number above 0"),
         ("name: x\ntrain: {seq_len: 300}", "train.seq_len must be at most 256, the longest seq"),
-        ("name: x\ntrain: {seq_len: 4}", "train.seq_len must be >= 8, got 4"),
-        ("name: x\ntrain: {keep_checkpoints: 0}", "train.keep_checkpoints must be >= 1, got 0"),
-        ("name: x\ntrain: {seed: -1}", "train.seed must be >= 0, got -1"),
+        ("name: x\ntrain: {seq_len: 4}", "train.seq_len must be a whole number >= 8, got 4"),
+        (
+            "name: x\ntrain: {keep_checkpoints: 0}",
+            "train.keep_checkpoints must be a whole number >= 1, got 0",
+        ),
+        ("name: x\ntrain: {seed: -1}", "train.seed must be a whole number >= 0, got -1"),
         ("name: x\noptim: {lr: 0}", "optim.lr must be a finite number above 0, got 0.0"),
         ("name: x\noptim: {value_lr: .inf}", "optim.value_lr must be a finite number above 0"),
         ("name: x\noptim: {beta2: 1}", "optim.beta2 must lie in [0, 1), got 1.0"),
@@ -163,7 +165,8 @@ def test_the_run_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
     config = RunConfig(
         name="x", memory=memory, optim=OptimConfig(value_dtype="bfloat16", train_keys=False)
     )
-    claim_folder(tmp_path, config)
+    claim_folder(tmp_path, config, {})
+    (tmp_path / "model").mkdir()
     path = tmp_path / "config.json"
     values = json.loads(path.read_text("utf-8"))
     values["memory"] |= {name: values["optim"].pop(name) for name in ("value_dtype", "train_keys")}
