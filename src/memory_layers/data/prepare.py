@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -51,7 +51,7 @@ class PreparedData:
     tokenizer: "PreTrainedTokenizerBase"
     probes: tuple[Probe, ...]
     summary: dict[str, Any]
-    sources: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare_data(config: DataConfig, progress: Report | None = None) -> PreparedData:
@@ -72,19 +72,16 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
     if not (folder / "summary.json").is_file():
         _build(config, folder, progress)
     lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    return PreparedData(
+    found = PreparedData(
         folder=folder,
-        tokenizer=tokenizer,
+        tokenizer=load_tokenizer(folder / "tokenizer"),
         probes=tuple(Probe(**json.loads(line)) for line in lines),
         summary=json.loads((folder / "summary.json").read_text("utf-8")),
-        # The one that was loaded or trained: a folder may hold much that is none of it.
-        sources={
-            **sources,
-            "tokenizer": _digest(folder / "tokenizer" / "tokenizer.json"),
-            "end-of-text token": str(tokenizer.eos_token),
-        },
     )
+    # The tokenizer that was loaded or trained: a folder may hold much that is none of it.
+    sources["tokenizer"] = _digest(folder / "tokenizer" / "tokenizer.json")
+    sources["end-of-text token"] = str(found.tokenizer.eos_token)
+    return replace(found, sources=sources)
 
 
 def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
@@ -293,17 +290,17 @@ def _digests(config: DataConfig) -> dict[str, str]:
     named += [("data.templates", config.templates_file)] if config.templates_file else []
     named += [("data.tokenizer", Path(config.tokenizer))] if config.tokenizer else []
     digests = {}
-    for field, path in named:
+    for of, path in named:
         if path.is_dir():
             inside = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
             digests |= {
-                f"{field}: {name.as_posix()}": _digest(file)
+                f"{of}: {name.as_posix()}": _digest(file)
                 for name, file in inside.items()
                 if not name.parts[0].startswith(".")
             }
         elif path.is_file():
-            kind = path.suffix if field.startswith("data.text") else ""
-            digests[f"{field}{kind and f': *{kind}'}"] = _digest(path)
+            kind = path.suffix if of.startswith("data.text") else ""
+            digests[f"{of}{kind and f': *{kind}'}"] = _digest(path)
     return digests
 
 

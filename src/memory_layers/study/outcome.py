@@ -4,21 +4,25 @@ A run that did not finish stays in the results, with one of these statuses: "div
 "out_of_memory", "killed" or "failed". Next: runs.py, which starts the runs.
 """
 
-import errno
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from memory_layers.common.errors import is_out_of_memory
 from memory_layers.common.files import write_json
 from memory_layers.train.claim import read_object
 from memory_layers.train.folders import RESULT
 from memory_layers.train.metrics import METRICS, read_lines
 
 FAILURE, LOG = "failure.json", "log.txt"
+# Of what measure_run writes, what is no plain number: where one differs, the file is damaged.
+_KINDS = {
+    "recall": dict, "losses": dict, "shape": dict, "config": dict, "history": list,
+    "examples": list, "recall_by_exposures": list, "recall_by_entropy": list,
+    "params_total": int, "params_active": int, "tokens": int, "bits_stored": float,
+}  # fmt: skip
 
 
 @contextmanager
@@ -63,8 +67,9 @@ def record_exit(folder: Path, exit_code: int | None) -> bool:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return what measure_run wrote. None: the run has not finished, or is to be measured again."""
-    result = read_object(folder / RESULT)
-    return result if result is not None and result.get("status") == "ok" else None
+    result = read_object(folder / RESULT) or {}
+    whole = all(isinstance(result.get(name, kind()), kind) for name, kind in _KINDS.items())
+    return result if result.get("status") == "ok" and whole else None
 
 
 def read_outcome(variant: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -102,12 +107,7 @@ def _status_of(error: BaseException) -> str:
         return "diverged"
     if isinstance(error, KeyboardInterrupt):
         return "killed"
-    # torch has a type of its own for a full GPU and none for a full host.
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-    full |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return "out_of_memory" if full else "failed"
+    return "out_of_memory" if is_out_of_memory(error) else "failed"
 
 
 def _signal_name(number: int) -> str:

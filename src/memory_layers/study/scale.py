@@ -233,12 +233,12 @@ def _scale(
 def _claim_threads(out: Path, threads: int) -> None:
     """Hold a folder to the number of threads with which its runs have saved something."""
     path = out / "sweep.json"
-    before = read_object(path)
+    before = (read_object(path) or {}).get("threads")
     has_runs = any(has_saved(run) for run in (out / "runs").glob("*"))
-    if has_runs and before is not None and before.get("threads") != threads:
+    if has_runs and type(before) is int and before != threads:
         raise UserError(
-            f"{out} holds a sweep of runs with {before.get('threads')} threads each, got "
-            f"{threads}. hint: --threads {before.get('threads')}, or choose another --out"
+            f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
+            f"hint: --threads {before}, or choose another --out"
         )
-    if before != {"threads": threads}:
+    if before != threads:
         write_json(path, {"threads": threads})

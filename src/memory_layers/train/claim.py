@@ -110,12 +110,20 @@ def claim_folder(
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Return what a record in JSON holds. None: it is not there, or damaged, as without power."""
+    """Return what a record in JSON holds. None: it is not there, or damaged, as without power.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         values = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) else None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}. hint: remove it, or choose another --out"
+        ) from error
+    return values if isinstance(values, dict) and values else None
 
 
 def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +167,7 @@ def _differences(old: Any, new: Any, free: tuple[str, ...], where: str = "") -> 
                 old.get(name), new.get(name), free, f"{where}.{name}".lstrip(".")
             )
         ]
-    return [f"{where} was {old!r}, is {new!r}"]
+    return [f"{where} was {_shown(old)}, is {_shown(new)}"]
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
@@ -174,5 +182,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
         elif len(str(old)) == len(str(new)) == 64:
             lines.append(f"{name} has other content")
         else:
-            lines.append(f"{name} was {old!r}, is {new!r}")
+            lines.append(f"{name} was {_shown(old)}, is {_shown(new)}")
     return lines
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    return text if len(text := repr(value)) <= 80 else f"{text[:77]}..."

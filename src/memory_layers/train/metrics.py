@@ -30,8 +30,14 @@ class MetricsWriter:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._drop_after(resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        try:
+            self._drop_after(resume_step)
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise OSError(
+                f"{self.path}: cannot be written: {error.strerror}. hint: remove what is there, or "
+                "choose another --out"
+            ) from error
         sync(folder)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
@@ -87,7 +93,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     The last one may be cut: still being written, or left by a killed run. After a loss of power
     others can be damaged, too.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
     lines = path.read_text("utf-8", "replace").split("\n")[:-1]
     return [line for line in map(_parsed, lines) if line is not None]
