@@ -92,7 +92,7 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("generate nosuch hello", "nosuch is no model folder"),
         ("serve nosuch", "nosuch is no model folder"),
         ("serve smolm2", "smolm2 is no model folder. hint: did you mean smollm2?"),
-        ("init ''", "NAME: a run needs one"),
+        ("init ''", "NAME must be the name of a folder, not a path"),
         ("init mine", "mine.yaml exists already"),
     ],
 )

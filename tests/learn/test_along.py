@@ -171,21 +171,26 @@ def test_prompts_to_keep_that_are_answered_otherwise_are_told(tmp_path: Path) ->
     assert any("1 of 1 prompts of keep.jsonl are answered otherwise" in s for s in told.stages)
 
 
-def test_an_unfinished_teaching_with_other_prompts_to_keep_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["keep", "background"])
+def test_an_unfinished_teaching_with_other_files_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    file = tmp_path / "keep.jsonl"
-    given = {"tokenizer": TOKENIZER, "passes": 1, "keep": [file], "out": tmp_path / "out"}
-    file.write_text('{"prompt": "Oslo has the land", "completion": "king"}\n', "utf-8")
+    file = tmp_path / {"keep": "keep.jsonl", "background": "text.txt"}[name]
+    given = {"tokenizer": TOKENIZER, "passes": 1, name: [file], "out": tmp_path / "out"}
+    content = {
+        "keep": '{"prompt": "Oslo has the land", "completion": "king"}\n',
+        "background": "The king of the island has the land. " * 300,
+    }[name]
+    file.write_text(content, "utf-8")
     with monkeypatch.context() as patched:
         patched.setattr("memory_layers.learn.teach.record_teaching", killed)
         with pytest.raises(KeyboardInterrupt):
             learn(base(), FACTS, **given)
-    file.write_text('{"prompt": "Oslo has the land", "completion": "land"}\n', "utf-8")
-    with pytest.raises(UserError, match="with other keep"):
+    file.write_text(content.replace("king", "land"), "utf-8")
+    with pytest.raises(UserError, match=f"with other {name}"):
         learn(base(), FACTS, **given)
 
 

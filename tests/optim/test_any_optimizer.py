@@ -426,7 +426,12 @@ def test_assigned_weights_are_refused_before_any_step() -> None:
 
 def test_a_decay_that_would_turn_rows_around_is_refused_before_any_step() -> None:
     model = Reader()
-    optimizer = MemoryAdamW(model, lr=0.5, value_weight_decay=2.0)
+    with pytest.raises(UserError, match=r"value_weight_decay must be below 1, got 0\.5 \* 2\.0"):
+        MemoryAdamW(model, lr=0.5, value_weight_decay=2.0)
+    optimizer = MemoryAdamW(model, lr=0.25, value_weight_decay=2.0)
+    # As a schedule does.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
     before = copy.deepcopy(model.state_dict())
     model(*batch(0, all_rows=True)).square().mean().backward()
     with pytest.raises(UserError, match=r"value_weight_decay must be below 1, got 0\.5 \* 2\.0"):

@@ -15,6 +15,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.configs import find_config
 from memory_layers.study import runs as study_runs
 from memory_layers.study.measure import measure_run
+from memory_layers.study.outcome import read_result
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 
     def run_all(
         jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
     ) -> None:
-        waiting = [name for name in jobs if not (folder / name / "result.json").is_file()]
+        waiting = [name for name in jobs if read_result(folder / name) is None]
         for name in order(waiting)[:most]:
             measure_run(*jobs[name], folder / name)
             ended(name)
@@ -70,6 +71,28 @@ def test_a_start_that_fails_leaves_its_folder_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leaves no shown subject"):
         scale(config, tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_finished_runs_are_made_whole_again_and_learn_the_same_facts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_runs, "run_all", in_this_process())
+    config = load_scale(write_sweep(tmp_path, bases={"a": {}}, slots=[0, 64]))
+    out = tmp_path / "out"
+    whole = scale(config, out)
+    run = out / "runs" / "a-slots64-seed0"
+    for lost in ({"result.json": "{"}, {"result.json": '{"status": "ok", "recall": 3}'},
+                 {"result.json": "", "metrics.jsonl": ""}):  # fmt: skip
+        for name, content in lost.items():
+            (run / name).write_text(content)
+        again = scale(config, out)
+        assert again["complete"]
+        for name in ("recall", "answer_nll", "slot_usage", "examples"):
+            assert again["runs"][1][name] == whole["runs"][1][name]
+    facts = tmp_path / "facts" / "facts.jsonl"
+    facts.write_text(facts.read_text().replace("X37", "X38"))
+    with pytest.raises(UserError, match=r"a-slots0-seed0 holds a run on other data: data\.facts"):
+        scale(config, out)
 
 
 def test_the_grid(tmp_path: Path) -> None:
@@ -106,6 +129,8 @@ def test_the_grid(tmp_path: Path) -> None:
         ({"bases": {}}, "needs `bases:`, names and what each changes"),
         ({"bases": {"a b": {}}}, "'a b' must be letters, digits, - and _"),
         ({"bases": {"a": 3}}, "bases.a must be a mapping, got 3"),
+        ({"bases": {"a": {"memory": 3}}, "slots": [0]}, "bases.a.memory must be a mapping, got 3"),
+        ({"slots": [10**60]}, "sub_keys must be a whole number >= 1 and <= 1048576"),
         ({"bases": {"a": {"modle": {}}}}, "did you mean 'model'"),
         ({"bases": {"a": {"data": {}}}}, "bases.a.data: all runs of a sweep learn the same"),
         ({"bases": {"a": {"slots": [0]}}}, "slots has no effect, every base sets its own"),

@@ -19,6 +19,7 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
+from memory_layers.common.files import alone_in
 from memory_layers.study import compare as study_compare
 from memory_layers.study import runs as study_runs
 from memory_layers.study.outcome import recorded_failures
@@ -186,15 +187,8 @@ def test_runs_that_did_not_finish_are_reported(
     assert {run["status"] for run in runs} == {"ok"}
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals to a process group are POSIX")
-def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
-    """A terminal sends Ctrl-C to the parent and to all workers."""
-    config = write_comparison(
-        tmp_path,
-        seeds=[0, 1],
-        train={"steps": 10**6, "batch_size": 2, "seq_len": 32, "log_every": 1, "eval_every": 0},
-    )
-    out = tmp_path / "out"
+def start(config: Path, out: Path) -> tuple[subprocess.Popen, list[Path]]:
+    """Start a comparison of two runs, and wait until both have written something."""
     process = subprocess.Popen(
         [sys.executable, "-m", "memory_layers", "compare", str(config), "--out", str(out),
          "--workers", "2"],
@@ -210,12 +204,48 @@ def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
         if all(path.is_file() and path.stat().st_size for path in metrics):
             break
         time.sleep(0.05)
+    return process, [path.parent for path in metrics]
+
+
+ENDLESS = {"steps": 10**7, "batch_size": 2, "seq_len": 32, "log_every": 1, "eval_every": 0}
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals to a process group are POSIX")
+def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the parent and to all workers."""
+    config = write_comparison(tmp_path, seeds=[0, 1], train=ENDLESS)
+    process, runs = start(config, tmp_path / "out")
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "every run has saved a checkpoint" in errors
     assert "run the same command again" in errors
-    for path in metrics:
-        assert len(list((path.parent / "checkpoints").iterdir())) == 1
-        assert "KeyboardInterrupt: stopped after step" in (path.parent / "log.txt").read_text()
-    assert not (out / "results.json").exists()
+    for run in runs:
+        assert len(list((run / "checkpoints").iterdir())) == 1
+        assert "KeyboardInterrupt: stopped after step" in (run / "log.txt").read_text()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="SIGKILL is POSIX")
+def test_workers_of_a_killed_comparison_save_and_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = write_comparison(tmp_path, seeds=[0, 1], train=ENDLESS)
+    process, runs = start(config, tmp_path / "out")
+    typed = ["compare", str(config), "--out", str(tmp_path / "out")]
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert f"out: another process works there, expected none, got process {process.pid} on" in said
+    process.kill()
+    process.communicate()
+    for run in runs:
+        with alone_in(run, seconds=60):
+            assert len(list((run / "checkpoints").iterdir())) == 1
+        assert "KeyboardInterrupt: stopped after step" in (run / "log.txt").read_text()
+
+    # What is there goes on with what it was begun on, and with nothing else.
+    facts = tmp_path / "facts" / "facts.jsonl"
+    facts.write_text(facts.read_text().replace("X37", "X38"))
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert "memory-seed0 holds a run on other data: data.facts: facts.jsonl has other con" in said

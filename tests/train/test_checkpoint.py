@@ -27,7 +27,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train import checkpoint
 from memory_layers.train.checkpoint import Checkpoints, load_checkpoint
-from memory_layers.train.config import claim_folder
+from memory_layers.train.claim import claim_folder
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.stored import open_checkpoint
 
@@ -324,18 +324,19 @@ def test_checkpoint_of_a_later_version(tmp_path: Path, full: Trained) -> None:
 
 def test_run_may_go_on_with_other_parallelism(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
-    claim_folder(tmp_path / "out", config)
+    claim_folder(tmp_path / "out", config, {})
+    (tmp_path / "out" / "model").mkdir()
     path = tmp_path / "out" / "config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "parallel": {"memory": 64}}))
-    claim_folder(tmp_path / "out", config)
+    claim_folder(tmp_path / "out", config, {})
     # Earlier versions wrote there how gradients were kept.
     memory = {**values["memory"], "grad_mode": "sparse"}
     path.write_text(json.dumps({**values, "memory": memory}))
-    claim_folder(tmp_path / "out", config)
-    path.write_text(json.dumps({**values, "name": "y"}))
-    with pytest.raises(UserError, match="name was 'y', is 'x'"):
-        claim_folder(tmp_path / "out", config)
+    claim_folder(tmp_path / "out", config, {})
+    path.write_text(json.dumps({**values, "moe": "y"}))
+    with pytest.raises(UserError, match="moe was 'y', is None"):
+        claim_folder(tmp_path / "out", config, {})
 
 
 @pytest.fixture

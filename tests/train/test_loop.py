@@ -295,6 +295,29 @@ def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
     assert not (out / "model").exists()
 
 
+def test_a_last_step_that_overflows_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss shows it any more."""
+    config = tiny_run(
+        tmp_path,
+        optim={"lr": 1e30, "weight_decay": 1e30, "warmup_steps": 0},
+        train={"steps": 1},
+    )
+    out = tmp_path / "out"
+    message = r"\d+ numbers of weights .* NaN or infinite by step 1\. No checkpoint was saved"
+    with pytest.raises(FloatingPointError, match=message):
+        run(config, out)
+    assert not list_checkpoints(out)
+    assert not (out / "model").exists()
+    # One that an earlier version kept is not gone on from.
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "count_not_finite", lambda *_: 0)
+        run(config, out)
+    with pytest.raises(FloatingPointError, match=r"step-00000001 holds \d+ numbers that are NaN"):
+        run(config, out)
+
+
 @pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])
 def test_model_folder_is_the_model_that_was_measured(tmp_path: Path, memory: bool) -> None:
     config = tiny_run(tmp_path, memory=memory, optim={"lr": 1e-2}, train={"steps": 12})

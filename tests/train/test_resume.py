@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_runs import metrics_of, tiny_run
 
+from memory_layers.train import checkpoint
 from memory_layers.train.config import RunConfig
 from memory_layers.train.loop import train
 
@@ -97,6 +99,53 @@ def test_interrupted_run_saves_and_resumes(tmp_path: Path, whole: tuple[RunConfi
     assert list((out / "checkpoints").glob("step-*"))
     train(config, out, show=False)
     assert_same_run(expected, out)
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a part", "damage"])
+def test_metrics_that_were_lost_cost_no_step(
+    tmp_path: Path, whole: tuple[RunConfig, Path], kept: str, capsys: pytest.CaptureFixture
+) -> None:
+    """As after a loss of power, in the middle of a run and at its end."""
+    config, expected = whole
+    out = Path(shutil.copytree(expected, tmp_path / "out"))
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    if kept == "damage":
+        lines[3:6] = ['{"step": 12, "loss": "x"}\n', "\0" * 30 + "\n", '["step"]\n']
+        lines[-1] = '{"step": 80, "recall": []}\n'
+    (out / "metrics.jsonl").write_text(
+        "".join({"nothing": [], "a part": lines[:5]}.get(kept, lines))
+    )
+    shutil.rmtree(out / "model")
+    trained = train(config, out)
+    assert "lines up to step 80 are lost, as after a loss of power" in capsys.readouterr().err
+    assert metrics_of(out)[-1] == metrics_of(expected)[-1]
+    assert trained.history[-1]["recall"] == metrics_of(expected)[-1]["recall"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="files by number are Linux")
+def test_metrics_are_on_the_disk_before_a_checkpoint_that_follows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = ""
+    sync, publish = os.fsync, checkpoint.publish
+    on_disk = {}
+
+    def fsync(file: int) -> None:
+        nonlocal flushed
+        sync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        if path.name == "metrics.jsonl":
+            flushed = path.read_text()
+
+    def published(part: Path, folder: Path) -> None:
+        on_disk[folder.name] = flushed
+        publish(part, folder)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(checkpoint, "publish", published)
+    train(tiny_run(tmp_path, train={"checkpoint_every": 2}), tmp_path / "out", show=False)
+    for step in (2, 4):
+        assert f'{{"step": {step}, "loss"' in on_disk[f"step-{step:08d}"]
 
 
 def _plain(value: object) -> object:

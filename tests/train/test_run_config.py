@@ -10,16 +10,15 @@ from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.flops import shape_of
+from memory_layers.train.build import make_optimizer
+from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
-    check_folder,
-    claim_folder,
     load_run,
 )
-from memory_layers.train.loop import make_optimizer
 
 
 def load(folder: Path, text: str) -> RunConfig:
@@ -93,13 +92,16 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\nmodel: {pretrained: smollm2}", "memory-layers learn MODEL DATA"),
         ("name: x\nmodel: {preset: smollm2}", "memory-layers learn MODEL DATA"),
         ("name: x\nmodel: {hidden_size: 20}", "must be divisible by 2 * heads = 8, got 20"),
-        ("name: x\nmodel: {heads: 0}", "model.heads must be >= 1, got 0"),
-        ("name: x\nmodel: {layers: -1}", "model.layers must be >= 1, got -1"),
+        ("name: x\nmodel: {heads: 0}", "model.heads must be a whole number >= 1, got 0"),
+        ("name: x\nmodel: {layers: -1}", "model.layers must be a whole number >= 1, got -1"),
         ("name: x\nmodel: {init_std: 0}", "model.init_std must be a finite number above 0"),
         ("name: x\ntrain: {seq_len: 300}", "train.seq_len must be at most 256, the longest seq"),
-        ("name: x\ntrain: {seq_len: 4}", "train.seq_len must be >= 8, got 4"),
-        ("name: x\ntrain: {keep_checkpoints: 0}", "train.keep_checkpoints must be >= 1, got 0"),
-        ("name: x\ntrain: {seed: -1}", "train.seed must be >= 0, got -1"),
+        ("name: x\ntrain: {seq_len: 4}", "train.seq_len must be a whole number >= 8, got 4"),
+        (
+            "name: x\ntrain: {keep_checkpoints: 0}",
+            "train.keep_checkpoints must be a whole number >= 1, got 0",
+        ),
+        ("name: x\ntrain: {seed: -1}", "train.seed must be a whole number >= 0, got -1"),
         ("name: x\noptim: {lr: 0}", "optim.lr must be a finite number above 0, got 0.0"),
         ("name: x\noptim: {value_lr: .inf}", "optim.value_lr must be a finite number above 0"),
         ("name: x\noptim: {beta2: 1}", "optim.beta2 must lie in [0, 1), got 1.0"),
@@ -113,6 +115,69 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\ndata: {exposures: [2, 0]}", "data.exposures must be whole numbers >= 1"),
         ("name: x\ntrain: {final_items: 0}", "train.final_items must be >= 1, got 0"),
         ("name: x\ndata: {max_subjects: 1}", "data.max_subjects must be at least 2, got 1"),
+        (
+            "name: x\ntrain: {steps: 1000000000}",
+            "train.steps must be a whole number >= 1 and <= 99",
+        ),
+        (
+            "name: x\ntrain: {batch_size: 9223372036854775808}",
+            "train.batch_size must be a whole num",
+        ),
+        (
+            "name: x\ntrain: {accumulate: 2147483648}",
+            "train.accumulate must be a whole number >= 1 a",
+        ),
+        (
+            "name: x\ntrain: {seed: 18446744073709551616}",
+            "train.seed must be a whole number >= 0 an",
+        ),
+        (
+            "name: x\noptim: {lr: 1e300}",
+            "optim.lr must lie between 1.2e-38 and 3.4e+38, which numb",
+        ),
+        ("name: x\noptim: {lr: 1" + 400 * "0" + "}", "lr: must be of type float, got 1000"),
+        ("name: x\noptim: {warmup_steps: 1000000000}", "optim.warmup_steps must be a whole number"),
+        (
+            "name: x\noptim: {value_lr: 0.5, value_weight_decay: 2}",
+            "optim.value_lr * optim.value_weight_decay must be below 1 in every step, got 0.5 * 2",
+        ),
+        (
+            "name: x\noptim: {lr: 0.1, value_weight_decay: 2}",
+            "optim.value_lr * optim.value_weight_decay must be below 1 in every step, got 0.5 * 2",
+        ),
+        (
+            "name: x\noptim: {value_lr: 0.1, value_weight_decay: 2, end_ratio: 5, "
+            "value_schedule: linear}",
+            "optim.value_lr * optim.value_weight_decay must be below 1 in every step, got 0.5 * 2",
+        ),
+        (
+            "name: x\nmodel: {hidden_size: 1099511627776}",
+            "model.hidden_size must be a whole number",
+        ),
+        ("name: x\nmodel: {layers: 2147483648}", "model.layers must be a whole number >= 1 and"),
+        (
+            "name: x\nmodel: {init_std: 2}",
+            "model.init_std must be a finite number above 0, at most 1",
+        ),
+        ("name: x\nmemory: {layers: [1], sub_keys: 2147483648}", "sub_keys must be a whole number"),
+        (
+            "name: x\nmemory: {layers: [1], random_slots: 2147483648}",
+            "random_slots must be a whole",
+        ),
+        (
+            "name: x\nmoe: {routing: expert_choice, experts: 9999999}",
+            "experts must be a whole number",
+        ),
+        ("name: x\nparallel: {timeout: 1e30}", "parallel.timeout must be seconds above 0, at most"),
+        ("name: x\ndata: {vocab_size: 1099511627776}", "data.vocab_size must be at least 300"),
+        ("name: x\ndata: {seed: -1}", "data.seed must be a whole number >= 0, got -1"),
+        (
+            "name: x\ndata: {exposures: [99999999999]}",
+            "data.exposures must be whole numbers >= 1, at",
+        ),
+        ("name: x\ndata: {facts: ''}", "data.facts must be a path, got ''"),
+        ('name: x\ndata: {text: ["a\\0b"]}', "data.text[0] must be a path, got 'a\\x00b'"),
+        ("name: x\ndata: {cache_dir: ''}", "data.cache_dir must be a path, got ''. hint: leave it"),
         ("- name: x", "must hold `name:` and other fields, got list"),
         ("", "must hold `name:` and other fields, got NoneType"),
         ("name: [x", "is not YAML"),
@@ -126,6 +191,21 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path, text: str, message: str)
     assert message in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "run.yaml"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "...", "../../x", "/x", "a/b", "a\\b", "a\0b", "a\nb", "x" * 101, "é" * 60,
+     "con", "NUL.txt", "com1", "x ", " x", "x.", "a:b", "a?", "\ud800"],
+)  # fmt: skip
+def test_a_name_is_one_of_a_folder(name: str) -> None:
+    with pytest.raises(UserError, match=r"run: name must be the name of a folder.*hint"):
+        from_dict(RunConfig, {"name": name}, "run")
+
+
+@pytest.mark.parametrize("name", ["x", "..x", "con_1", "été 2", "x.y-z", "x" * 100])
+def test_other_names_are_taken(name: str) -> None:
+    assert from_dict(RunConfig, {"name": name}, "run").name == name
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -163,7 +243,8 @@ def test_the_run_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
     config = RunConfig(
         name="x", memory=memory, optim=OptimConfig(value_dtype="bfloat16", train_keys=False)
     )
-    claim_folder(tmp_path, config)
+    claim_folder(tmp_path, config, {})
+    (tmp_path / "model").mkdir()
     path = tmp_path / "config.json"
     values = json.loads(path.read_text("utf-8"))
     values["memory"] |= {name: values["optim"].pop(name) for name in ("value_dtype", "train_keys")}

@@ -17,7 +17,7 @@ from memory_layers.cli.folders import Bench, Export, Fetch, Generate, Init, Repo
 from memory_layers.cli.parse import parse, parse_with_config
 from memory_layers.cli.patches import PatchCommand
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
-from memory_layers.common.errors import LostRankError, UserError
+from memory_layers.common.errors import LostRankError, UserError, is_out_of_memory
 from memory_layers.common.text import did_you_mean
 from memory_layers.common.version import __version__
 from memory_layers.evaluate.command import Eval
@@ -85,7 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(str(error), own=True)
         # Threads that wait for the lost rank would hold this process.
         os._exit(2)
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            reason = str(error).strip().splitlines()[:1] or ["no more was said"]
+            hint = (
+                "hint: a smaller model, batch or memory. memory-layers plan says what a run needs"
+            )
+            return _fail(f"memory ran out: {reason[0]}. {hint}", own=True)
+        if not isinstance(error, OSError):
+            raise
         return _fail(str(error), own=True)
     except (UserError, FloatingPointError, ImportError) as error:
         return _fail(str(error))

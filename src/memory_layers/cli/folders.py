@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from memory_layers.common.checks import check_seed
+from memory_layers.common.checks import check_folder_name, check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
@@ -186,8 +186,7 @@ class Init:
 
     def __call__(self) -> str:
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
-        if path.name == ".yaml":
-            raise UserError(f"NAME: a run needs one, got {self.name!r}. hint: my_run")
+        check_folder_name("NAME", path.name.removesuffix(".yaml"))
         for new in (path, self.examples):
             if new is not None and new.exists():
                 raise UserError(f"{new} exists already. hint: choose another name")

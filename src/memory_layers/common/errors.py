@@ -1,4 +1,6 @@
-"""The two errors of this package beside the standard ones."""
+"""The two errors of this package beside the standard ones, and one of torch that has no type."""
+
+import errno
 
 
 class UserError(ValueError):
@@ -7,3 +9,14 @@ class UserError(ValueError):
 
 class LostRankError(RuntimeError):
     """A rank died, or did not join a collective in time. Names the rank and its step."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, of the host or of a GPU."""
+    # torch has a type of its own for a full GPU and none for a full host.
+    is_full = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and is_full)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    )

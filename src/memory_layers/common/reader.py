@@ -91,7 +91,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"{where}: must be of type {kind.__name__}, got {value!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.checks import MOST_WIDE, check_number, check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.config.blocks import BlocksConfig
 
@@ -117,11 +117,11 @@ class MemoryConfig(BlocksConfig):
         self.check_layers()
         self.check_choices()
         for name in ("sub_keys", "heads", "top_k"):
-            check_whole(name, getattr(self, name), 1)
+            check_whole(name, getattr(self, name), 1, MOST_WIDE)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), 1)
-        check_whole("random_slots", self.random_slots, 0)
+                check_whole(name, getattr(self, name), 1, MOST_WIDE)
+        check_whole("random_slots", self.random_slots, 0, MOST_WIDE)
         if self.top_k > self.sub_keys:
             raise UserError(
                 f"top_k must be at most sub_keys = {self.sub_keys}, got {self.top_k}. "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
-from memory_layers.common.checks import check_number, check_whole
+from memory_layers.common.checks import MOST_WIDE, MOST_WORDS, check_number, check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.config.blocks import BlocksConfig
 
@@ -57,10 +57,10 @@ class MoeConfig(BlocksConfig):
         self.check_choices()
         self.check_layers()
         self.check_named()
-        check_whole("experts", self.experts, 2)
-        check_whole("top_k", self.top_k, 1)
+        check_whole("experts", self.experts, 2, 2**14)
+        check_whole("top_k", self.top_k, 1, MOST_WIDE)
         if self.expert_size is not None:
-            check_whole("expert_size", self.expert_size, 1)
+            check_whole("expert_size", self.expert_size, 1, MOST_WORDS)
         for name in ("capacity_factor", "balance_weight"):
             check_number(name, getattr(self, name))
         for name, routing in _READ_BY.items():

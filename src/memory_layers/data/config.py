@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from memory_layers.common.checks import MOST_WORDS, check_path, check_seed
+
+MOST_EXPOSURES = 10**6
 BUILTIN = "builtin"
 SHORT = "short"
 SHORT_TEMPLATES = Path(__file__).with_name("short_templates.yaml")
@@ -61,6 +64,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations in which a field would have no effect or no data is left."""
+        paths = {
+            name: getattr(self, name) for name in ("facts", "templates", "tokenizer", "cache_dir")
+        }
+        paths |= {f"text[{n}]": source for n, source in enumerate(self.text)}
+        for name, path in paths.items():
+            if path is not None:
+                check_path(f"data.{name}", path)
+        check_seed("data.seed", self.seed)
         if self.facts is None and not self.text:
             raise ValueError("data.facts and data.text are both empty. hint: facts: builtin")
         if not 0 < self.shown_fraction < 1:
@@ -69,14 +80,18 @@ class DataConfig:
             )
         if not 0 <= self.text_heldout < 1:
             raise ValueError(f"data.text_heldout must lie in [0, 1), got {self.text_heldout}")
-        if self.tokenizer is None and self.vocab_size < 300:
+        if self.tokenizer is None and not 300 <= self.vocab_size <= MOST_WORDS:
             raise ValueError(
-                f"data.vocab_size must be at least 300 (256 bytes and room), got {self.vocab_size}"
+                f"data.vocab_size must be at least 300 (256 bytes and room) and at most "
+                f"{MOST_WORDS}, got {self.vocab_size}"
             )
         if self.max_subjects is not None and self.max_subjects < 2:
             raise ValueError(f"data.max_subjects must be at least 2, got {self.max_subjects}")
-        if any(isinstance(count, bool) or count < 1 for count in self.exposures):
-            raise ValueError(f"data.exposures must be whole numbers >= 1, got {self.exposures}")
+        if any(isinstance(n, bool) or not 1 <= n <= MOST_EXPOSURES for n in self.exposures):
+            raise ValueError(
+                f"data.exposures must be whole numbers >= 1, at most {MOST_EXPOSURES}, got "
+                f"{self.exposures}"
+            )
         for name, default in (("exposures", ()), ("loss_on", "all")):
             if self.facts is None and getattr(self, name) != default:
                 raise ValueError(

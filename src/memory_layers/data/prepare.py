@@ -4,8 +4,8 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -49,12 +49,15 @@ class PreparedData:
         tokenizer: Fast tokenizer with an end-of-text token.
         probes: Recall items, empty without facts.
         summary: Counts for reports: documents, tokens, facts, relations.
+        sources: What the content was made of, by name: digests of files, versions of packages. Data
+            of equal settings and sources is equal, wherever its files lie.
     """
 
     folder: Path
     tokenizer: "PreTrainedTokenizerBase"
     probes: tuple[Probe, ...]
     summary: dict[str, Any]
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare_data(config: DataConfig, progress: Report | None = None) -> PreparedData:
@@ -69,14 +72,18 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
             piece of work after another. Not called for data in the cache.
 
     Raises:
-        UserError: A file is malformed, with its line number.
+        UserError: A file is malformed, with its line number, or changed while it was read.
     """
-    folder = _cache_dir(config) / _fingerprint(config)
+    fingerprint, sources = _fingerprint(config)
+    folder = _cache_dir(config) / fingerprint
     found = _find(folder)
     if found is None:
         _build(config, folder, progress)
         found = read_prepared(folder)
-    return found
+    # The tokenizer that was loaded or trained: a folder may hold much that is none of it.
+    sources["tokenizer"] = _digest(folder / "tokenizer" / "tokenizer.json")
+    sources["end-of-text token"] = str(found.tokenizer.eos_token)
+    return replace(found, sources=sources)
 
 
 def read_prepared(folder: Path) -> PreparedData:
@@ -207,6 +214,11 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         write_checksums(part, (path for path in part.rglob("*") if path.is_file()))
+        if _fingerprint(config)[0] != folder.name:
+            raise UserError(
+                "a file of the data changed while it was read, expected none to. hint: run the "
+                "same command again"
+            )
         # Another process may have been faster: its files are the same.
         if _find(folder) is None:
             publish(part, folder)
@@ -261,15 +273,11 @@ def _cache_dir(config: DataConfig) -> Path:
     return cache_folder() / "data"
 
 
-def _fingerprint(config: DataConfig) -> str:
-    """Name the prepared data after everything that decides its content."""
+def _fingerprint(config: DataConfig) -> tuple[str, dict[str, str]]:
+    """Name the prepared data after everything that decides its content, and list the sources."""
     values = asdict(config)
     del values["cache_dir"]
-    files = [Path(source) for source in config.text if source != BUILTIN]
-    if config.facts not in (None, BUILTIN):
-        files += [Path(config.facts) / name for name in (FACTS_FILE, TEMPLATES_FILE)]
-    files += [config.templates_file] if config.templates_file else []
-    files += [Path(config.tokenizer)] if config.tokenizer else []
+    files = _digests(config)
     versions, wordings = {}, {}
     if config.facts == BUILTIN:
         packages = sorted({name for source in SOURCES for name in source.packages})
@@ -287,17 +295,47 @@ def _fingerprint(config: DataConfig) -> str:
         "layout": LAYOUT_VERSION,
         "versions": versions,
         "wordings": wordings,
-        "files": _digests(files),
+        "files": list(files.values()),
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
+    sources = {name: digest for name, digest in files.items() if "data.tokenizer" not in name}
+    sources |= {f"version of {name}": version for name, version in versions.items()}
+    if wordings:
+        sources["wordings of built-in facts"] = _digest_of(wordings)
+    sources["format of prepared data"] = str(LAYOUT_VERSION)
+    return _digest_of(values)[:20], sources
 
 
-def _digests(paths: list[Path]) -> list[str]:
-    digests = []
-    for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            if file.is_file():
-                with file.open("rb") as opened:
-                    digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(config: DataConfig) -> dict[str, str]:
+    """Return the digest of each file that a config names, by its field and, in a folder, its name.
+
+    What a file is called elsewhere decides nothing, but for its suffix.
+    """
+    named = [(f"data.text[{n}]", Path(source)) for n, source in enumerate(config.text)
+             if source != BUILTIN]  # fmt: skip
+    if config.facts not in (None, BUILTIN):
+        folder = Path(config.facts)
+        named += [(f"data.facts: {name}", folder / name) for name in (FACTS_FILE, TEMPLATES_FILE)]
+    named += [("data.templates", config.templates_file)] if config.templates_file else []
+    named += [("data.tokenizer", Path(config.tokenizer))] if config.tokenizer else []
+    digests = {}
+    for of, path in named:
+        if path.is_dir():
+            inside = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.is_file()}
+            digests |= {
+                f"{of}: {name.as_posix()}": _digest(file)
+                for name, file in inside.items()
+                if not name.parts[0].startswith(".")
+            }
+        elif path.is_file():
+            kind = path.suffix if of.startswith("data.text") else ""
+            digests[f"{of}{kind and f': *{kind}'}"] = _digest(path)
     return digests
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -171,22 +171,23 @@ def learn(
     )  # fmt: skip
     told.stage(str(taught.look))
     kept_files = keep_of_files(keep, tokenizer, longest)
+    row = min(LENGTH, longest_text(model))
+    users = users_text(background, tokenizer, length=row) if background else None
+    earlier = Patch.load(onto) if isinstance(onto, str | Path) else onto
     choices = {
         "model": str(name), "data": [look.digest for look in taught.look.sources],
         "weights": [look.weight for look in taught.look.sources], "max_length": longest,
         "shown_fraction": shown_fraction, "chat": chat, "wordings": wordings,
-        "background": [*map(str, background)], "keep": [_digest_of(one) for one in kept_files],
-        "onto": onto.ids if isinstance(onto, Patch) else onto and str(onto),
+        "background": users is not None and stable_number(0, str(users.tolist())),
+        "keep": [_digest_of(one) for one in kept_files], "onto": earlier and earlier.ids,
         "known": known, "lr": lr, "seed": seed,
     }  # fmt: skip
     state = (State.load(folder, choices) if folder else None) or State(choices)
-    row = min(LENGTH, longest_text(model))
-    users = users_text(background, tokenizer, length=row) if background else None
     own = own_text(model, tokenizer, seed=seed, progress=told.work)
     asked = own_questions(model, tokenizer, seed=seed, progress=told.work)
     lesson = Lesson(model, tokenizer, taught, settings, told)
     with _as_it_was(model):
-        lesson.add_memory(own, onto)
+        lesson.add_memory(own, earlier)
         told.stage("asking what the model knows already")
         before = ask(
             model, tokenizer, taught.items,

@@ -128,7 +128,7 @@ class MemoryAdamW(torch.optim.Optimizer):
             group |= self._options_of_tables(group, options, mixed=bool(dense))
             groups.append({**group, "params": rows, "memory": True})
         for table in tables.values():
-            _check_dtype(table.weight, group)
+            _check_group(table.weight, group)
         before = len(self.param_groups)
         try:
             for part in groups:
@@ -248,11 +248,6 @@ class MemoryAdamW(torch.optim.Optimizer):
 
     def _check_tables(self, group: dict[str, Any]) -> None:
         """Refuse what a step of a group of tables would end in, before any parameter has moved."""
-        if group["lr"] * group["weight_decay"] >= 1:
-            raise UserError(
-                "the learning rate of a table times value_weight_decay must be below 1, got "
-                f"{group['lr']} * {group['weight_decay']}. hint: lower value_weight_decay"
-            )
         for weight in group["params"]:
             table = self._tables.get(weight)
             if table is None or table.weight is not weight:
@@ -261,7 +256,7 @@ class MemoryAdamW(torch.optim.Optimizer):
                     "FSDP and load_state_dict(assign=True) do. hint: do that to the model first, "
                     "then MemoryAdamW(model)"
                 )
-            _check_dtype(weight, group)
+            _check_group(weight, group)
 
     def _step_dense(self, group: dict[str, Any]) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -373,7 +368,13 @@ def _check_options(options: dict[str, Any]) -> None:
             raise ValueError(f"MemoryAdamW has no {name}. hint: leave it out")
 
 
-def _check_dtype(weight: Tensor, group: dict[str, Any]) -> None:
+def _check_group(weight: Tensor, group: dict[str, Any]) -> None:
+    """Refuse what a step of a table would end in."""
+    if not group["lr"] * group["weight_decay"] < 1:
+        raise UserError(
+            "value_lr * value_weight_decay must be below 1, got "
+            f"{group['lr']} * {group['weight_decay']}. hint: lower value_weight_decay"
+        )
     narrow = weight.requires_grad and weight.dtype == torch.float16
     if narrow and group["bf16_rows"] == "stochastic":
         raise UserError(

@@ -59,8 +59,10 @@ class ParallelConfig:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise ValueError(f"parallel.{name} must be >= 1, got {value}")
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"parallel.timeout must be seconds above 0, got {self.timeout}")
+        if not 0 < self.timeout <= 10**7:
+            raise ValueError(
+                f"parallel.timeout must be seconds above 0, at most 10,000,000, got {self.timeout}"
+            )
 
     def resolve(self, world: int) -> Layout:
         """Return the sizes for a number of processes.

@@ -7,6 +7,7 @@ makes variants cost the same, runs.py, which trains them, and report/, which sho
 from pathlib import Path
 from typing import Any
 
+from memory_layers.common.files import alone_in
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
@@ -31,10 +32,15 @@ def compare(
         see outcome.py.
 
     Raises:
-        UserError: `out` holds another comparison, there are no facts to ask for, or the data is
-            malformed.
+        UserError: `out` holds another comparison or one on other data, another process works there,
+            there are no facts to ask for, or the data is malformed.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
+    with alone_in(out):
+        return _compare(config, out, workers, command)
+
+
+def _compare(config: CompareConfig, out: Path, workers: int | None, command: str) -> dict[str, Any]:
     variants = config.variants()
     prepared = prepare_runs(variants.values(), "a comparison")
     sizes = {name: len(prepared[run.data].tokenizer) for name, run in variants.items()}
@@ -48,6 +54,6 @@ def compare(
         "kinds": config.kinds(),
         "match": matched.record,
     }
-    results = run_jobs(jobs, out, about, workers, max(1, cores() // workers))
+    results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
     write_report(results, out)
     return results

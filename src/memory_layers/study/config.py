@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.common.text import did_you_mean
@@ -258,6 +259,8 @@ def check_seeds(seeds: Any, where: str) -> None:  # noqa: ANN401
     whole = isinstance(seeds, list | tuple) and all(type(s) is int and s >= 0 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"{where} must be different whole numbers >= 0, got {seeds!r}")
+    for seed in seeds:
+        check_seed(where, seed)
 
 
 def take_parts(

@@ -16,8 +16,8 @@ from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall
 from memory_layers.study.config import tokens_of
 from memory_layers.study.examples import example_answers
 from memory_layers.study.flops import count_flops
-from memory_layers.study.outcome import RESULT
 from memory_layers.train.config import RunConfig
+from memory_layers.train.folders import RESULT
 from memory_layers.train.loop import TrainedModel, train
 
 

@@ -4,19 +4,25 @@ A run that did not finish stays in the results, with one of these statuses: "div
 "out_of_memory", "killed" or "failed". Next: runs.py, which starts the runs.
 """
 
-import errno
-import json
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from memory_layers.common.errors import is_out_of_memory
 from memory_layers.common.files import write_json
+from memory_layers.train.claim import read_object
+from memory_layers.train.folders import RESULT
+from memory_layers.train.metrics import METRICS, read_lines
 
-RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
+FAILURE, LOG = "failure.json", "log.txt"
+# Of what measure_run writes, what is no plain number: where one differs, the file is damaged.
+_KINDS = {
+    "recall": dict, "losses": dict, "shape": dict, "config": dict, "history": list,
+    "examples": list, "recall_by_exposures": list, "recall_by_entropy": list,
+    "params_total": int, "params_active": int, "tokens": int,
+}  # fmt: skip
 
 
 @contextmanager
@@ -24,7 +30,9 @@ def recorded_failures(folder: Path) -> Generator[None]:
     """Record in FOLDER the error that ends the block early, and raise it again."""
     try:
         yield
-    except (RuntimeError, OSError, MemoryError, FloatingPointError, KeyboardInterrupt) as error:
+    except (
+        RuntimeError, OSError, MemoryError, ValueError, ArithmeticError, KeyboardInterrupt,
+    ) as error:  # fmt: skip
         _write_failure(
             folder, _status_of(error), f"{type(error).__name__}: {error}".removesuffix(": ")
         )
@@ -41,7 +49,7 @@ def record_exit(folder: Path, exit_code: int | None) -> bool:
     Returns:
         Whether the run has finished.
     """
-    if (folder / RESULT).is_file():
+    if read_result(folder) is not None:
         return True
     if exit_code is not None and exit_code < 0:
         # Whatever it wrote before was not the end of it.
@@ -57,6 +65,13 @@ def record_exit(folder: Path, exit_code: int | None) -> bool:
     return False
 
 
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return what measure_run wrote. None: the run has not finished, or is to be measured again."""
+    result = read_object(folder / RESULT) or {}
+    whole = all(isinstance(result.get(name, kind()), kind) for name, kind in _KINDS.items())
+    return result if result.get("status") == "ok" and whole else None
+
+
 def read_outcome(variant: str, seed: int, folder: Path) -> dict[str, Any]:
     """Return the entry of a run in results.json.
 
@@ -70,26 +85,17 @@ def read_outcome(variant: str, seed: int, folder: Path) -> dict[str, Any]:
         `steps` done and `last_loss`, None where it logged none. The status of a run that has not
         ended is "unfinished".
     """
-    if (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text("utf-8"))
+    if (result := read_result(folder)) is not None:
+        return result
     ended = {"status": "unfinished", "error": "the run has not ended yet"}
-    if (folder / FAILURE).is_file():
-        ended = json.loads((folder / FAILURE).read_text("utf-8"))
-    lines = read_metrics(folder)
+    failure = read_object(folder / FAILURE) or {}
+    if all(isinstance(failure.get(name), str) for name in ended):
+        ended = failure
+    lines = read_lines(folder / METRICS)
     steps = lines[-1]["step"] if lines else 0
     losses = [line["loss"] for line in lines if "loss" in line]
     last = losses[-1] if losses else None
     return {"variant": variant, "seed": seed, **ended, "steps": steps, "last_loss": last}
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines that a run has written to its metrics.jsonl so far."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    # The last one may be half a line: still being written, or left by a killed run.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _write_failure(folder: Path, status: str, error: str) -> None:
@@ -101,12 +107,7 @@ def _status_of(error: BaseException) -> str:
         return "diverged"
     if isinstance(error, KeyboardInterrupt):
         return "killed"
-    # torch has a type of its own for a full GPU and none for a full host.
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-    full |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    return "out_of_memory" if full else "failed"
+    return "out_of_memory" if is_out_of_memory(error) else "failed"
 
 
 def _signal_name(number: int) -> str:

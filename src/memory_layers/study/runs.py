@@ -6,7 +6,9 @@ their checkpoints. Next: measure.py, what a run records, and outcome.py, how it 
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,16 +19,20 @@ from typing import Any
 import torch
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import write_json
+from memory_layers.common.files import alone_in, write_json
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.study import outcome
-from memory_layers.train.config import RunConfig, claim_folder
+from memory_layers.train.claim import claim_folder
+from memory_layers.train.config import RunConfig
 from memory_layers.train.interrupt import StopSignal
+from memory_layers.train.metrics import METRICS, read_lines
 
 SECONDS_BETWEEN_LOOKS = 0.5
+# For a worker of a comparison that was killed: it ends after its step.
+SECONDS_FOR_ORPHANS = 300.0
 
 # Variant, seed and configuration.
 Job = tuple[str, int, RunConfig]
@@ -51,6 +57,7 @@ def prepare_runs(runs: Iterable[RunConfig], study: str) -> dict[DataConfig, Prep
 
 def run_jobs(
     jobs: Mapping[str, Job],
+    prepared: Mapping[DataConfig, PreparedData],
     out: Path,
     about: Mapping[str, Any],
     workers: int,
@@ -63,7 +70,8 @@ def run_jobs(
 
     Args:
         jobs: By the name of the run's folder in OUT/runs, in the order of the results.
-        out: Folder of the study.
+        prepared: The data of all runs.
+        out: Folder of the study. The caller is alone in it.
         about: What results.json says about the study.
         workers: Processes at a time.
         threads: Of each process.
@@ -74,11 +82,13 @@ def run_jobs(
         The content of results.json, with `complete` true.
 
     Raises:
-        UserError: A folder holds another run.
+        UserError: A folder holds another run, or one on other data.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
-    for name, (_, _, run) in jobs.items():
-        claim_folder(out / "runs" / name, run)
+    with ProgressLine() as line:
+        for name, (_, _, run) in jobs.items():
+            for told in claim_folder(out / "runs" / name, run, prepared[run.data].sources):
+                line.say(told)
     about = {
         "format_version": 1,
         **about,
@@ -124,7 +134,7 @@ def run_all(
     """
     context = multiprocessing.get_context("spawn")
     steps = {name: run.train.steps for name, (_, _, run) in jobs.items()}
-    waiting = [name for name in jobs if not (folder / name / outcome.RESULT).is_file()]
+    waiting = [name for name in jobs if outcome.read_result(folder / name) is None]
     for name in waiting:
         (folder / name / outcome.FAILURE).unlink(missing_ok=True)
     running: dict[str, BaseProcess] = {}
@@ -183,7 +193,7 @@ def cores() -> int:
 def _state(folder: Path) -> tuple[int, str]:
     """Return the last step of a run and what is known about it."""
     step, loss, recall = 0, "", ""
-    for line in outcome.read_metrics(folder):
+    for line in read_lines(folder / METRICS):
         step = line["step"]
         if "loss" in line:
             loss = f"loss {line['loss']:.2f}"
@@ -198,11 +208,27 @@ def _work(job: Job, out: Path, threads: int) -> None:
 
     from memory_layers.study.measure import measure_run
 
-    log = os.open(out / outcome.LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(out / outcome.LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
+    # To the end of the process: a signal that comes when the run has saved must not keep it from
+    # writing why it ended.
+    stop = StopSignal(show=False)
+    stop.__enter__()
+    threading.Thread(target=_follow_parent, args=(stop,), daemon=True).start()
     logging.disable_progress_bar()
     torch.set_num_threads(threads)
     variant, seed, config = job
     with outcome.recorded_failures(out):
+        with alone_in(out, seconds=SECONDS_FOR_ORPHANS):
+            pass
         measure_run(variant, seed, config, out)
+
+
+def _follow_parent(stop: StopSignal) -> None:
+    """Wait until the parent dies, and then ask this process to stop, unless it was asked to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        if not stop.requested:
+            signal.raise_signal(signal.SIGTERM)

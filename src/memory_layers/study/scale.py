@@ -4,7 +4,6 @@ Runs are started as those of a comparison are. Each is a process of its own with
 threads, so that neither the order nor the number of workers changes a result. Next: fits.py.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import write_json
+from memory_layers.common.files import alone_in, write_json
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study import config as study
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.report import write_scale_report
 from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
+from memory_layers.train.claim import read_object
 from memory_layers.train.config import RunConfig
+from memory_layers.train.folders import has_saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,8 @@ def load_scale(path: Path) -> ScaleConfig:
     for where, part in {"": values, **{f"bases.{n}.": own for n, own in bases.items()}}.items():
         if part.get("moe") is not None:
             raise UserError(f"{path}: {where}moe: the models of a sweep are dense or have memory")
+        if not isinstance(part.get("memory"), dict | None):
+            raise UserError(f"{path}: {where}memory must be a mapping, got {part['memory']!r}")
     check_slots(slots, f"{path}: slots")
     if set(own_slots) == set(bases):
         raise UserError(
@@ -189,10 +192,17 @@ def scale(
         The content of results.json. A run that failed is in it, with its error, and in no fit.
 
     Raises:
-        UserError: `out` holds another sweep, there are no facts to ask for, or the data is
-            malformed.
+        UserError: `out` holds another sweep or one on other data, another process works there,
+            there are no facts to ask for, or the data is malformed.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
+    with alone_in(out):
+        return _scale(config, out, workers, threads, command)
+
+
+def _scale(
+    config: ScaleConfig, out: Path, workers: int | None, threads: int, command: str
+) -> dict[str, Any]:
     cells, jobs = config.cells(), config.jobs()
     prepared = prepare_runs([config.base], "a sweep")
     _claim_threads(out, threads)
@@ -215,20 +225,20 @@ def scale(
         return {"runs": placed, **fit_sweep(placed)}
 
     order = config.longest_first()
-    results = run_jobs(jobs, out, about, workers, threads, order=order, conclude=conclude)
+    results = run_jobs(jobs, prepared, out, about, workers, threads, order=order, conclude=conclude)
     write_scale_report(results, out)
     return results
 
 
 def _claim_threads(out: Path, threads: int) -> None:
-    """Hold a folder to the number of threads its first runs had."""
+    """Hold a folder to the number of threads with which its runs have saved something."""
     path = out / "sweep.json"
-    if path.is_file():
-        before = json.loads(path.read_text("utf-8"))["threads"]
-        if before != threads:
-            raise UserError(
-                f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
-                f"hint: --threads {before}, or choose another --out"
-            )
-        return
-    write_json(path, {"threads": threads})
+    before = (read_object(path) or {}).get("threads")
+    has_runs = any(has_saved(run) for run in (out / "runs").glob("*"))
+    if has_runs and type(before) is int and before != threads:
+        raise UserError(
+            f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
+            f"hint: --threads {before}, or choose another --out"
+        )
+    if before != threads:
+        write_json(path, {"threads": threads})

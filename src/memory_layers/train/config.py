@@ -1,15 +1,21 @@
 """RunConfig: everything a training run depends on, as nested dataclasses read from YAML."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from memory_layers.common.checks import (
+    MOST_STEPS,
+    MOST_WIDE,
+    MOST_WORDS,
+    check_folder_name,
+    check_seed,
+    check_whole,
+)
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import write_json
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.config.presets import PRESETS, Preset
@@ -20,8 +26,6 @@ Schedule = Literal["constant", "cosine", "linear"]
 _PRETRAINED = (
     "a run starts from random weights, a pretrained model learns by memory-layers learn MODEL DATA"
 )
-# Settings of how a run is computed, not of what: they may change when it is resumed.
-_FREE = ("parallel",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +58,20 @@ class ModelConfig:
                 f"model.preset must be one of {list(PRESETS)}, got {self.preset!r}. "
                 f"hint: {_PRETRAINED}"
             )
-        for name in ("hidden_size", "layers", "heads", "mlp_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"model.{name} must be >= 1, got {value}")
-        if self.init_std is not None and not 0 < self.init_std < float("inf"):
-            raise ValueError(f"model.init_std must be a finite number above 0, got {self.init_std}")
+        sizes = {
+            "hidden_size": MOST_WIDE,
+            "layers": 1000,
+            "heads": MOST_WIDE,
+            "mlp_size": MOST_WORDS,
+        }
+        for name, most in sizes.items():
+            if getattr(self, name) is not None:
+                check_whole(f"model.{name}", getattr(self, name), 1, most)
+        # transformers takes no larger one.
+        if self.init_std is not None and not 0 < self.init_std <= 1:
+            raise ValueError(
+                f"model.init_std must be a finite number above 0, at most 1, got {self.init_std}"
+            )
         shape = self.to_preset()
         if shape.hidden_size % (2 * shape.heads):
             raise ValueError(
@@ -73,6 +85,8 @@ class ModelConfig:
         return replace(PRESETS[self.preset], **changes)
 
 
+# The range of float32.
+_SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 # Each row is touched in few steps, so it has to move further in each.
 VALUE_LR_RATIO = 5
 
@@ -152,9 +166,26 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("weight_decay", "value_weight_decay", "warmup_steps", "end_ratio"):
+        for name in ("weight_decay", "value_weight_decay", "end_ratio"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"optim.{name} must be >= 0, got {getattr(self, name)}")
+        check_whole("optim.warmup_steps", self.warmup_steps, 0, MOST_STEPS)
+        for name in ("lr", "value_lr", "eps", "clip_norm", "value_clip_norm", "weight_decay",
+                     "value_weight_decay", "end_ratio"):  # fmt: skip
+            value = getattr(self, name)
+            if value and not _SMALLEST <= value <= _LARGEST:
+                raise ValueError(
+                    f"optim.{name} must lie between {_SMALLEST:.2g} and {_LARGEST:.2g}, which "
+                    f"numbers of 32 bits reach, got {value}"
+                )
+        rises = 1.0 if self.value_schedule == "constant" else max(1.0, self.end_ratio)
+        decay = rises * self.peak_value_lr * self.value_weight_decay
+        if decay >= 1:
+            raise ValueError(
+                f"optim.value_lr * optim.value_weight_decay must be below 1 in every step, got "
+                f"{rises * self.peak_value_lr:g} * {self.value_weight_decay:g} = {decay:g}. "
+                "hint: lower optim.value_weight_decay"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,19 +226,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range."""
-        names = ("steps", "batch_size", "accumulate", "log_every", "eval_items", "keep_checkpoints")
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be >= 1, got {getattr(self, name)}")
+        least = {
+            "steps": 1, "batch_size": 1, "accumulate": 1, "seq_len": 8, "log_every": 1,
+            "eval_every": 0, "eval_items": 1, "checkpoint_every": 0, "keep_checkpoints": 1,
+        }  # fmt: skip
+        most = {"batch_size": MOST_WORDS, "accumulate": 2**16, "seq_len": MOST_WORDS}
+        for name, low in least.items():
+            check_whole(f"train.{name}", getattr(self, name), low, most.get(name, MOST_STEPS))
         if self.final_items is not None and self.final_items < 1:
             raise ValueError(
                 f"train.final_items must be >= 1, got {self.final_items}. hint: null asks all"
             )
-        for name in ("eval_every", "checkpoint_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be >= 0, got {getattr(self, name)}")
-        if self.seq_len < 8:
-            raise ValueError(f"train.seq_len must be >= 8, got {self.seq_len}")
+        check_seed("train.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +265,8 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        """Refuse combinations that no part can see alone."""
+        """Refuse a name that is none, and combinations that no part can see alone."""
+        check_folder_name("name", self.name)
         shape = self.model.to_preset()
         if self.train.seq_len > shape.max_length:
             raise ValueError(
@@ -291,84 +322,3 @@ def load_run(path: Path) -> RunConfig:
         UserError: As read_yaml and from_dict.
     """
     return from_dict(RunConfig, read_yaml(path), str(path))
-
-
-def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
-    """Refuse a folder that holds another run, and change nothing.
-
-    Args:
-        out: Folder of the run, which need not be there yet.
-        config: The run.
-        longer: Accept a run that differs in nothing but fewer train.steps.
-
-    Returns:
-        The steps that the run in the folder was to take, those of `config` if there is none.
-
-    Raises:
-        UserError: Another configuration has run there. The differing fields are named.
-    """
-    path = out / "config.json"
-    if not path.is_file():
-        return config.train.steps
-    old, new = _upgraded(json.loads(path.read_text("utf-8"))), _values(config)
-    planned = old["train"]["steps"]
-    if longer and planned < config.train.steps:
-        new["train"]["steps"] = planned
-    if differing := _differences(old, new):
-        raise UserError(
-            f"{out} holds a run with another configuration: {'; '.join(differing)}. "
-            "hint: choose another --out, or delete the folder"
-        )
-    return planned
-
-
-def claim_folder(out: Path, config: RunConfig, *, longer: bool = False) -> None:
-    """Make the folder of a run, or check that the run in it is this one.
-
-    In a process group, rank 0 alone calls this.
-
-    Args:
-        out: Folder of the run.
-        config: The run.
-        longer: As for `check_folder`. The folder then holds the longer run.
-
-    Raises:
-        UserError: Another configuration has run there. The differing fields are named.
-    """
-    planned = check_folder(out, config, longer=longer)
-    path = out / "config.json"
-    if not path.is_file() or planned < config.train.steps:
-        write_json(path, _values(config))
-
-
-def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a run as this version has them, from what an earlier one has saved."""
-    memory = dict(values.get("memory") or {})
-    before = {name: memory.pop(name) for name in MemoryConfig.removed if name in memory}
-    dtype = before.get("value_dtype", "model")
-    optim = {
-        "value_dtype": "float32" if dtype == "model" else dtype,
-        "train_keys": before.get("train_keys", True),
-        **values["optim"],
-    }
-    return {**values, "memory": memory or None, "optim": optim}
-
-
-def _values(config: RunConfig) -> dict[str, Any]:
-    values = json.loads(json.dumps(asdict(config)))
-    # What is left out of a config may mean something else in another version of this package.
-    values["optim"]["value_lr"] = config.optim.peak_value_lr
-    return values
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:  # noqa: ANN401
-    if old == new or where in _FREE:
-        return []
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*new, *(name for name in old if name not in new)]
-        return [
-            line
-            for name in names
-            for line in _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
-        ]
-    return [f"{where} was {old!r}, is {new!r}"]

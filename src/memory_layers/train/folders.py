@@ -7,6 +7,8 @@ from pathlib import Path
 from memory_layers.common.errors import UserError
 
 STATE_FILE = "state.pt"
+# What a study records of a run that has finished.
+RESULT = "result.json"
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -16,6 +18,11 @@ def list_checkpoints(out: Path) -> list[Path]:
     folder = out / "checkpoints"
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found)
+
+
+def has_saved(out: Path) -> bool:
+    """Tell whether a run has saved what is worth keeping: a checkpoint, its model or its result."""
+    return bool(list_checkpoints(out)) or (out / "model").exists() or (out / RESULT).exists()
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -8,14 +8,17 @@ import math
 import random
 import time
 from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import alone_in
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
@@ -23,18 +26,19 @@ from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
-from memory_layers.layers.experts import balance_loss, scale_balance
-from memory_layers.layers.walk import freeze_keys
-from memory_layers.models import add_experts, add_memory, memory_layers_of
-from memory_layers.models.initialize import materialize
+from memory_layers.layers.experts import balance_loss
+from memory_layers.models import memory_layers_of
 from memory_layers.optim import MemoryAdamW
-from memory_layers.parallel.apply import parallelize, reshard
+from memory_layers.parallel.apply import reshard
 from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
+from memory_layers.train.build import make_model, make_optimizer
 from memory_layers.train.checkpoint import Checkpoints
-from memory_layers.train.config import RunConfig, check_folder, check_shares, claim_folder
+from memory_layers.train.claim import check_folder, claim_folder
+from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
+from memory_layers.train.finite import count_not_finite
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
@@ -70,9 +74,11 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         show: Show the progress of the run.
 
     Raises:
-        UserError: `out` holds another run, the sizes do not fit the number of processes, or the
-            data is malformed. `out` is as it was before.
-        FloatingPointError: The loss became NaN or infinite. The last checkpoint is intact.
+        UserError: `out` holds another run or one on other data, another process works there, the
+            sizes do not fit the number of processes, or the data is malformed. `out` is as it was
+            before.
+        FloatingPointError: The loss or the weights became NaN or infinite. The last checkpoint is
+            intact.
         OSError: The disk is full. The last checkpoint is intact.
         KeyboardInterrupt: Ctrl-C or SIGTERM. Its message says that a checkpoint of the last step
             is saved. After a second signal there is neither message nor checkpoint.
@@ -89,20 +95,39 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
     with (
         join_world(config.parallel, config.train.device) as world,
         ProgressLine(show=show and world.is_rank_0) as progress,
+        ExitStack() as held,
     ):
+        world.on_rank_0(lambda: held.enter_context(alone_in(out)))
         # The first process to come prepares the data, the others of its machine find it done.
         world.on_rank_0(lambda: prepare_data(config.data, progress.update))
         data = prepare_data(config.data)
+        _check_same(world.all_gather(data.sources))
         model = make_model(config, data, world)
         optimizer = make_optimizer(config, model)
         # Nothing that a mistake in the configuration can stop comes after this.
-        world.on_rank_0(lambda: claim_folder(out, config, longer=True))
+        told: list[str] = []
+        world.on_rank_0(lambda: told.extend(claim_folder(out, config, data.sources, longer=True)))
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
+        bad = world.sum(count_not_finite(model, optimizer) if done else 0)[0]
+        if bad:
+            newest = list_checkpoints(out)[-1]
+            raise FloatingPointError(
+                f"{newest} holds {bad:.0f} numbers that are NaN or infinite, expected none. hint: "
+                "delete it to go on from the one before, with a lower optim.lr or optim.value_lr"
+            )
+        lines = counters.pop("lines", 0)
         with (
             StopSignal(show=world.is_rank_0) as stop,
             MetricsWriter(out, done, writes=world.is_rank_0) as metrics,
         ):
+            if metrics.lines < lines and world.is_rank_0:
+                told.append(
+                    f"{metrics.path}: {lines - metrics.lines} of {lines} lines up to step {done} "
+                    "are lost, as after a loss of power. The run goes on, its curves have a gap"
+                )
+            for line in told:
+                progress.say(line)
             if done:
                 progress.say(f"resuming after step {done} from {list_checkpoints(out)[-1]}")
             if done and planned < config.train.steps:
@@ -116,9 +141,14 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
             try:
                 with run.usage.watch():
                     done = run.steps(done, stop)
-            except FloatingPointError:
+            except FloatingPointError as error:
                 checkpoints.wait()
-                raise
+                found = list_checkpoints(out)
+                kept = f"{found[-1]} is intact" if found else "No checkpoint was saved before"
+                raise FloatingPointError(
+                    f"{error}. {kept}. hint: lower optim.lr or optim.value_lr, or set "
+                    "optim.value_clip_norm"
+                ) from None
             checkpoints.wait()
             if done < config.train.steps:
                 raise KeyboardInterrupt(f"stopped after step {done}, saved in {out}")
@@ -126,56 +156,15 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
             return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
 
-def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
-    """Build the model of a run, or the share of this rank: initial values come from the seed."""
-    shape = config.model.to_preset().to_config()
-    shape.vocab_size = len(data.tokenizer)
-    shape.eos_token_id = shape.bos_token_id = data.tokenizer.eos_token_id
-    shape.pad_token_id = data.tokenizer.pad_token_id
-    with torch.device("meta"):
-        model = LlamaForCausalLM(shape)
-        if config.memory is not None:
-            # None: the model's own type, in which it can be loaded as well.
-            dtype = None if config.optim.value_dtype == "float32" else torch.bfloat16
-            model = add_memory(model, config.memory, value_dtype=dtype)
-        model = model if config.moe is None else add_experts(model, config.moe)
-    if not config.optim.train_keys:
-        freeze_keys(model)
-    # The gradients of all micro-batches and readers are added up.
-    scale_balance(model, 1 / (config.train.accumulate * world.layout.readers))
-    seed = config.train.seed
-    if world.meshes is None:
-        materialize(model, seed, world.device)
-    else:
-        try:
-            parallelize(model, world.meshes, config.parallel, seed=seed, device=world.device)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    if config.train.gradient_checkpointing:
-        # Its name in transformers since 5.23, which warns of the older one.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    return model
-
-
-def make_optimizer(config: RunConfig, model: PreTrainedModel) -> MemoryAdamW:
-    """Build the optimizer of a run."""
-    optim = config.optim
-    optimizer = MemoryAdamW(
-        model,
-        optim.lr,
-        optim.peak_value_lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        value_weight_decay=optim.value_weight_decay,
-        value_state=optim.value_state,
-        bf16_rows=optim.bf16_rows,
-        seed=config.train.seed,
-    )
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
+def _check_same(sources: list[Mapping[str, str]]) -> None:
+    """Refuse ranks that would read different data."""
+    names = {name for one in sources for name in one.keys() | sources[0].keys()
+             if one.get(name) != sources[0].get(name)}  # fmt: skip
+    if names:
+        raise UserError(
+            f"the ranks have different data: {', '.join(sorted(names))}. hint: the same files and "
+            "versions on all machines"
+        )
 
 
 @dataclass
@@ -214,6 +203,10 @@ class _Run:
         """Run the steps that are left, or those until a stop. Return the steps done in all."""
         settings = self.config.train
         self.model.train()
+        # A finished run may have lost its last numbers with the power: they follow from the model.
+        there = self.world.sum(self.metrics.has_evaluation(done))[0]
+        if done == settings.steps and not there:
+            self._evaluate(done)
         for step in range(done, settings.steps):
             started = time.monotonic()
             tokens_before = self.tokens
@@ -225,10 +218,14 @@ class _Run:
             last = finished == settings.steps
             if finished % settings.log_every == 0 or last:
                 self._log(finished, (self.tokens - tokens_before) / took)
-            if last or (settings.eval_every and finished % settings.eval_every == 0):
-                self._evaluate(finished)
+            evaluates = last or (settings.eval_every and finished % settings.eval_every == 0)
             due = settings.checkpoint_every and finished % settings.checkpoint_every == 0
-            if last or due or stopping:
+            saves = last or due or stopping
+            if evaluates or saves:
+                self._check_finite(finished)
+            if evaluates:
+                self._evaluate(finished)
+            if saves:
                 self._checkpoint(finished)
             if stopping:
                 return finished
@@ -264,10 +261,7 @@ class _Run:
         world.beat(step + 1, 1)
         loss, stopping = world.sum(loss * world.leads, stop.requested)
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss} at step {step + 1}. The newest checkpoint is intact. "
-                "hint: lower optim.lr or optim.value_lr, or set optim.value_clip_norm"
-            )
+            raise FloatingPointError(f"the loss became {loss} at step {step + 1}")
         if world.meshes is not None and world.layout.tensor > 1:
             reduce_shared_gradients(self.model, world.meshes.dense["tensor"])
         self.optimizer.clip_grad_norm_(optim.clip_norm, optim.value_clip_norm)
@@ -276,6 +270,14 @@ class _Run:
         self.tokens += targets
         self.losses.append(loss)
         return stopping > 0
+
+    def _check_finite(self, step: int) -> None:
+        """Refuse to keep what a step has overflowed: the loss shows it in the next step alone."""
+        bad = self.world.sum(count_not_finite(self.model, self.optimizer))[0]
+        if bad:
+            raise FloatingPointError(
+                f"{bad:.0f} numbers of weights and optimizer became NaN or infinite by step {step}"
+            )
 
     def _log(self, step: int, tokens_per_second: float) -> None:
         parts = self.config.train.accumulate
@@ -362,7 +364,9 @@ class _Run:
             "seconds": self.seconds,
             "losses": list(self.losses),
             "reads": self._reads(),
+            "lines": self.metrics.lines,
         }
+        self.metrics.sync()
         self.checkpoints.save(step, self.model, self.optimizer, counters, self.data.tokenizer)
 
 
