@@ -2,15 +2,21 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_mapping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+BACKEND, CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Ids without a token, beside as many as there are tokens: some families reserve a few thousand.
+MOST_HOLES = 100_000
+# Letters. Those in use have some ten thousand.
+LONGEST_TEMPLATE = 1_000_000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
@@ -36,29 +42,140 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
 
 
-def load_tokenizer(folder: Path | str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    folder: Path | str, *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """Load a tokenizer folder, or the tokenizer of a name on the hub.
 
     Args:
         folder: A path is a folder, a string is a name.
+        trust_remote_code: Run code that lies in the folder. Nobody is asked.
 
     Raises:
-        UserError: The folder holds no fast tokenizer, or one without an end-of-text token.
+        UserError: The folder holds no fast tokenizer, one that is damaged, that needs code which is
+            not trusted, or one without an end-of-text token.
     """
     from transformers import AutoTokenizer
 
+    if isinstance(folder, Path) and folder.is_dir():
+        check_inside(folder)
+    settings = _read(folder, CONFIG)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=isinstance(folder, Path)
+            folder,
+            local_files_only=isinstance(folder, Path),
+            trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(":. ")
-        raise UserError(
-            f"{folder} holds no tokenizer that transformers can load: {reason}. "
-            "hint: it needs tokenizer.json and tokenizer_config.json"
-        ) from error
+        # Some of what is wrong shows only here.
+        used = {*tokenizer("a")["input_ids"]}
+    # What is wrong in its files ends transformers with errors of many kinds, and tokenizers raises
+    # no class below Exception.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise code_refused(str(folder), code_of(settings)) from error
+        _refuse_damaged(folder, error)
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
+    _check_ids(tokenizer, folder, used, _read(folder, BACKEND).get("added_tokens", []))
+    _check_template(tokenizer, folder)
     return tokenizer
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the number of embeddings that a model needs: one more than the largest id.
+
+    Ids may have holes, so that this is more than the number of tokens.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _read(folder: Path | str, name: str) -> dict[str, Any]:
+    """Return a JSON file of a folder or of the hub. Empty: it has none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(
+            str(folder),
+            name,
+            local_files_only=isinstance(folder, Path),
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError:
+        # Transformers says what cannot be reached.
+        return {}
+    return {} if path is None else read_mapping(Path(path))
+
+
+def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
+    """Say of a tokenizer that cannot be loaded which file is wrong."""
+    from tokenizers import Tokenizer
+
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    reason = lines[0].rstrip(":. ") if lines else type(error).__name__
+    hint = f"hint: it needs {BACKEND} and {CONFIG}"
+    where = f"{folder} holds no tokenizer that transformers can load"
+    if isinstance(folder, Path) and (folder / BACKEND).is_file():
+        try:
+            Tokenizer.from_file(str(folder / BACKEND))
+        except Exception as broken:
+            raise UserError(
+                f"{folder / BACKEND} is no tokenizer: {broken}. hint: copy the file again"
+            ) from broken
+        hint = f"hint: {BACKEND} can be read, look at {CONFIG} and what else is beside it"
+    raise UserError(f"{where}: {reason}. {hint}") from error
+
+
+def _check_ids(tokenizer: Any, folder: Path | str, used: set[int], added: Any) -> None:  # noqa: ANN401
+    """Refuse ids that are not what the files say, or that no model can have."""
+    ids = tokenizer.get_vocab()
+    tokens = {number: token for token, number in ids.items()}
+    if len(tokens) < len(ids):
+        token, number = next((t, n) for t, n in ids.items() if tokens[n] != t)
+        raise UserError(
+            f"{folder}: the tokens {token!r} and {tokens[number]!r} have both the id {number}. "
+            f"hint: copy {BACKEND} again"
+        )
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if tokens.keys() <= special:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokens)} special tokens and no others, so that "
+            f"texts have no tokens. hint: copy {BACKEND} again"
+        )
+    if vocabulary_size(tokenizer) > 2 * len(tokens) + MOST_HOLES:
+        raise UserError(
+            f"{folder}: ids of tokens reach {vocabulary_size(tokenizer) - 1:,}, expected less "
+            f"than {2 * len(tokens) + MOST_HOLES:,}, as there are {len(tokens):,} tokens. hint: "
+            f"copy {BACKEND} again"
+        )
+    for entry in added:
+        # An id that another token has, or beyond the next one, is exchanged when it is read.
+        if (found := ids.get(entry["content"])) != entry["id"]:
+            raise UserError(
+                f"{folder}: {BACKEND} gives the token {entry['content']!r} the id {entry['id']}, "
+                f"which becomes {found}: another token has it, or ids before it are missing. "
+                "hint: save the tokenizer again with the ids that the model was trained with"
+            )
+    if unknown := used - tokens.keys():
+        raise UserError(
+            f"{folder}: the tokenizer gives texts the id {min(unknown)}, which no token has. "
+            f"hint: look at post_processor in {BACKEND}"
+        )
+
+
+def _check_template(tokenizer: Any, folder: Path | str) -> None:  # noqa: ANN401
+    """Refuse a chat template that could not be used, whatever is said."""
+    given = tokenizer.chat_template
+    templates = given if isinstance(given, dict) else {"chat_template": given}
+    for name, template in templates.items():
+        problem = ""
+        if not isinstance(template, str | None):
+            problem = f"must be text, got {type(template).__name__}"
+        elif template is not None and len(template) > LONGEST_TEMPLATE:
+            problem = f"has {len(template):,} letters, expected {LONGEST_TEMPLATE:,} at most"
+        if problem:
+            raise UserError(
+                f"{folder}: the chat template {name!r} {problem}. hint: look at "
+                f"chat_template.jinja and {CONFIG}"
+            )

@@ -11,6 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
+from memory_layers.common.untrusted import check_inside, code_of, code_refused
 from memory_layers.data.lines import shorten
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # As save_memory writes it.
 DESCRIPTION = "memory.json"
+# As PEFT writes it.
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class OfModel:
     memory: Path | None = None
     """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
-    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
+    """Run code that lies in the model folder: for models whose memory has a `target_module`. Read
+    it first."""
 
 
 def load_trained(
@@ -46,7 +50,7 @@ def load_trained(
         model: A folder, such as the `model` folder of a run, or a name that resolve_model knows.
         memory: Folder of a memory that was taught on the model, to put onto it.
         trust_remote_code: Run code that lies in the folder, which loads a model of a family that
-            this package does not know.
+            this package does not know. Nobody is asked.
         dtype: torch.dtype to load it in. "auto": that of the folder.
 
     Returns:
@@ -54,9 +58,12 @@ def load_trained(
         too, and the tokenizer.
 
     Raises:
-        UserError: There is no such model, tensors are missing or of other shapes, or the memory is
-            that of another base.
+        UserError: There is no such model, it needs code that is not trusted, tensors are missing or
+            of other shapes, the tokenizer has tokens that the model has not, or the memory is that
+            of another base.
     """
+    from pickle import UnpicklingError
+
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -65,6 +72,8 @@ def load_trained(
 
     check_model(model, memory)
     found = resolve_model(model)
+    if isinstance(found, Path):
+        check_inside(found)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found,
@@ -74,7 +83,9 @@ def load_trained(
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise code_refused(str(model), _code(found)) from error
         raise UserError(f"{model} cannot be loaded: {error}") from error
     base, report = loaded
     # transformers would continue with random weights.
@@ -84,8 +95,34 @@ def load_trained(
                 f"{model}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
-    tokenizer = load_tokenizer(found)
+    tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
+    _check_vocabulary(base, tokenizer, str(model))
     return complete(base.eval(), tokenizer, memory), tokenizer
+
+
+def _code(model: Path | str) -> list[str]:
+    """Return the files that a model's configuration asks to be run."""
+    from transformers import PreTrainedConfig
+
+    return code_of(PreTrainedConfig.get_config_dict(model)[0])
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse a tokenizer with tokens for text that the model has no embeddings of.
+
+    Some families have marks, for images and the like, that their text models lack.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    marks = tokenizer.added_tokens_decoder.keys() - {tokenizer.eos_token_id}
+    beyond = [
+        token for token, number in tokenizer.get_vocab().items()
+        if number >= rows and number not in marks
+    ]  # fmt: skip
+    if beyond:
+        raise UserError(
+            f"{name}: the tokenizer has {len(beyond):,} tokens, such as {beyond[0]!r}, beyond the "
+            f"{rows:,} embeddings of the model. hint: take the tokenizer that belongs to the model"
+        )
 
 
 def complete(model: Any, tokenizer: Any, memory: Path | None) -> Any:  # noqa: ANN401
@@ -200,6 +237,12 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} is no model folder: it has no config.json. "
             "hint: give the folder that training wrote, runs/NAME/model"
+        )
+    # Transformers would put it onto the model where PEFT is installed, and else pass over it.
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder} has an adapter of PEFT beside the model, {ADAPTER}. hint: load both in "
+            "Python, and save what merge_and_unload() returns"
         )
 
 

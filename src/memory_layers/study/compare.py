@@ -7,6 +7,7 @@ makes variants cost the same, runs.py, which trains them, and report/, which sho
 from pathlib import Path
 from typing import Any
 
+from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
@@ -37,7 +38,7 @@ def compare(
     """
     variants = config.variants()
     prepared = prepare_runs(variants.values(), "a comparison")
-    sizes = {name: len(prepared[run.data].tokenizer) for name, run in variants.items()}
+    sizes = {name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()}
     matched = match_variants(config, sizes)
     jobs = config.jobs(matched.variants)
     workers = workers_for(jobs, workers)

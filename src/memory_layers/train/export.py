@@ -115,9 +115,11 @@ def _read(folder: Path, saved: SavedTensor, metadata: Metadata) -> Iterator[Tens
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=config.dtype, trust_remote_code=False
+            )
     except (OSError, ValueError, TypeError) as error:
         raise damaged(folder, folder / "config.json", error) from error
     if (folder / "generation_config.json").is_file():

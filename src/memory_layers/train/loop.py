@@ -19,6 +19,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
+from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.recall import recall_share, summarize_recall
@@ -129,7 +130,7 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
 def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
     """Build the model of a run, or the share of this rank: initial values come from the seed."""
     shape = config.model.to_preset().to_config()
-    shape.vocab_size = len(data.tokenizer)
+    shape.vocab_size = vocabulary_size(data.tokenizer)
     shape.eos_token_id = shape.bos_token_id = data.tokenizer.eos_token_id
     shape.pad_token_id = data.tokenizer.pad_token_id
     with torch.device("meta"):
