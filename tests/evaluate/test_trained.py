@@ -1,6 +1,7 @@
 """Models as commands load them: by name or folder, with a memory put onto them, answering."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_models import tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from memory_layers.cli import main
+from memory_layers.common.errors import UserError
+from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.models import add_memory, memory_layers_of, save_memory
 
@@ -81,6 +84,41 @@ def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", str(base), "The code", "--chat"]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for x in %}", "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"],
+)
+def test_a_chat_template_that_does_not_work(
+    template: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It reads no file and no object of Python: it is run in Jinja's sandbox."""
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    assert main(["generate", str(tmp_path / "model"), "The code", "--chat"]) == 2
+    assert "model refuses these turns of user: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_tokens_that_the_model_has_not_are_refused(own: bool, base: Path, tmp_path: Path) -> None:
+    """A mark beyond is taken, as families have one for images that their text models lack."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path)
+    if own:
+        tokenizer = train_tokenizer(["Words of another model, which has more of them."] * 9, 350)
+        tokenizer.add_tokens([f"word {n}" for n in range(50)])
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"tokens, such as .* beyond the 300 embeddings"):
+            load_trained(tmp_path)
+        return
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    load_trained(tmp_path)
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 tokens, such as '<\|end\|>', beyond"):
+        load_trained(tmp_path)
 
 
 def test_texts_end_at_the_end_of_the_tokenizer_too(base: Path, tmp_path: Path) -> None:

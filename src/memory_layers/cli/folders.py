@@ -144,7 +144,10 @@ class Generate(OfModel):
                 f"--chat: the tokenizer of {self.model} has no chat template. hint: a model that "
                 "was trained to chat, or no --chat to continue PROMPT as a text"
             )
-        return tokenizer.apply_chat_template(
+        from memory_layers.data.tokenizer import write_chat
+
+        return write_chat(
+            tokenizer,
             [{"role": "user", "content": self.prompt}],
             add_generation_prompt=True,
             return_tensors="pt",

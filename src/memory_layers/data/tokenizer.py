@@ -1,10 +1,11 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.packages import needs
 from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_mapping
 
 if TYPE_CHECKING:
@@ -81,6 +82,34 @@ def load_tokenizer(
     _check_ids(tokenizer, folder, used, _read(folder, BACKEND).get("added_tokens", []))
     _check_template(tokenizer, folder)
     return tokenizer
+
+
+def write_chat(
+    tokenizer: Any,  # noqa: ANN401
+    turns: Sequence[Mapping[str, str]],
+    **options: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Write turns as the chat template of a tokenizer does.
+
+    Args:
+        tokenizer: With a chat template.
+        turns: Each with `role` and `content`.
+        **options: Of apply_chat_template.
+
+    Raises:
+        UserError: The template refuses the turns, or fails.
+        ImportError: Jinja is not installed.
+    """
+    needs("jinja2")
+    try:
+        return tokenizer.apply_chat_template(list(turns), **options)
+    # A template is a program of whoever wrote the folder, and fails as any program does.
+    except Exception as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses these turns "
+            f"of {', '.join(turn['role'] for turn in turns)}: {error}. hint: correct their order, "
+            "or look at chat_template.jinja"
+        ) from error
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -113,7 +113,8 @@ def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
     Some families have marks, for images and the like, that their text models lack.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    marks = tokenizer.added_tokens_decoder.keys() - {tokenizer.eos_token_id}
+    marks = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks -= {tokenizer.eos_token_id}
     beyond = [
         token for token, number in tokenizer.get_vocab().items()
         if number >= rows and number not in marks
