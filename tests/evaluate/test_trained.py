@@ -87,6 +87,44 @@ def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> Non
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", {"attn_implementation": "a/b"}, "code that it brings: a/b. hint: read it"),
+        ("config.json", "[]", "config.json must hold a JSON object, got list"),
+        ("config.json", "[" * 9999, "config.json is damaged or cut off: maximum recursion"),
+        ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
+        ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),
+        ("config.json", {"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError: "),
+        ("config.json", {"model_type": []}, "cannot be loaded: unhashable type"),
+        ("generation_config.json", "[]", "cannot be loaded: .*hint: look at its config.json and"),
+        ("generation_config.json", {"eos_token_id": "x"}, "must be a token id, got 'x'"),
+        (
+            "generation_config.json",
+            {"penalty_alpha": 0.6, "top_k": 4},
+            "asks for contrastive search, which needs code of the hub",
+        ),
+        ("pytorch_model.bin", "not weights", "cannot be loaded: "),
+    ],
+)
+def test_what_is_wrong_in_a_model_folder_is_said_in_one_line(
+    file: str, content: object, says: str, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    if file == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    if isinstance(content, dict):
+        values = json.loads((folder / file).read_text("utf-8"))
+        (folder / file).write_text(json.dumps({**values, **content}), "utf-8")
+    else:
+        (folder / file).write_text(str(content), "utf-8")
+    with pytest.raises(UserError, match=says) as error:
+        load_trained(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "template",
     ["{% for x in %}", "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"],
 )

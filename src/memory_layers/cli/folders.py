@@ -129,6 +129,8 @@ class Generate(OfModel):
             attention_mask=inputs["attention_mask"],
             max_new_tokens=most,
             pad_token_id=tokenizer.eos_token_id,
+            # For what the model's generation_config.json says of strings.
+            tokenizer=tokenizer,
             **sampling,
         )[0]
         if self.chat:

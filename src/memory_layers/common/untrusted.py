@@ -83,8 +83,29 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_settings(model: Path | str, name: str) -> dict[str, Any]:
+    """Read a JSON file of a folder, or of a name on the Hugging Face hub. Empty: it has none.
+
+    Raises:
+        UserError: It is no JSON object in UTF-8.
+    """
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(
+            str(model),
+            name,
+            local_files_only=isinstance(model, Path),
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except OSError:
+        # Who loads it says what cannot be reached.
+        return {}
+    return {} if path is None else read_mapping(Path(path))
+
+
 def code_of(settings: dict[str, Any]) -> list[str]:
-    """Return the files whose code a configuration of transformers asks to be run.
+    """Return the files whose code a configuration of transformers can ask to be run.
 
     Args:
         settings: Of config.json or tokenizer_config.json.

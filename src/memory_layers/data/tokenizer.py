@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
-from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_mapping
+from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ def load_tokenizer(
 
     if isinstance(folder, Path) and folder.is_dir():
         check_inside(folder)
-    settings = _read(folder, CONFIG)
+    settings = read_settings(folder, CONFIG)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             folder,
@@ -79,7 +79,7 @@ def load_tokenizer(
         raise UserError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
-    _check_ids(tokenizer, folder, used, _read(folder, BACKEND).get("added_tokens", []))
+    _check_ids(tokenizer, folder, used, read_settings(folder, BACKEND).get("added_tokens", []))
     _check_template(tokenizer, folder)
     return tokenizer
 
@@ -118,23 +118,6 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     Ids may have holes, so that this is more than the number of tokens.
     """
     return max(tokenizer.get_vocab().values()) + 1
-
-
-def _read(folder: Path | str, name: str) -> dict[str, Any]:
-    """Return a JSON file of a folder or of the hub. Empty: it has none."""
-    from transformers.utils import cached_file
-
-    try:
-        path = cached_file(
-            str(folder),
-            name,
-            local_files_only=isinstance(folder, Path),
-            _raise_exceptions_for_missing_entries=False,
-        )
-    except OSError:
-        # Transformers says what cannot be reached.
-        return {}
-    return {} if path is None else read_mapping(Path(path))
 
 
 def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:

@@ -11,7 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
-from memory_layers.common.untrusted import check_inside, code_of, code_refused
+from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
 from memory_layers.data.lines import shorten
 
 if TYPE_CHECKING:
@@ -62,9 +62,6 @@ def load_trained(
             of other shapes, the tokenizer has tokens that the model has not, or the memory is that
             of another base.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from memory_layers.data.tokenizer import load_tokenizer
@@ -74,6 +71,9 @@ def load_trained(
     found = resolve_model(model)
     if isinstance(found, Path):
         check_inside(found)
+    settings = read_settings(found, "config.json")
+    if not trust_remote_code and (kernels := _kernels(settings)):
+        raise code_refused(str(model), kernels)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found,
@@ -83,10 +83,19 @@ def load_trained(
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+    except ImportError:
+        raise
+    # What is wrong in its files ends transformers with errors of many kinds.
+    except Exception as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
-            raise code_refused(str(model), _code(found)) from error
-        raise UserError(f"{model} cannot be loaded: {error}") from error
+            raise code_refused(str(model), code_of(settings)) from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, LookupError | ArithmeticError | RecursionError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(
+            f"{model} cannot be loaded: {reason}. hint: look at its config.json and "
+            "generation_config.json, or copy the folder again"
+        ) from error
     base, report = loaded
     # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
@@ -97,14 +106,39 @@ def load_trained(
             )
     tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
     _check_vocabulary(base, tokenizer, str(model))
+    _check_generation(base, str(model))
     return complete(base.eval(), tokenizer, memory), tokenizer
 
 
-def _code(model: Path | str) -> list[str]:
-    """Return the files that a model's configuration asks to be run."""
-    from transformers import PreTrainedConfig
+def _kernels(settings: dict[str, Any]) -> list[str]:
+    """Return the kernels that a configuration names, whose code comes from the hub."""
+    named = (settings.get(f"{start}attn_implementation") for start in ("", "_"))
+    return sorted({name for name in named if isinstance(name, str) and "/" in name})
 
-    return code_of(PreTrainedConfig.get_config_dict(model)[0])
+
+def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse what a generation_config.json asks for and only code of the hub can do."""
+    from transformers.generation import GenerationMode
+
+    asked = model.generation_config.get_generation_mode()
+    if asked not in (
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+        GenerationMode.ASSISTED_GENERATION,
+    ):
+        raise UserError(
+            f"{name}: generation_config.json asks for {asked.value.replace('_', ' ')}, which needs "
+            "code of the hub. hint: take it out of that file"
+        )
+    ends = model.generation_config.eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        if not isinstance(end, int | None):
+            raise UserError(
+                f"{name}: eos_token_id of generation_config.json must be a token id, got {end!r}. "
+                "hint: correct that file"
+            )
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
