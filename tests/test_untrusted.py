@@ -303,3 +303,39 @@ def test_every_loader_says_whom_it_trusts() -> None:
                     wrong.append(f"{path}:{call.lineno}")
     assert not wrong
     assert seen > 8
+
+
+@pytest.mark.parametrize(
+    ("field", "tokenizer_class"),
+    [
+        ("vocab", "BertTokenizer"),
+        ("vocab", "EsmcTokenizer"),
+        ("vocab_file", "TokenizersBackend"),
+        ("init_inputs", "BlenderbotTokenizer"),
+        ("fast_tokenizer_files", "TokenizersBackend"),
+    ],
+)
+def test_a_tokenizer_reads_no_file_elsewhere(
+    field: str, tokenizer_class: str, base: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "tokenizer.1.0.json"
+    secret.write_text("a\nmy own\n")
+    shutil.copytree(base, tmp_path / "folder")
+    value = [str(secret)] if field in ("init_inputs", "fast_tokenizer_files") else str(secret)
+    edit(
+        tmp_path / "folder" / "tokenizer_config.json",
+        **{"tokenizer_class": tokenizer_class, field: value},
+    )
+    with pytest.raises(UserError, match=rf"{field} of tokenizer_config.json names a file that is"):
+        load_tokenizer(tmp_path / "folder")
+
+
+def test_paths_that_older_versions_left_are_passed_over(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "folder")
+    edit(
+        tmp_path / "folder" / "tokenizer_config.json",
+        tokenizer_file=str(base / "tokenizer.json"),
+        special_tokens_map_file="/home/author/special_tokens_map.json",
+        vocab_file="/home/author/vocab.json",
+    )
+    load_tokenizer(tmp_path / "folder")

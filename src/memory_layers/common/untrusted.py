@@ -12,6 +12,8 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 
+# Fields that earlier versions of transformers wrote, in the place of which it looks in the folder.
+_REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file")
 # Folders inside a model folder that are read too.
 _INSIDE = ("chat_templates", "memory_patch")
 
@@ -102,6 +104,43 @@ def read_settings(model: Path | str, name: str) -> dict[str, Any]:
         # Who loads it says what cannot be reached.
         return {}
     return {} if path is None else read_mapping(Path(path))
+
+
+def check_named_files(settings: dict[str, Any], where: str) -> None:
+    """Refuse a tokenizer whose configuration names a file that is elsewhere on this machine.
+
+    Some classes read it in the place of what lies in the folder. A path of the author's machine
+    that does not exist here is left alone.
+
+    Args:
+        settings: Of tokenizer_config.json.
+        where: The folder, or the name on the hub.
+
+    Raises:
+        UserError: It does.
+    """
+    for field, value in settings.items():
+        if field in _REPLACED or not (
+            field in ("vocab", "merges", "init_inputs")
+            or field.endswith(("_file", "_files", "_path", "_dir"))
+        ):
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            # A longer text is no path, and the system would refuse to look for it.
+            if not isinstance(name, str) or len(name) > 4096:
+                continue
+            found = Path(name)
+            if field == "fast_tokenizer_files":
+                is_elsewhere = found.name != name
+            else:
+                is_elsewhere = os.path.exists(found) and not found.resolve().is_relative_to(
+                    Path(where).resolve()
+                )
+            if is_elsewhere:
+                raise UserError(
+                    f"{where}: {field} of tokenizer_config.json names a file that is not in the "
+                    f"folder, {name}. hint: take it out of tokenizer_config.json"
+                )
 
 
 def code_of(settings: dict[str, Any]) -> list[str]:

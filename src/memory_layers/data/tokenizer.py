@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
-from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
+from memory_layers.common.untrusted import (
+    check_inside,
+    check_named_files,
+    code_of,
+    code_refused,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +67,7 @@ def load_tokenizer(
     if isinstance(folder, Path) and folder.is_dir():
         check_inside(folder)
     settings = read_settings(folder, CONFIG)
+    check_named_files(settings, str(folder))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             folder,
@@ -150,7 +157,7 @@ def _check_ids(tokenizer: Any, folder: Path | str, used: set[int], added: Any) -
             f"hint: copy {BACKEND} again"
         )
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if tokens.keys() <= special:
+    if tokens.keys() <= special and not used:
         raise UserError(
             f"{folder}: the tokenizer has {len(tokens)} special tokens and no others, so that "
             f"texts have no tokens. hint: copy {BACKEND} again"
