@@ -91,6 +91,7 @@ def arguments(command: str, folder: Path, base: Path, work: Path) -> list[str]:
         "learn": ["learn", str(folder), facts, "--out", str(work / "taught")],
         "look": ["learn", str(folder), facts, "--dry-run"],
         "train": ["train", str(config), "--out", str(work / "out")],
+        "revert": ["patch", "revert", str(folder), "0123", "--out", str(work / "out")],
         "show": ["show", str(config)],
         "plan": ["plan", str(config)],
         "compare": ["compare", str(work / "both.yaml"), "--out", str(work / "out")],
@@ -98,7 +99,8 @@ def arguments(command: str, folder: Path, base: Path, work: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "eval", "serve", "learn", "look", "train", "show", "plan", "compare"]
+    "command",
+    ["generate", "eval", "serve", "learn", "look", "revert", "train", "show", "plan", "compare"],
 )
 def test_code_of_a_tokenizer_is_refused(
     command: str, base: Path, ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -111,7 +113,7 @@ def test_code_of_a_tokenizer_is_refused(
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("command", ["generate", "eval", "serve", "learn"])
+@pytest.mark.parametrize("command", ["generate", "eval", "serve", "learn", "revert"])
 def test_code_of_a_model_is_refused(
     command: str, base: Path, ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

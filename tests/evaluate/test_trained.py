@@ -91,7 +91,7 @@ def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> Non
     [
         ("config.json", {"attn_implementation": "a/b"}, "code that it brings: a/b. hint: read it"),
         ("config.json", "[]", "config.json must hold a JSON object, got list"),
-        ("config.json", "[" * 9999, "config.json is damaged or cut off: maximum recursion"),
+        ("config.json", "[" * 9999, "config.json is not a valid JSON file: maximum recursion"),
         ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
         ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),
         ("config.json", {"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError: "),

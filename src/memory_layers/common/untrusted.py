@@ -75,7 +75,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     # Of nested lists the reader raises RecursionError, of very long numbers ValueError.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged or cut off: {error}. hint: copy the file again"
+            f"{path} is not a valid JSON file: {error}. hint: copy the file again"
         ) from error
     if not isinstance(content, dict):
         raise UserError(

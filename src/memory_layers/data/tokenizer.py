@@ -110,7 +110,7 @@ def write_chat(
     needs("jinja2")
     try:
         return tokenizer.apply_chat_template(list(turns), **options)
-    # A template is a program of whoever wrote the folder, and fails as any program does.
+    # A template is a program that came with the folder, and fails as any program does.
     except Exception as error:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses these turns "
@@ -148,6 +148,8 @@ def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
 
 def _check_ids(tokenizer: Any, folder: Path | str, used: set[int], added: Any) -> None:  # noqa: ANN401
     """Refuse ids that are not what the files say, or that no model can have."""
+    from tokenizers.models import WordLevel, WordPiece
+
     ids = tokenizer.get_vocab()
     tokens = {number: token for token, number in ids.items()}
     if len(tokens) < len(ids):
@@ -161,6 +163,13 @@ def _check_ids(tokenizer: Any, folder: Path | str, used: set[int], added: Any) -
         raise UserError(
             f"{folder}: the tokenizer has {len(tokens)} special tokens and no others, so that "
             f"texts have no tokens. hint: copy {BACKEND} again"
+        )
+    # Added tokens are not in it: only the model's own can stand for unknown words.
+    own = tokenizer.backend_tokenizer.model
+    if isinstance(own, WordLevel | WordPiece) and own.token_to_id(own.unk_token) is None:
+        raise UserError(
+            f"{folder}: the token of unknown words, {own.unk_token!r}, is not in the vocabulary. "
+            f"hint: add it to the vocabulary of {BACKEND}"
         )
     if vocabulary_size(tokenizer) > 2 * len(tokens) + MOST_HOLES:
         raise UserError(
