@@ -106,6 +106,11 @@ MARK = {"content": "<|new|>", "special": True, "single_word": False, "lstrip": F
         ("tokenizer_config.json", {"model_max_length": "x"}, "can be read, look at"),
         ("tokenizer_config.json", {"chat_template": 5}, "'chat_template' must be text, got int"),
         ("tokenizer_config.json", {"chat_template": "a" * 10**6 + "b"}, "has 1,000,001 letters"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "../more", "template": ""}]},
+            "'../more' must have a name without folders",
+        ),
         ("special_tokens_map.json", "[", "tokenizer.json can be read, look at"),
         ("config.json", "[]", "tokenizer.json can be read, look at"),
         ("config.json", '{"model_type": []}', "tokenizer.json can be read, look at"),
@@ -118,6 +123,14 @@ def test_what_is_wrong_in_a_folder_is_said_in_one_line(
         load_tokenizer(damaged(tmp_path, file, content))
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_letters_that_texts_would_lose(tmp_path: Path) -> None:
+    vocab = train_tokenizer(TEXTS, 258).get_vocab()
+    kept = sorted(vocab.keys() - {"e"}, key=vocab.__getitem__)
+    content = {"model": {"vocab": {t: n for n, t in enumerate(kept)}, "merges": []}}
+    with pytest.raises(UserError, match="no token has 'e', so that texts would lose it"):
+        load_tokenizer(damaged(tmp_path, "tokenizer.json", content))
 
 
 def test_ids_with_holes_are_kept(tmp_path: Path) -> None:

@@ -13,17 +13,13 @@ from memory_layers.common.untrusted import (
     code_refused,
     read_settings,
 )
+from memory_layers.data.tokenizer_checks import BACKEND, CONFIG, check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
-BACKEND, CONFIG = "tokenizer.json", "tokenizer_config.json"
-# Ids without a token, beside as many as there are tokens: some families reserve a few thousand.
-MOST_HOLES = 100_000
-# Letters. Those in use have some ten thousand.
-LONGEST_TEMPLATE = 1_000_000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
@@ -86,8 +82,7 @@ def load_tokenizer(
         raise UserError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
-    _check_ids(tokenizer, folder, used, read_settings(folder, BACKEND).get("added_tokens", []))
-    _check_template(tokenizer, folder)
+    check_tokenizer(tokenizer, used, read_settings(folder, BACKEND), str(folder))
     return tokenizer
 
 
@@ -144,66 +139,3 @@ def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
             ) from broken
         hint = f"hint: {BACKEND} can be read, look at {CONFIG} and what else is beside it"
     raise UserError(f"{where}: {reason}. {hint}") from error
-
-
-def _check_ids(tokenizer: Any, folder: Path | str, used: set[int], added: Any) -> None:  # noqa: ANN401
-    """Refuse ids that are not what the files say, or that no model can have."""
-    from tokenizers.models import WordLevel, WordPiece
-
-    ids = tokenizer.get_vocab()
-    tokens = {number: token for token, number in ids.items()}
-    if len(tokens) < len(ids):
-        token, number = next((t, n) for t, n in ids.items() if tokens[n] != t)
-        raise UserError(
-            f"{folder}: the tokens {token!r} and {tokens[number]!r} have both the id {number}. "
-            f"hint: copy {BACKEND} again"
-        )
-    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-    if tokens.keys() <= special and not used:
-        raise UserError(
-            f"{folder}: the tokenizer has {len(tokens)} special tokens and no others, so that "
-            f"texts have no tokens. hint: copy {BACKEND} again"
-        )
-    # Added tokens are not in it: only the model's own can stand for unknown words.
-    own = tokenizer.backend_tokenizer.model
-    if isinstance(own, WordLevel | WordPiece) and own.token_to_id(own.unk_token) is None:
-        raise UserError(
-            f"{folder}: the token of unknown words, {own.unk_token!r}, is not in the vocabulary. "
-            f"hint: add it to the vocabulary of {BACKEND}"
-        )
-    if vocabulary_size(tokenizer) > 2 * len(tokens) + MOST_HOLES:
-        raise UserError(
-            f"{folder}: ids of tokens reach {vocabulary_size(tokenizer) - 1:,}, expected less "
-            f"than {2 * len(tokens) + MOST_HOLES:,}, as there are {len(tokens):,} tokens. hint: "
-            f"copy {BACKEND} again"
-        )
-    for entry in added:
-        # An id that another token has, or beyond the next one, is exchanged when it is read.
-        if (found := ids.get(entry["content"])) != entry["id"]:
-            raise UserError(
-                f"{folder}: {BACKEND} gives the token {entry['content']!r} the id {entry['id']}, "
-                f"which becomes {found}: another token has it, or ids before it are missing. "
-                "hint: save the tokenizer again with the ids that the model was trained with"
-            )
-    if unknown := used - tokens.keys():
-        raise UserError(
-            f"{folder}: the tokenizer gives texts the id {min(unknown)}, which no token has. "
-            f"hint: look at post_processor in {BACKEND}"
-        )
-
-
-def _check_template(tokenizer: Any, folder: Path | str) -> None:  # noqa: ANN401
-    """Refuse a chat template that could not be used, whatever is said."""
-    given = tokenizer.chat_template
-    templates = given if isinstance(given, dict) else {"chat_template": given}
-    for name, template in templates.items():
-        problem = ""
-        if not isinstance(template, str | None):
-            problem = f"must be text, got {type(template).__name__}"
-        elif template is not None and len(template) > LONGEST_TEMPLATE:
-            problem = f"has {len(template):,} letters, expected {LONGEST_TEMPLATE:,} at most"
-        if problem:
-            raise UserError(
-                f"{folder}: the chat template {name!r} {problem}. hint: look at "
-                f"chat_template.jinja and {CONFIG}"
-            )
