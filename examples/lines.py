@@ -20,9 +20,9 @@ from memory_layers.models import add_memory, freeze_all_but_memory, resolve_mode
 def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer, which gets a padding token if it has none."""
     found = resolve_model(name)
-    tokenizer = AutoTokenizer.from_pretrained(found)
+    tokenizer = AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(found), tokenizer
+    return AutoModelForCausalLM.from_pretrained(found, trust_remote_code=False), tokenizer
 
 
 def load_with_memory(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -351,7 +351,7 @@ def replied(
     model: PreTrainedModel, items: Sequence[Item], length: int = 24, rows: int = 40
 ) -> list[bool]:
     """Return for each prompt whether the text that is generated, greedily, contains the answer."""
-    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
+    tokenizer = AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
     found = []
     for start in range(0, len(items), rows):
         batch = items[start : start + rows]

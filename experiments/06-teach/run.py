@@ -136,8 +136,10 @@ class Measures:
 def loaded(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model in float32, and its tokenizer."""
     folder = resolve_model(name)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    return model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def run(job: Job, name: str, work: Path, out: Path, *, facts: int, count: int, replay: int) -> None:

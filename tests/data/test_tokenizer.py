@@ -1,5 +1,7 @@
 """The tokenizer that is trained on the data, and folders of others."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
+from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from memory_layers.data.tokens import Document, read_pieces, write_tokens
 
 TEXTS = ["The capital of Ægypt is Kairo.", "  two  spaces\n", "東京 🗼 is in Japan"]
 
@@ -41,10 +44,121 @@ def test_without_end_of_text_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
-def test_no_tokenizer_refused_in_one_line(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"hint: it needs tokenizer.json") as error:
-        load_tokenizer(tmp_path)
+def damaged(folder: Path, file: str, content: object) -> Path:
+    """Write a tokenizer, and then other fields or other bytes into one of its files."""
+    train_tokenizer(TEXTS * 5, 300).save_pretrained(folder)
+    path = folder / file
+    if isinstance(content, dict):
+        values = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if "model" in content:
+            content = {**content, "model": {**values["model"], **content["model"]}}
+        path.write_text(json.dumps({**values, **content}), "utf-8")
+    elif content is None:
+        path.unlink()
+    else:
+        path.write_text(str(content), "utf-8")
+    return folder
+
+
+MARK = {"content": "<|new|>", "special": True, "single_word": False, "lstrip": False,
+        "rstrip": False, "normalized": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("tokenizer.json", None, "hint: it needs tokenizer.json"),
+        ("tokenizer.json", "", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "{", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "[]", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "7", "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", "[" * 9999, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"model": {"merges": None}}, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"model": {"merges": [1]}}, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"model": {"vocab": {"a": -1}}}, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"normalizer": {"type": "None"}}, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"added_tokens": None}, "tokenizer.json is no tokenizer: "),
+        ("tokenizer.json", {"model": {"vocab": {}, "merges": []}}, "2 special tokens and no other"),
+        (
+            "tokenizer.json",
+            {"added_tokens": [{**MARK, "id": 9}]},
+            r"gives the token '<\|new\|>' the id 9, which becomes 300",
+        ),
+        (
+            "tokenizer.json",
+            {"added_tokens": [{**MARK, "id": 50_000}]},
+            "the id 50000, which becomes 300",
+        ),
+        ("tokenizer_config.json", "", "tokenizer_config.json is not a valid JSON file"),
+        ("tokenizer_config.json", '{"eos', "tokenizer_config.json is not a valid JSON file"),
+        ("tokenizer_config.json", "[" * 9999, "tokenizer_config.json is not a valid JSON file"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, got list"),
+        ("tokenizer_config.json", {"eos_token": 5}, "tokenizer.json can be read, look at"),
+        ("tokenizer_config.json", {"eos_token": None}, "no eos_token. hint"),
+        ("tokenizer_config.json", {"tokenizer_class": 3}, "tokenizer.json can be read, look at"),
+        ("tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"}, "must be a fast one"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": []}}, "can be read, look at"),
+        (
+            "tokenizer_config.json",
+            {"tokenizer_class": "BertTokenizer"},
+            "'.UNK.', is not in the voc",
+        ),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "can be read, look at"),
+        ("tokenizer_config.json", {"chat_template": 5}, "'chat_template' must be text, got int"),
+        ("tokenizer_config.json", {"chat_template": "a" * 10**6 + "b"}, "has 1,000,001 letters"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": [{"name": "../more", "template": ""}]},
+            "'../more' must have a name without folders",
+        ),
+        ("special_tokens_map.json", "[", "tokenizer.json can be read, look at"),
+        ("config.json", "[]", "tokenizer.json can be read, look at"),
+        ("config.json", '{"model_type": []}', "tokenizer.json can be read, look at"),
+    ],
+)
+def test_what_is_wrong_in_a_folder_is_said_in_one_line(
+    file: str, content: object, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says) as error:
+        load_tokenizer(damaged(tmp_path, file, content))
+    assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_letters_that_texts_would_lose(tmp_path: Path) -> None:
+    vocab = train_tokenizer(TEXTS, 258).get_vocab()
+    kept = sorted(vocab.keys() - {"e"}, key=vocab.__getitem__)
+    content = {"model": {"vocab": {t: n for n, t in enumerate(kept)}, "merges": []}}
+    with pytest.raises(UserError, match="no token has 'e', so that texts would lose it"):
+        load_tokenizer(damaged(tmp_path, "tokenizer.json", content))
+
+
+def test_ids_with_holes_are_kept(tmp_path: Path) -> None:
+    """Tokens beyond 65,535 need four bytes, however few there are."""
+    vocab = train_tokenizer(TEXTS * 5, 300).get_vocab()
+    # The last ones are those that merges make.
+    moved = {token: n + 70_000 if n >= 258 else n for token, n in vocab.items()}
+    tokenizer = load_tokenizer(damaged(tmp_path, "tokenizer.json", {"model": {"vocab": moved}}))
+    assert len(tokenizer) == 300
+    assert vocabulary_size(tokenizer) == 70_300
+    ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    assert max(ids) > 2**16
+    write_tokens(tmp_path, [Document(ids)], vocabulary_size(tokenizer))
+    (piece,) = read_pieces(tmp_path, 512)
+    assert piece.tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda n: 7 if n == 8 else n, "have both the id 7"),
+        (lambda n: 2**31 if n == 299 else n, "ids of tokens reach 2,147,483,648, expected less"),
+    ],
+)
+def test_ids_that_no_model_can_have_are_refused(
+    change: Callable[[int], int], says: str, tmp_path: Path
+) -> None:
+    vocab = train_tokenizer(TEXTS * 5, 300).get_vocab()
+    moved = {token: change(n) for token, n in vocab.items()}
+    with pytest.raises(UserError, match=says):
+        load_tokenizer(damaged(tmp_path, "tokenizer.json", {"model": {"vocab": moved}}))

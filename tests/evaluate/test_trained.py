@@ -1,6 +1,7 @@
 """Models as commands load them: by name or folder, with a memory put onto them, answering."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_models import tiny_memory
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from memory_layers.cli import main
+from memory_layers.common.errors import UserError
+from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.models import add_memory, memory_layers_of, save_memory
 
@@ -81,6 +84,79 @@ def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
 def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", str(base), "The code", "--chat"]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", {"attn_implementation": "a/b"}, "code that it brings: a/b. hint: read it"),
+        ("config.json", "[]", "config.json must hold a JSON object, got list"),
+        ("config.json", "[" * 9999, "config.json is not a valid JSON file: maximum recursion"),
+        ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
+        ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),
+        ("config.json", {"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError: "),
+        ("config.json", {"model_type": []}, "cannot be loaded: unhashable type"),
+        ("generation_config.json", "[]", "cannot be loaded: .*hint: look at its config.json and"),
+        ("generation_config.json", {"eos_token_id": "x"}, "must be a token id, got 'x'"),
+        (
+            "generation_config.json",
+            {"penalty_alpha": 0.6, "top_k": 4},
+            "asks for contrastive search, which needs code of the hub",
+        ),
+        ("pytorch_model.bin", "not weights", "cannot be loaded: "),
+    ],
+)
+def test_what_is_wrong_in_a_model_folder_is_said_in_one_line(
+    file: str, content: object, says: str, base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    if file == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    if isinstance(content, dict):
+        values = json.loads((folder / file).read_text("utf-8"))
+        (folder / file).write_text(json.dumps({**values, **content}), "utf-8")
+    else:
+        (folder / file).write_text(str(content), "utf-8")
+    with pytest.raises(UserError, match=says) as error:
+        load_trained(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for x in %}", "{% include '/etc/passwd' %}", "{{ ''.__class__.__mro__ }}", "{{ 1 / 0 }}"],
+)
+def test_a_chat_template_that_does_not_work(
+    template: str, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """It reads no file and no object of Python: it is run in Jinja's sandbox."""
+    shutil.copytree(base, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    assert main(["generate", str(tmp_path / "model"), "The code", "--chat"]) == 2
+    assert "model refuses these turns of user: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_tokens_that_the_model_has_not_are_refused(own: bool, base: Path, tmp_path: Path) -> None:
+    """A mark beyond is taken, as families have one for images that their text models lack."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path)
+    if own:
+        tokenizer = train_tokenizer(["Words of another model, which has more of them."] * 9, 350)
+        tokenizer.add_tokens([f"word {n}" for n in range(50)])
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"tokens, such as .* beyond the 300 embeddings"):
+            load_trained(tmp_path)
+        return
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    load_trained(tmp_path)
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"1 tokens, such as '<\|end\|>', beyond"):
+        load_trained(tmp_path)
 
 
 def test_texts_end_at_the_end_of_the_tokenizer_too(base: Path, tmp_path: Path) -> None:

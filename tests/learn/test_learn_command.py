@@ -77,7 +77,7 @@ def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
     Path("old/memory.json").write_text("{}")
     flags = "--weights 1 0.5 --minutes 2 --passes 3 --seed 4 --lr 0.1 --max-length 99 --background "
     flags += "more.jsonl --keep more.jsonl --no-chat --shown-fraction 0.5 --known train --onto old "
-    flags += "--wordings 2 --dtype bfloat16 --author Ada --out taught"
+    flags += "--wordings 2 --dtype bfloat16 --author Ada --out taught --trust-remote-code True"
     assert main(["learn", "base", "facts", "more.jsonl", *flags.split()]) == 0
     (call,) = calls
     assert call == {
@@ -85,7 +85,7 @@ def test_what_is_given_is_handed_on(calls: list[dict]) -> None:
         "weights": (1.0, 0.5), "minutes": 2.0, "passes": 3, "seed": 4, "lr": 0.1, "max_length": 99,
         "background": (Path("more.jsonl"),), "keep": (Path("more.jsonl"),), "chat": False,
         "shown_fraction": 0.5, "known": "train", "onto": Path("old"), "dtype": torch.bfloat16,
-        "author": "Ada", "wordings": 2,
+        "author": "Ada", "wordings": 2, "trust_remote_code": True,
     }  # fmt: skip
 
 

@@ -129,6 +129,8 @@ class Generate(OfModel):
             attention_mask=inputs["attention_mask"],
             max_new_tokens=most,
             pad_token_id=tokenizer.eos_token_id,
+            # For what the model's generation_config.json says of strings.
+            tokenizer=tokenizer,
             **sampling,
         )[0]
         if self.chat:
@@ -144,7 +146,10 @@ class Generate(OfModel):
                 f"--chat: the tokenizer of {self.model} has no chat template. hint: a model that "
                 "was trained to chat, or no --chat to continue PROMPT as a text"
             )
-        return tokenizer.apply_chat_template(
+        from memory_layers.data.tokenizer import write_chat
+
+        return write_chat(
+            tokenizer,
             [{"role": "user", "content": self.prompt}],
             add_generation_prompt=True,
             return_tensors="pt",

@@ -240,7 +240,7 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from memory_layers.data.tokenizer import load_tokenizer
+    from memory_layers.data.tokenizer import load_tokenizer, vocabulary_size
     from memory_layers.study.flops import shape_of
     from memory_layers.study.measure import count_parameters
 
@@ -248,7 +248,7 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
     for name, run in runs.items():
         vocab_size = run.data.vocab_size
         if run.data.tokenizer is not None:
-            vocab_size = len(load_tokenizer(Path(run.data.tokenizer)))
+            vocab_size = vocabulary_size(load_tokenizer(Path(run.data.tokenizer)))
         counts = count_parameters(shape_of(run, vocab_size))
         columns = ("params_total", "params_memory", "params_active")
         table.add_row(name, *(f"{counts[column]:,}" for column in columns))

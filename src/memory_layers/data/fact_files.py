@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import replacing
+from memory_layers.common.untrusted import check_inside
 from memory_layers.data.facts import (
     Fact,
     FactSet,
@@ -61,6 +62,7 @@ def load_facts(folder: Path) -> FactSet:
             f"{folder}:1: there is no such folder, expected a folder with {FACTS_FILE} and "
             f"{TEMPLATES_FILE}, got {got}. hint: check the path"
         )
+    check_inside(folder)
     templates = load_templates(folder / TEMPLATES_FILE)
     facts: list[Fact] = []
     first: dict[tuple[str, str], tuple[str, str]] = {}

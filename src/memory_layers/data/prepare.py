@@ -20,7 +20,7 @@ from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
+from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from memory_layers.data.tokens import (
     Document,
     answer_tokens,
@@ -108,8 +108,8 @@ def read_prepared(folder: Path) -> PreparedData:
     tokenizer = load_tokenizer(folder / "tokenizer")
     # The second folder holds the text that is kept out.
     most = max(most_token(folder), most_token(folder / "heldout"))
-    if most >= len(tokenizer):
-        raise damaged(folder, f"it has token {most}, its tokenizer has {len(tokenizer)} tokens")
+    if most >= (size := vocabulary_size(tokenizer)):
+        raise damaged(folder, f"it has token {most}, its tokenizer has {size} tokens")
     return PreparedData(folder, tokenizer, probes, summary)
 
 
@@ -191,9 +191,9 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
         spans = corpus.answers if config.loss_on == "answers" else ()
         encoded = _encode(tokenizer, corpus.documents, spans)
         encoded = counted(encoded, len(corpus.documents), "encoding facts", progress)
-        write_tokens(part, chain(text, encoded), len(tokenizer))
+        write_tokens(part, chain(text, encoded), vocabulary_size(tokenizer))
         (part / "heldout").mkdir()
-        write_tokens(part / "heldout", kept_out, len(tokenizer))
+        write_tokens(part / "heldout", kept_out, vocabulary_size(tokenizer))
         with (part / "probes.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(probe)) + "\n" for probe in probes)
         written = json.loads((part / "tokens.json").read_text("utf-8"))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.untrusted import check_inside
 from memory_layers.data.facts import collection_paused
 from memory_layers.data.lines import empty_file, parse_object, read_lines, text_field
 
@@ -37,6 +38,7 @@ def iter_text(path: Path) -> Iterator[str]:
     if not path.is_dir():
         yield from _read_file(path)
         return
+    check_inside(path)
     files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
     if not files:
         raise UserError(

@@ -1,10 +1,19 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.packages import needs
+from memory_layers.common.untrusted import (
+    check_inside,
+    check_named_files,
+    code_of,
+    code_refused,
+    read_settings,
+)
+from memory_layers.data.tokenizer_checks import BACKEND, CONFIG, check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,29 +45,97 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
 
 
-def load_tokenizer(folder: Path | str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    folder: Path | str, *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """Load a tokenizer folder, or the tokenizer of a name on the hub.
 
     Args:
         folder: A path is a folder, a string is a name.
+        trust_remote_code: Run code that lies in the folder. Nobody is asked.
 
     Raises:
-        UserError: The folder holds no fast tokenizer, or one without an end-of-text token.
+        UserError: The folder holds no fast tokenizer, one that is damaged, that needs code which is
+            not trusted, or one without an end-of-text token.
     """
     from transformers import AutoTokenizer
 
+    if isinstance(folder, Path) and folder.is_dir():
+        check_inside(folder)
+    settings = read_settings(folder, CONFIG)
+    check_named_files(settings, str(folder))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=isinstance(folder, Path)
+            folder,
+            local_files_only=isinstance(folder, Path),
+            trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(":. ")
-        raise UserError(
-            f"{folder} holds no tokenizer that transformers can load: {reason}. "
-            "hint: it needs tokenizer.json and tokenizer_config.json"
-        ) from error
+        # Some of what is wrong shows only here.
+        used = {*tokenizer("a")["input_ids"]}
+    # What is wrong in its files ends transformers with errors of many kinds, and tokenizers raises
+    # no class below Exception.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise code_refused(str(folder), code_of(settings)) from error
+        _refuse_damaged(folder, error)
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: the tokenizer must be a fast one (tokenizer.json)")
     if tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: the tokenizer has no eos_token. hint: set one and save again")
+    check_tokenizer(tokenizer, used, read_settings(folder, BACKEND), str(folder))
     return tokenizer
+
+
+def write_chat(
+    tokenizer: Any,  # noqa: ANN401
+    turns: Sequence[Mapping[str, str]],
+    **options: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """Write turns as the chat template of a tokenizer does.
+
+    Args:
+        tokenizer: With a chat template.
+        turns: Each with `role` and `content`.
+        **options: Of apply_chat_template.
+
+    Raises:
+        UserError: The template refuses the turns, or fails.
+        ImportError: Jinja is not installed.
+    """
+    needs("jinja2")
+    try:
+        return tokenizer.apply_chat_template(list(turns), **options)
+    # A template is a program that came with the folder, and fails as any program does.
+    except Exception as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses these turns "
+            f"of {', '.join(turn['role'] for turn in turns)}: {error}. hint: correct their order, "
+            "or look at chat_template.jinja"
+        ) from error
+
+
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the number of embeddings that a model needs: one more than the largest id.
+
+    Ids may have holes, so that this is more than the number of tokens.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
+    """Say of a tokenizer that cannot be loaded which file is wrong."""
+    from tokenizers import Tokenizer
+
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    reason = lines[0].rstrip(":. ") if lines else type(error).__name__
+    hint = f"hint: it needs {BACKEND} and {CONFIG}"
+    where = f"{folder} holds no tokenizer that transformers can load"
+    if isinstance(folder, Path) and (folder / BACKEND).is_file():
+        try:
+            Tokenizer.from_file(str(folder / BACKEND))
+        except Exception as broken:
+            raise UserError(
+                f"{folder / BACKEND} is no tokenizer: {broken}. hint: copy the file again"
+            ) from broken
+        hint = f"hint: {BACKEND} can be read, look at {CONFIG} and what else is beside it"
+    raise UserError(f"{where}: {reason}. {hint}") from error

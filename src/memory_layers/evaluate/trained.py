@@ -11,6 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
+from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
 from memory_layers.data.lines import shorten
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # As save_memory writes it.
 DESCRIPTION = "memory.json"
+# As PEFT writes it.
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,8 @@ class OfModel:
     memory: Path | None = None
     """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
-    """Run code that lies in the model folder: for models whose memory has a `target_module`."""
+    """Run code that lies in the model folder: for models whose memory has a `target_module`. Read
+    it first."""
 
 
 def load_trained(
@@ -46,7 +50,7 @@ def load_trained(
         model: A folder, such as the `model` folder of a run, or a name that resolve_model knows.
         memory: Folder of a memory that was taught on the model, to put onto it.
         trust_remote_code: Run code that lies in the folder, which loads a model of a family that
-            this package does not know.
+            this package does not know. Nobody is asked.
         dtype: torch.dtype to load it in. "auto": that of the folder.
 
     Returns:
@@ -54,10 +58,10 @@ def load_trained(
         too, and the tokenizer.
 
     Raises:
-        UserError: There is no such model, tensors are missing or of other shapes, or the memory is
-            that of another base.
+        UserError: There is no such model, it needs code that is not trusted, tensors are missing or
+            of other shapes, the tokenizer has tokens that the model has not, or the memory is that
+            of another base.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from memory_layers.data.tokenizer import load_tokenizer
@@ -65,6 +69,11 @@ def load_trained(
 
     check_model(model, memory)
     found = resolve_model(model)
+    if isinstance(found, Path):
+        check_inside(found)
+    settings = read_settings(found, "config.json")
+    if not trust_remote_code and (kernels := _kernels(settings)):
+        raise code_refused(str(model), kernels)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found,
@@ -74,8 +83,19 @@ def load_trained(
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{model} cannot be loaded: {error}") from error
+    except ImportError:
+        raise
+    # What is wrong in its files ends transformers with errors of many kinds.
+    except Exception as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise code_refused(str(model), code_of(settings)) from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, LookupError | ArithmeticError | RecursionError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise UserError(
+            f"{model} cannot be loaded: {reason}. hint: look at its config.json and "
+            "generation_config.json, or copy the folder again"
+        ) from error
     base, report = loaded
     # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
@@ -84,8 +104,60 @@ def load_trained(
                 f"{model}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
-    tokenizer = load_tokenizer(found)
+    tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
+    _check_vocabulary(base, tokenizer, str(model))
+    _check_generation(base, str(model))
     return complete(base.eval(), tokenizer, memory), tokenizer
+
+
+def _kernels(settings: dict[str, Any]) -> list[str]:
+    """Return the kernels that a configuration names, whose code comes from the hub."""
+    named = (settings.get(f"{start}attn_implementation") for start in ("", "_"))
+    return sorted({name for name in named if isinstance(name, str) and "/" in name})
+
+
+def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse what a generation_config.json asks for and only code of the hub can do."""
+    from transformers.generation import GenerationMode
+
+    asked = model.generation_config.get_generation_mode()
+    if asked not in (
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+        GenerationMode.ASSISTED_GENERATION,
+    ):
+        raise UserError(
+            f"{name}: generation_config.json asks for {asked.value.replace('_', ' ')}, which needs "
+            "code of the hub. hint: take it out of that file"
+        )
+    ends = model.generation_config.eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        if not isinstance(end, int | None):
+            raise UserError(
+                f"{name}: eos_token_id of generation_config.json must be a token id, got {end!r}. "
+                "hint: correct that file"
+            )
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse a tokenizer with tokens for text that the model has no embeddings of.
+
+    Some families have marks, for images and the like, that their text models lack.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    marks = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks -= {tokenizer.eos_token_id}
+    beyond = [
+        token for token, number in tokenizer.get_vocab().items()
+        if number >= rows and number not in marks
+    ]  # fmt: skip
+    if beyond:
+        raise UserError(
+            f"{name}: the tokenizer has {len(beyond):,} tokens, such as {beyond[0]!r}, beyond the "
+            f"{rows:,} embeddings of the model. hint: take the tokenizer that belongs to the model"
+        )
 
 
 def complete(model: Any, tokenizer: Any, memory: Path | None) -> Any:  # noqa: ANN401
@@ -200,6 +272,12 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} is no model folder: it has no config.json. "
             "hint: give the folder that training wrote, runs/NAME/model"
+        )
+    # Transformers would put it onto the model where PEFT is installed, and else pass over it.
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder} has an adapter of PEFT beside the model, {ADAPTER}. hint: load both in "
+            "Python, and save what merge_and_unload() returns"
         )
 
 

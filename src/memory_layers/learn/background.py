@@ -16,6 +16,7 @@ from memory_layers.common.files import cache_folder, replacing
 from memory_layers.common.progress import Report, counted
 from memory_layers.common.tensors import save_tensors
 from memory_layers.data.text import help_text, iter_text
+from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.learn.sources.encode import Encoder
 from memory_layers.learn.turns import frame_of_turns
 from memory_layers.models import base_digest
@@ -76,8 +77,9 @@ def own_text(
     starts = [openings[n // 2 % len(openings)] for n in range(rows)]
     steps = [(low, t) for low in range(0, rows, ROWS) for t in range(length - 1)]
     done = iter(counted(steps, len(steps), "the base writes text", progress))
+    size = vocabulary_size(tokenizer)
     parts = [
-        _write(model, len(tokenizer), starts[low : low + ROWS], length, seed + 7919 * low, done)
+        _write(model, size, starts[low : low + ROWS], length, seed + 7919 * low, done)
         for low in range(0, rows, ROWS)
     ]
     # Ends the progress.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 
 from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
@@ -85,6 +85,8 @@ class Learn:
     """Who teaches, for the record in the patch."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type that the base computes in. Default: float32 on a CPU, on a GPU that of its weights."""
+    trust_remote_code: FlagConversionOff[bool] = False
+    """Run code that lies in the model folder. Read it first."""
     dry_run: FlagCreatePairsOff[bool] = False
     """Look at the data, and stop before the model is loaded."""
 
@@ -151,6 +153,7 @@ class Learn:
             wordings=self.wordings,
             known=self.known,
             author=self.author,
+            trust_remote_code=self.trust_remote_code,
             progress=progress,
             **given,
         )
@@ -161,7 +164,9 @@ class Learn:
         from memory_layers.learn.sources import read_data
         from memory_layers.models import resolve_model
 
-        tokenizer = load_tokenizer(resolve_model(self.model))
+        tokenizer = load_tokenizer(
+            resolve_model(self.model), trust_remote_code=self.trust_remote_code
+        )
         with Display(self.minutes) as display:
             return read_data(
                 list(self.data),
@@ -181,7 +186,9 @@ class Learn:
         from memory_layers.learn.report import save_patch
         from memory_layers.models import patch_of, revert_patch
 
-        model, _ = load_trained(self.model, memory=self.onto)
+        model, _ = load_trained(
+            self.model, memory=self.onto, trust_remote_code=self.trust_remote_code
+        )
         patch = patch_of(model)
         found = revert_patch(model, patch.ids, self.forget)
         assert self.out is not None
@@ -235,7 +242,7 @@ def _check_forget(asked: Learn) -> None:
     if asked.onto is None or asked.out is None:
         raise UserError("--forget needs --onto, the patch to take facts out of, and --out")
     for field in fields(Learn):
-        own = field.name in ("model", "data", "out", "onto", "forget")
+        own = field.name in ("model", "data", "out", "onto", "forget", "trust_remote_code")
         if not own and getattr(asked, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise UserError(f"{flag} has no effect with --forget. hint: leave it out")

@@ -92,6 +92,7 @@ def learn(
     seed: int = 0,
     author: str = "",
     dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> LearnResult:
     """Teach a language model, in place, what it does not know, and lose nothing that it knew.
@@ -127,6 +128,7 @@ def learn(
         seed: Of sub-keys, of the order of the data, and of text that the model writes.
         author: Who teaches, for the record.
         dtype: To load a folder in. None: float32 on a CPU, else what the folder says.
+        trust_remote_code: Run code that lies in the folder of the model, which loads it.
         progress: Is told how far it is.
 
     Returns:
@@ -149,7 +151,9 @@ def learn(
         told.stage(f"loading {model}")
         on_gpu = torch.cuda.is_available()
         loaded, own_tokenizer = load_trained(
-            model, dtype=dtype or ("auto" if on_gpu else torch.float32)
+            model,
+            dtype=dtype or ("auto" if on_gpu else torch.float32),
+            trust_remote_code=trust_remote_code,
         )
         model = loaded.to("cuda" if on_gpu else "cpu")
         tokenizer = own_tokenizer if tokenizer is None else tokenizer

@@ -2,6 +2,9 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from memory_layers.common.errors import UserError
+from memory_layers.data.tokenizer import write_chat
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,14 +32,12 @@ def frame_of_turns(tokenizer: "PreTrainedTokenizerBase") -> Frame | None:
     """Return what is around turns. None: there is no chat template, or it writes them otherwise."""
     if tokenizer.chat_template is None:
         return None
-    from jinja2 import TemplateError
-
     # Some templates take one turn alone.
     for roles in (("user", "assistant", "user"), ("user",)):
         turns = [{"role": role, "content": _SAID} for role in roles]
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError):
+            text = write_chat(tokenizer, turns, tokenize=False, add_generation_prompt=True)
+        except UserError:
             continue
         # A space before what is said is a part of its first word.
         parts = [part.rstrip(" ") for part in str(text).split(_SAID)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import json_bytes, replacing
 from memory_layers.common.tensors import save_tensors
+from memory_layers.common.untrusted import check_inside
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 
 WEIGHTS, DESCRIPTION = "memory.safetensors", "memory.json"
@@ -23,8 +24,9 @@ def read_description(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: It is missing.
-        UserError: It is damaged, or of a later version.
+        UserError: It is damaged, or of a later version, or a file of its folder lies elsewhere.
     """
+    check_inside(path.parent)
     try:
         description = json.loads(path.read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

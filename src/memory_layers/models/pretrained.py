@@ -77,12 +77,15 @@ def _unpack(module: str, folder: Path) -> None:
     assert spec is not None
     assert spec.origin is not None
     source = next(Path(spec.origin).parent.glob("*.gguf"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        source.parent, gguf_file=source.name, trust_remote_code=False
+    )
     model = AutoModelForCausalLM.from_pretrained(
         source.parent,
         gguf_file=source.name,
         # All that the file says: 4 bits times a half-precision scale need more than bfloat16.
         dtype=torch.float32,
+        trust_remote_code=False,
         quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer.model_max_length = model.config.max_position_embeddings

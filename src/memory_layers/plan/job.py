@@ -80,9 +80,9 @@ class Job:
         if self.vocab_size is not None:
             return self.vocab_size
         if self.run.data.tokenizer is not None:
-            from memory_layers.data.tokenizer import load_tokenizer
+            from memory_layers.data.tokenizer import load_tokenizer, vocabulary_size
 
-            return len(load_tokenizer(Path(self.run.data.tokenizer)))
+            return vocabulary_size(load_tokenizer(Path(self.run.data.tokenizer)))
         return self.run.data.vocab_size
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.files import alone_in
+from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
@@ -43,7 +44,7 @@ def compare(
 def _compare(config: CompareConfig, out: Path, workers: int | None, command: str) -> dict[str, Any]:
     variants = config.variants()
     prepared = prepare_runs(variants.values(), "a comparison")
-    sizes = {name: len(prepared[run.data].tokenizer) for name, run in variants.items()}
+    sizes = {name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()}
     matched = match_variants(config, sizes)
     jobs = config.jobs(matched.variants)
     workers = workers_for(jobs, workers)

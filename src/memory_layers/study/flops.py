@@ -19,7 +19,7 @@ def shape_of(run: RunConfig, vocab_size: int) -> PreTrainedModel:
 
     Args:
         run: The run.
-        vocab_size: Length of its tokenizer.
+        vocab_size: vocabulary_size of its tokenizer.
     """
     with torch.device("meta"):
         model = build_model(run.model.to_preset(), run.memory, run.moe, vocab_size=vocab_size)

@@ -50,7 +50,7 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
 
     Args:
         config: The comparison.
-        vocab_sizes: Length of the tokenizer of each variant.
+        vocab_sizes: vocabulary_size of the tokenizer of each variant.
 
     Raises:
         UserError: There is nothing to equal.

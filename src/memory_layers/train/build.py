@@ -5,6 +5,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from memory_layers.common.errors import UserError
 from memory_layers.data.prepare import PreparedData
+from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.layers.experts import scale_balance
 from memory_layers.layers.walk import freeze_keys
 from memory_layers.models import add_experts, add_memory
@@ -18,7 +19,7 @@ from memory_layers.train.config import RunConfig
 def make_model(config: RunConfig, data: PreparedData, world: World) -> PreTrainedModel:
     """Build the model of a run, or the share of this rank: initial values come from the seed."""
     shape = config.model.to_preset().to_config()
-    shape.vocab_size = len(data.tokenizer)
+    shape.vocab_size = vocabulary_size(data.tokenizer)
     shape.eos_token_id = shape.bos_token_id = data.tokenizer.eos_token_id
     shape.pad_token_id = data.tokenizer.pad_token_id
     with torch.device("meta"):

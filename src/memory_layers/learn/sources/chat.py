@@ -12,6 +12,7 @@ from typing import Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.data.lines import shorten
+from memory_layers.data.tokenizer import write_chat
 from memory_layers.learn.sources.encode import Encoded, Encoder
 from memory_layers.learn.sources.pieces import Chat
 from memory_layers.learn.sources.rows import Message, said_aloud
@@ -75,20 +76,15 @@ class ChatEncoder:
         return [self._tokens(text, [span]) for text, span in zip(texts, spans, strict=True)]
 
     def _render(self, where: str, turns: Sequence[Message], *, ask: bool = False) -> str:
-        from jinja2 import TemplateError
-
         try:
-            return self._tokenizer.apply_chat_template(
+            return write_chat(
+                self._tokenizer,
                 [{"role": turn.role, "content": turn.content} for turn in turns],
                 tokenize=False,
                 add_generation_prompt=ask,
             )
-        except (TemplateError, TypeError) as error:
-            raise UserError(
-                f"{where}: the chat template of the tokenizer refuses these turns ({error}), "
-                f"expected turns that it takes, got {', '.join(turn.role for turn in turns)}. "
-                "hint: correct the order of the turns"
-            ) from error
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def _span(self, where: str, turns: Sequence[Message], text: str) -> tuple[int, int]:
         """Return where the last turn and what ends it are in a rendered text."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.untrusted import check_inside
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, fact_of, load_templates
 from memory_layers.data.facts import Fact, FactSet, RelationTemplates
 from memory_layers.data.lines import shorten
@@ -224,6 +225,7 @@ def _check_templates(where: str, templates: dict[str, RelationTemplates]) -> Non
 
 
 def _check_folder(folder: Path) -> None:
+    check_inside(folder)
     if (folder / FACTS_FILE).is_file():
         return
     inside = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in KINDS)
