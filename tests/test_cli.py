@@ -123,7 +123,7 @@ def test_wrong_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "memory-layers compare" in error_of(capsys, "train", "demo")
     assert "needs `variants:`" in error_of(capsys, "compare", str(config))
     config.write_text("name: [1\n")
-    assert "is not YAML" in error_of(capsys, "show", str(config))
+    assert "is not valid YAML" in error_of(capsys, "show", str(config))
     config.write_text("name: x\nmodel: {hidden_sizes: 3}\n")
     assert "did you mean 'hidden_size'" in error_of(capsys, "show", str(config))
 

@@ -147,8 +147,8 @@ def test_no_config(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) 
     path = tmp_path / "x.yaml"
     for text, says in (
         ("- a", "got list"),
-        ("name: [", "is not YAML"),
-        ("", "got NoneType"),
+        ("name: [", "is not valid YAML"),
+        ("", "got an empty file"),
     ):
         path.write_text(text)
         assert says in error_of(capsys, command, path)

@@ -13,6 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine, progress_of
+from memory_layers.common.text_files import read_json
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
 from memory_layers.evaluate.trained import OfModel, check_model, load_trained
@@ -129,7 +130,7 @@ def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model, path = run / "model", run / "config.json"
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
     return name, {}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from memory_layers.common.files import write_json
+from memory_layers.common.text_files import read_json
 
 RESULT, FAILURE, LOG = "result.json", "failure.json", "log.txt"
 
@@ -71,10 +72,10 @@ def read_outcome(variant: str, seed: int, folder: Path) -> dict[str, Any]:
         ended is "unfinished".
     """
     if (folder / RESULT).is_file():
-        return json.loads((folder / RESULT).read_text("utf-8"))
+        return read_json(folder / RESULT)
     ended = {"status": "unfinished", "error": "the run has not ended yet"}
     if (folder / FAILURE).is_file():
-        ended = json.loads((folder / FAILURE).read_text("utf-8"))
+        ended = read_json(folder / FAILURE)
     lines = read_metrics(folder)
     steps = lines[-1]["step"] if lines else 0
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.reader import from_dict, read_yaml
+from memory_layers.common.text_files import read_json
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.config.presets import PRESETS, Preset
 from memory_layers.data.config import DataConfig
@@ -310,7 +311,7 @@ def check_folder(out: Path, config: RunConfig, *, longer: bool = False) -> int:
     path = out / "config.json"
     if not path.is_file():
         return config.train.steps
-    old, new = _upgraded(json.loads(path.read_text("utf-8"))), _values(config)
+    old, new = _upgraded(read_json(path)), _values(config)
     planned = old["train"]["steps"]
     if longer and planned < config.train.steps:
         new["train"]["steps"] = planned
