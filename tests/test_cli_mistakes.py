@@ -86,7 +86,7 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("scale scale --out mine.yaml/x", "--out mine.yaml/x: Not a directory"),
         ("compare demo --memory.layers 1", "--memory.* has no effect: variant "),
         ("report run", "run: cannot be read: Is a directory. hint: results.json"),
-        ("report mine.yaml", "mine.yaml: is not JSON"),
+        ("report mine.yaml", "mine.yaml:1: the file is not valid JSON"),
         ("eval .", ". is no model folder"),
         ("eval nosuch --tasks piqa", "nosuch is no model folder"),
         ("generate nosuch hello", "nosuch is no model folder"),
