@@ -174,6 +174,11 @@ def test_wrong_flags(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--train.seed=1", "--train.seed", "2"], "--train.seed is there more than once"),
+        (
+            ["--train.eval-every", "1", "--train.eval_every", "2"],
+            "--train.eval-every is there more",
+        ),
         (["--memory.layers", "7"], "memory.layers must be below model.layers = 2, got [7]"),
         (["--train.seq-len", "999"], "train.seq_len must be at most 256"),
         (["--data.shown-fraction", "0.001"], "leaves no shown subject"),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from memory_layers.common.paths import expand
+
 BUILTIN = "builtin"
 SHORT = "short"
 SHORT_TEMPLATES = Path(__file__).with_name("short_templates.yaml")
@@ -61,6 +63,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations in which a field would have no effect or no data is left."""
+        for name in ("facts", "templates", "tokenizer", "cache_dir"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, expand(path))
+        object.__setattr__(self, "text", tuple(map(expand, self.text)))
         if self.facts is None and not self.text:
             raise ValueError("data.facts and data.text are both empty. hint: facts: builtin")
         if not 0 < self.shown_fraction < 1:
