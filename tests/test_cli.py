@@ -123,7 +123,7 @@ def test_wrong_files(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "memory-layers compare" in error_of(capsys, "train", "demo")
     assert "needs `variants:`" in error_of(capsys, "compare", str(config))
     config.write_text("name: [1\n")
-    assert "is not YAML" in error_of(capsys, "show", str(config))
+    assert "is not valid YAML" in error_of(capsys, "show", str(config))
     config.write_text("name: x\nmodel: {hidden_sizes: 3}\n")
     assert "did you mean 'hidden_size'" in error_of(capsys, "show", str(config))
 
@@ -158,7 +158,7 @@ def test_report_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert main(["report", str(results), "--out", str(tmp_path / "page")]) == 0
     assert "report.html" in capsys.readouterr().out
     assert "mine" in (tmp_path / "page" / "report.html").read_text()
-    for content, says in (("{", "is not JSON"), ("{}", "must hold `runs`")):
+    for content, says in (("{", "is not valid JSON"), ("{}", "must hold `runs`")):
         results.write_text(content)
         assert main(["report", str(results)]) == 2
         assert says in capsys.readouterr().err

@@ -86,7 +86,7 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("scale scale --out mine.yaml/x", "--out mine.yaml/x: Not a directory"),
         ("compare demo --memory.layers 1", "--memory.* has no effect: variant "),
         ("report run", "run: cannot be read: Is a directory. hint: results.json"),
-        ("report mine.yaml", "mine.yaml: is not JSON"),
+        ("report mine.yaml", "mine.yaml:1: the file is not valid JSON"),
         ("eval .", ". is no model folder"),
         ("eval nosuch --tasks piqa", "nosuch is no model folder"),
         ("generate nosuch hello", "nosuch is no model folder"),
@@ -147,8 +147,8 @@ def test_no_config(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) 
     path = tmp_path / "x.yaml"
     for text, says in (
         ("- a", "got list"),
-        ("name: [", "is not YAML"),
-        ("", "got NoneType"),
+        ("name: [", "is not valid YAML"),
+        ("", "got an empty file"),
     ):
         path.write_text(text)
         assert says in error_of(capsys, command, path)
@@ -174,6 +174,11 @@ def test_wrong_flags(
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--train.seed=1", "--train.seed", "2"], "--train.seed is there more than once"),
+        (
+            ["--train.eval-every", "1", "--train.eval_every", "2"],
+            "--train.eval-every is there more",
+        ),
         (["--memory.layers", "7"], "memory.layers must be below model.layers = 2, got [7]"),
         (["--train.seq-len", "999"], "train.seq_len must be at most 256"),
         (["--data.shown-fraction", "0.001"], "leaves no shown subject"),

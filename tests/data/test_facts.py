@@ -165,7 +165,7 @@ def question(text: str) -> str:
         pytest.param(
             question("'{subject}{answer}'") * 2, 5, "already there, in line 1", id="again"
         ),
-        pytest.param("no:\n  question: x", 1, "a name is not a string.*bool", id="boolean name"),
+        pytest.param("true:\n  question: x", 1, "a name is not a string.*bool", id="boolean name"),
         pytest.param("[capital]", 1, "not a mapping", id="not a mapping"),
         pytest.param("a: &x\n  b: c\n---\nd: e", 3, "not valid YAML", id="two documents"),
         pytest.param("", 1, "the file is empty", id="empty"),

@@ -72,7 +72,7 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
         (BASE + "variants: []", "needs `variants:`"),
         (BASE + "variants: {a: 3}", "variants.a must be a mapping or the name of a kind, got 3"),
         (BASE + "variants: {a b: {}}", "'a b' must be letters, digits, - and _"),
-        (BASE + "variants: {1: {}}", "1 must be letters"),
+        (BASE + "variants: {1: {}}", "a name is not a string"),
         (BASE + "variants: {../x: {}}", "'../x' must be letters"),
         (BASE + "variants: {a: {modle: {}}}", "variants.a: unknown field 'modle'"),
         (BASE + "variants: {a: {model: {heads: 3}}}", "must be divisible by 2 * heads = 6"),

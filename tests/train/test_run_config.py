@@ -20,6 +20,10 @@ from memory_layers.train.config import (
     load_run,
 )
 
+# Lists of ten of the line before: the last one stands for 10,000 words, and so on.
+BOMB = "name: x\na: &a [" + "x, " * 10 + "]\n"
+BOMB += "".join(f"{new}: &{new} [" + f"*{old}, " * 10 + "]\n" for old, new in ("ab", "bc", "cd"))
+
 
 def load(folder: Path, text: str) -> RunConfig:
     path = folder / "run.yaml"
@@ -43,6 +47,31 @@ data: {relations: [capital], max_subjects: 10}
     assert run.data.relations == ("capital",)
     assert (run.optim, run.train) == (OptimConfig(), TrainConfig())
     assert from_dict(RunConfig, asdict(run), "again") == run
+
+
+def test_what_is_written_once_counts_where_it_is_named(tmp_path: Path) -> None:
+    run = load(
+        tmp_path,
+        "\ufeffname: no\nmodel: &m {layers: 3, heads: 2}\ntrain: {<<: {steps: 3}, seed: 2}",
+    )
+    assert (run.name, run.model.layers) == ("no", 3)
+    assert (run.train.steps, run.train.seed) == (3, 2)
+
+
+def test_the_run_of_a_folder_says_each_thing_once(tmp_path: Path) -> None:
+    run = RunConfig(name="x")
+    claim_folder(tmp_path, run)
+    path = tmp_path / "config.json"
+    whole = path.read_text("utf-8")
+    for text, says in (
+        (whole.replace('"steps": 1000', '"steps": 9,\n"steps": 1000'), r":\d+: 'steps' is already"),
+        (whole[:-20], r":\d+: the file is not valid JSON"),
+        ("[" * 99_999, "the file is not valid JSON"),
+        (whole.replace("1000", "1" * 5000, 1), "a number is too large"),
+    ):
+        path.write_text(text, "utf-8")
+        with pytest.raises(UserError, match=f"config.json{says}" if says[0] == ":" else says):
+            check_folder(tmp_path, run)
 
 
 def test_numbers_as_people_write_them(tmp_path: Path) -> None:
@@ -71,7 +100,7 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\nmodle: {}", "unknown field 'modle'. hint: did you mean 'model'?"),
         ("name: x\ntrain: {stepps: 3}", "train: unknown field 'stepps'. hint: did you mean 'ste"),
         ("name: x\ntrain: {zzz: 3}", "unknown field 'zzz'. hint: one of steps, "),
-        ("name: x\n3: 4", "unknown field 3."),
+        ("name: x\n3: 4", "run.yaml:2: a name is not a string"),
         ("name: x\nmemory: {top_k: 3}", "memory: needs `layers:`"),
         ("name: x\nmodel: tiny", "model: must be a mapping of fields, got 'tiny'"),
         ("name: x\nmodel: null", "model: must be a mapping of fields, got None"),
@@ -179,10 +208,33 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ('name: x\ndata: {text: ["a\\0b"]}', "data.text[0] must be a path, got 'a\\x00b'"),
         ("name: x\ndata: {cache_dir: ''}", "data.cache_dir must be a path, got ''. hint: leave it"),
         ("- name: x", "must hold `name:` and other fields, got list"),
-        ("", "must hold `name:` and other fields, got NoneType"),
-        ("name: [x", "is not YAML"),
-        ("name: x\n name: y", "is not YAML"),
-        ("name: x\a", "is not YAML"),
+        ("", "must hold `name:` and other fields, got an empty file"),
+        ("name: [x", "is not valid YAML"),
+        ("name: x\n name: y", "is not valid YAML"),
+        ("name: x\a", "run.yaml:1: the file is not valid YAML (character U+0007"),
+        (
+            "name: x\n\ntrain: {steps: 5, steps: 6}",
+            "run.yaml:3: 'steps' is already there, in line 3",
+        ),
+        ("name: x\ntrain: {}\nname: y", "run.yaml:3: 'name' is already there, in line 1"),
+        (BOMB, "run.yaml:5: the file is not valid YAML (aliases repeat more than"),
+        ("name: x\nmodel: &m {a: *m}", "run.yaml:2: the file is not valid YAML (alias *m stands"),
+        ("name: x\nmodel: " + "[" * 9999, "run.yaml:2: the file is not valid YAML (it is nested"),
+        ("name: 2024-13-45\ntrain: {steps: 1:30}", "steps: must be of type int, got '1:30'"),
+        ("name: no\noptim: {train_keys: no}", "must be of type bool, got 'no'. hint: true or"),
+        ("name: x\ntrain: {steps: 010}", "must be of type int, got '010'"),
+        ("name: 7", "name: must be of type str, got 7. hint: put it in quotes"),
+        ("name: x\noptim: {lr: 1" + "0" * 4999 + "}", "run.yaml:2: a number is too large"),
+        ("name: x\noptim: {lr: 1.0e+999}", "run.yaml:2: a number is too large"),
+        ('name: "\\ud800"', "run.yaml:1: a text has U+D800"),
+        ('name: "\\0"', "run.yaml:1: a text has U+0000"),
+        ('name: "\\UFFFFFFFF"', "run.yaml:1: the file is not valid YAML"),
+        ("name: x\n\toptim: {}", "run.yaml:2: the file is not valid YAML"),
+        ("name: x\n---\nname: y", "run.yaml:2: the file is not valid YAML"),
+        ("name: !!python/name:os.system", "run.yaml:1: a value has the tag !!python/name:os"),
+        ("name: x\ntrain: {steps: !!int five}", "run.yaml:2: a value has the tag !!int"),
+        ("name: x\ntrain: {<<: 5}", "run.yaml:2: `<<` does not name a mapping"),
+        ("name: x\ntrain: {? [a] : 5}", "run.yaml:2: a name is not a string"),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -214,7 +266,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_yaml(tmp_path)
     (tmp_path / "x.yaml").write_bytes(b"name: \xff\xfe")
-    with pytest.raises(UserError, match="is not UTF-8"):
+    with pytest.raises(UserError, match=r"x\.yaml:1: the text is not valid UTF-8"):
         read_yaml(tmp_path / "x.yaml")
 
 

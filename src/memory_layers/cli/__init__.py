@@ -3,11 +3,11 @@
 Next: runs.py and folders.py, the subcommands. `--help` loads neither torch nor transformers.
 """
 
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Union
 
@@ -17,6 +17,7 @@ from memory_layers.cli.folders import Bench, Export, Fetch, Generate, Init, Repo
 from memory_layers.cli.parse import parse, parse_with_config
 from memory_layers.cli.patches import PatchCommand
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
+from memory_layers.cli.streams import BROKEN_PIPE, NobodyReads, standard_streams
 from memory_layers.common.errors import LostRankError, UserError, is_out_of_memory
 from memory_layers.common.text import did_you_mean
 from memory_layers.common.version import __version__
@@ -52,32 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program name. None: those of the process.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As stderr does: names of files need not be UTF-8, and not every stdout takes all letters.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(__version__)
-        return 0
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        _print_help()
-        return 0 if arguments else 2
-    name, *rest = arguments
     try:
-        if name not in COMMANDS:
-            raise UserError(f"unknown command `{name}`. hint: {did_you_mean(name, COMMANDS)}")
-        kind = COMMANDS[name]
-        if kind is Bench:
-            command = Bench(tuple(rest))
-        elif issubclass(kind, OfConfig):
-            command = parse_with_config(name, kind, rest)
-        else:
-            command = parse(name, kind, rest)
-        result = command()
-        if isinstance(result, int):
-            return result
-        print(result)
-        return 0
+        with standard_streams():
+            return _run(list(sys.argv[1:] if argv is None else argv))
+    except NobodyReads:
+        return BROKEN_PIPE
     except KeyboardInterrupt as stopped:
         _tell(f"{str(stopped) or 'interrupted'}\nto go on, run the same command again")
         return 130
@@ -97,6 +77,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), own=True)
     except (UserError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _print_help()
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"unknown command `{name}`. hint: {did_you_mean(name, COMMANDS)}")
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        # Also what ends inside of libraries if it goes on.
+        raise UserError(
+            "the folder that this was called in is not there any more. hint: cd into another one"
+        ) from error
+    kind = COMMANDS[name]
+    if kind is Bench:
+        command = Bench(tuple(rest))
+    elif issubclass(kind, OfConfig):
+        command = parse_with_config(name, kind, rest)
+    else:
+        command = parse(name, kind, rest)
+    result = command()
+    if isinstance(result, int):
+        return result
+    print(result)
+    return 0
 
 
 def _print_help() -> None:

@@ -3,7 +3,6 @@
 Those of `eval` and `serve` stand beside what they call: evaluate/command.py, integrations/serve.py.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -37,17 +36,10 @@ class Report:
     def __call__(self) -> str:
         needs("matplotlib", "jinja2", "scipy")
         from memory_layers.study.report import write_report, write_scale_report
+        from memory_layers.study.results import is_sweep, read_results
 
-        hint = "hint: results.json in the folder of a comparison or a sweep"
-        try:
-            results = json.loads(self.results.read_text("utf-8"))
-        except OSError as error:
-            raise UserError(f"{self.results}: cannot be read: {error.strerror}. {hint}") from error
-        except ValueError as error:
-            raise UserError(f"{self.results}: is not JSON: {error}. {hint}") from error
-        if not isinstance(results, dict) or "runs" not in results:
-            raise UserError(f"{self.results}: must hold `runs`. {hint}")
-        write = write_scale_report if "exchange" in results else write_report
+        results = read_results(self.results)
+        write = write_scale_report if is_sweep(results) else write_report
         return f"report: {write(results, self.out or self.results.parent)}"
 
 

@@ -2,14 +2,16 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
 from memory_layers.cli.runs import Compare, Scale, Show
 from memory_layers.common.errors import UserError
+from memory_layers.common.paths import IS_PATH, expand
 from memory_layers.common.reader import read_yaml
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.configs import find_config
@@ -30,12 +32,56 @@ def parse(name: str, kind: Any, arguments: Sequence[str], default: Any = None) -
         UserError: Values do not fit together.
         SystemExit: A flag is unknown or a value of the wrong type, or help was asked for.
     """
+    _refuse_repeats(arguments)
     extra = {} if default is None else {"default": default}
     try:
-        return tyro.cli(kind, prog=f"memory-layers {name}", args=arguments, **extra)
+        return _expanded(tyro.cli(kind, prog=f"memory-layers {name}", args=arguments, **extra))
     except ValueError as error:
         # tyro prints what is wrong with one part of a run, not with how its parts fit together.
         raise UserError(str(error)) from error
+
+
+def _refuse_repeats(arguments: Sequence[str]) -> None:
+    """Refuse a flag that stands twice, of which the last alone would count."""
+    flags = list(takewhile(lambda word: word != "--", arguments))
+    seen: set[str] = set()
+    for word in flags:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag in seen:
+            raise UserError(
+                f"{flag} is there more than once, expected each flag once. hint: leave one out, "
+                "or put all values behind one"
+            )
+        seen.add(flag)
+
+
+def _expanded(command: Any) -> Any:  # noqa: ANN401
+    """Return a command whose paths say in full what `~` and `$HOME` in them stand for."""
+    marks = get_type_hints(type(command), include_extras=True)
+    changes: dict[str, Any] = {}
+    for field in fields(command):
+        value = getattr(command, field.name)
+        is_text = IS_PATH in _marks(marks[field.name])
+        if is_dataclass(value):
+            found: Any = _expanded(value)
+        elif isinstance(value, tuple):
+            found = tuple(_expanded_path(part, is_text=is_text) for part in value)
+        else:
+            found = _expanded_path(value, is_text=is_text)
+        if found != value:
+            changes[field.name] = found
+    return replace(command, **changes) if changes else command
+
+
+def _expanded_path(value: Any, *, is_text: bool) -> Any:  # noqa: ANN401
+    if isinstance(value, Path):
+        return Path(expand(str(value)))
+    return expand(value) if is_text and isinstance(value, str) else value
+
+
+def _marks(hint: Any) -> list[Any]:  # noqa: ANN401
+    """Return what marks a type, or one of its alternatives."""
+    return [mark for part in (hint, *get_args(hint)) for mark in getattr(part, "__metadata__", ())]
 
 
 def parse_with_config(name: str, kind: Any, arguments: Sequence[str]) -> Any:  # noqa: ANN401

@@ -19,6 +19,7 @@ from tyro.conf import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.common.packages import quiet_transformers
+from memory_layers.common.paths import IS_PATH
 from memory_layers.common.text import short_bytes
 from memory_layers.data.lines import shorten
 from memory_layers.evaluate.trained import (
@@ -94,7 +95,7 @@ class ApplyPatches:
     Example: memory-layers patch apply my_model rivers --rule sum --out my_model
     """
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Positional[Annotated[str, arg(metavar="MODEL"), IS_PATH]]
     """Folder of a model, a name of the Hugging Face hub, smollm2, or a patch to add to."""
     patches: Patches
     """Folders of patches, or of models that carry some."""
@@ -130,9 +131,9 @@ class RevertPatches:
     Example: memory-layers patch revert airports c74188eaa499 --facts Ilulissat --out fewer
     """
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Positional[Annotated[str, arg(metavar="MODEL"), IS_PATH]]
     """Folder of a model that carries the patches, or of a patch that has them."""
-    patches: Positional[Annotated[tuple[str, ...], arg(metavar="PATCH...")]]
+    patches: Positional[Annotated[tuple[str, ...], arg(metavar="PATCH..."), IS_PATH]]
     """Folders of patches, or ids of teachings as `show` prints them."""
     out: Path
     """Folder to write. An older one of the kind is replaced."""

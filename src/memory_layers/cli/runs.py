@@ -22,6 +22,7 @@ from tyro.conf import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.reader import read_yaml
+from memory_layers.common.text import json_shown, stdout_has_unicode
 from memory_layers.configs import find_config
 from memory_layers.train.config import RunConfig
 
@@ -76,7 +77,7 @@ class Train(OfConfig):
         final = trained.history[-1]
         if "recall" in final:
             shown = {"recall": final["recall"], "answer_nll": final["answer_nll"]}
-            print(json.dumps(shown, indent=2, ensure_ascii=False))
+            print(json_shown(shown))
         return 0
 
 
@@ -217,7 +218,7 @@ class Show(OfConfig):
         shown = {name: asdict(_resolved(run)) for name, run in runs.items()}
         # Tuples become lists.
         shown = json.loads(json.dumps(shown))
-        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=stdout_has_unicode()))
         _print_parameters(runs)
         return 0
 
@@ -239,6 +240,7 @@ def _resolved(run: RunConfig) -> RunConfig:
 def _print_parameters(runs: dict[str, RunConfig]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from memory_layers.data.tokenizer import load_tokenizer, vocabulary_size
     from memory_layers.study.flops import shape_of
@@ -251,5 +253,6 @@ def _print_parameters(runs: dict[str, RunConfig]) -> None:
             vocab_size = vocabulary_size(load_tokenizer(Path(run.data.tokenizer)))
         counts = count_parameters(shape_of(run, vocab_size))
         columns = ("params_total", "params_memory", "params_active")
-        table.add_row(name, *(f"{counts[column]:,}" for column in columns))
+        # Text, so that square brackets in a name are not taken for rich's markup.
+        table.add_row(Text(name), *(f"{counts[column]:,}" for column in columns))
     Console().print(table)

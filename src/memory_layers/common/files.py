@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import psutil
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.paths import expand
 
 # Beside a file or folder that is replaced: its name, and the host and the process that write.
 _LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)(?:\.\w+)?\.part(?:\.\d+\.mode)?|\.lock")
@@ -288,9 +289,18 @@ def alone_in(folder: Path, *, seconds: float = 0) -> Generator[None]:
 
 
 def cache_folder() -> Path:
-    """Return the folder of this package among the user's caches. It may not exist."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "memory-layers"
+    """Return the folder of this package among the user's caches. It may not exist.
+
+    Raises:
+        UserError: The user has no home, and the environment names no other place.
+    """
+    try:
+        return Path(expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "memory-layers"
+    except UserError as error:
+        raise UserError(
+            "there is no folder for caches, expected a home folder or XDG_CACHE_HOME in the "
+            "environment, got neither. hint: XDG_CACHE_HOME=/a/folder memory-layers ..."
+        ) from error
 
 
 def require_space(folder: Path, size: int) -> None:

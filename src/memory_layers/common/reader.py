@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,20 +17,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        UserError: The file is missing, not YAML, or holds something else.
+        UserError: As read_yaml_values, or the file holds something else.
     """
-    import yaml
+    from memory_layers.common.yaml_files import read_yaml_values
 
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml_values(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: must hold `name:` and other fields, got {type(values).__name__}")
+        got = "an empty file" if values is None else type(values).__name__
+        raise UserError(f"{path}: must hold `name:` and other fields, got {got}")
     return values
 
 
@@ -73,26 +68,34 @@ def _convert(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
         return _convert(inner, value, where)
     if is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise UserError(f"{where}: must be a mapping of fields, got {value!r}")
+            raise UserError(f"{where}: must be a mapping of fields, got {_shown(value)}")
         return from_dict(kind, value, where)
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
-            raise UserError(f"{where}: must be a list, got {value!r}")
+            raise UserError(f"{where}: must be a list, got {_shown(value)}")
         return tuple(_convert(get_args(kind)[0], item, where) for item in items)
     if origin is dict:
         # Of any values: its reader knows more of them.
         kind = dict
     if origin is Literal:
         if value not in get_args(kind):
-            raise UserError(f"{where}: must be one of {list(get_args(kind))}, got {value!r}")
+            allowed = list(get_args(kind))
+            raise UserError(f"{where}: must be one of {allowed}, got {_shown(value)}")
         return value
     # YAML reads 1e-3 as text, because its numbers need a point.
     if kind is float and isinstance(value, str | int) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{where}: must be of type {kind.__name__}, got {value!r}")
+        hints = {str: ". hint: put it in quotes", bool: ". hint: true or false"}
+        raise UserError(
+            f"{where}: must be of type {kind.__name__}, got {_shown(value)}{hints.get(kind, '')}"
+        )
     return value
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error, on one line of some length."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,7 +1,10 @@
 """Numbers, tables and hints for people."""
 
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 def short_number(value: float) -> str:
@@ -39,3 +42,30 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     names = list(known)
     close = get_close_matches(str(name), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(names)}"
+
+
+def stdout_has_unicode() -> bool:
+    """Tell whether stdout takes every letter, as UTF-8 does."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+
+
+def json_shown(values: object) -> str:
+    """Return JSON for stdout, with letters that stdout does not take as JSON escapes them."""
+    return json.dumps(values, indent=2, ensure_ascii=not stdout_has_unicode())
+
+
+def rendered(*parts: Any, width: int | None = None) -> str:  # noqa: ANN401
+    """Return what rich prints of some parts, without colours, as text for stdout.
+
+    Args:
+        *parts: Tables, groups, texts.
+        width: In letters. None: that of the terminal.
+    """
+    from rich.console import Console
+
+    # It draws tables with the letters that stdout takes.
+    console = Console(width=width, color_system=None)
+    with console.capture() as shown:
+        for part in parts:
+            console.print(part)
+    return shown.get().rstrip()

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.paths import expand
 
 FOLDER = Path(__file__).parent
 
@@ -22,7 +23,7 @@ def find_config(name: str) -> Path:
     Raises:
         UserError: There is no file and no configuration of that name.
     """
-    path, names = Path(name), config_names()
+    path, names = Path(expand(name)), config_names()
     if path.is_file():
         return path
     if name in names:

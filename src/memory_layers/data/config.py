@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from memory_layers.common.checks import MOST_WORDS, check_path, check_seed
+from memory_layers.common.paths import expand
 
 MOST_EXPOSURES = 10**6
 BUILTIN = "builtin"
@@ -64,13 +65,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations in which a field would have no effect or no data is left."""
-        paths = {
-            name: getattr(self, name) for name in ("facts", "templates", "tokenizer", "cache_dir")
-        }
-        paths |= {f"text[{n}]": source for n, source in enumerate(self.text)}
-        for name, path in paths.items():
-            if path is not None:
-                check_path(f"data.{name}", path)
+        for name in ("facts", "templates", "tokenizer", "cache_dir"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, expand(path))
+                check_path(f"data.{name}", getattr(self, name))
+        object.__setattr__(self, "text", tuple(map(expand, self.text)))
+        for n, source in enumerate(self.text):
+            check_path(f"data.text[{n}]", source)
         check_seed("data.seed", self.seed)
         if self.facts is None and not self.text:
             raise ValueError("data.facts and data.text are both empty. hint: facts: builtin")

@@ -130,7 +130,10 @@ def load_templates(path: Path) -> dict[str, RelationTemplates]:
     Raises:
         UserError: Anything in the file is wrong. The error names the file and the line.
     """
-    root = _parse_yaml(path)
+    from memory_layers.common.yaml_files import read_yaml_node
+
+    is_blank = next(read_lines(path), None) is None
+    root = None if is_blank else read_yaml_node(path)
     shape = "relation names, each with its templates"
     entries = (
         {} if root is None else _entries(root, f"{path}:1", "the file is not a mapping", shape)
@@ -171,32 +174,6 @@ def fact_of(where: str, row: dict[str, object], templates: dict[str, RelationTem
             f"hint: correct the name, or add the relation to {TEMPLATES_FILE}"
         )
     return fact
-
-
-def _parse_yaml(path: Path) -> "Node | None":
-    import yaml
-    from yaml.reader import ReaderError
-
-    # Says in which line the encoding is wrong.
-    if not list(read_lines(path)):
-        return None
-    text = path.read_bytes().decode("utf-8-sig")
-    try:
-        loader = yaml.SafeLoader(text)
-        # So that every node knows its place.
-        loader.name = str(path)
-        return loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, problem = mark.line + 1 if mark else 1, error.problem or str(error)
-    except ReaderError as error:
-        # It has no mark, only the offset of a character that YAML does not allow.
-        line = text.count("\n", 0, error.position) + 1
-        problem = f"character U+{ord(text[error.position]):04X} is not allowed"
-    raise UserError(
-        f"{path}:{line}: the file is not valid YAML ({problem}), expected YAML, got text that "
-        "cannot be parsed. hint: check the indentation, and put templates in double quotes"
-    )
 
 
 def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplates:
@@ -275,11 +252,6 @@ def _entries(node: "Node", where: str, problem: str, shape: str) -> dict[str, tu
     for key, value in node.value:
         at = _place(key)
         name = _string(at, "a name", key)
-        if name in entries:
-            raise UserError(
-                f"{at}: {name!r} is already there, in line {_number(entries[name][0])}, expected "
-                f"each name once, got {name!r} again. hint: merge the two, or rename one of them"
-            )
         entries[name] = at, value
     return entries
 

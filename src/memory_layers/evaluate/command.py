@@ -12,7 +12,10 @@ from tyro.conf import Positional, arg
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.packages import needs, quiet_transformers
+from memory_layers.common.paths import IS_PATH, PathText
 from memory_layers.common.progress import ProgressLine, progress_of
+from memory_layers.common.text import json_shown
+from memory_layers.common.text_files import read_json
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
 from memory_layers.evaluate.trained import OfModel, check_model, load_trained
@@ -49,9 +52,9 @@ class Eval(TaskOptions, OfModel):
     Example: memory-layers eval runs/tiny --tasks nq_open piqa --data-dir datasets
     """
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Positional[Annotated[str, arg(metavar="MODEL"), IS_PATH]]
     """Folder of a run or of a model, a name of the Hugging Face hub, or smollm2."""
-    facts: str | None = None
+    facts: PathText | None = None
     """Folder with facts.jsonl and templates.yaml, or "builtin". Default: those of the run."""
     tasks: tuple[str, ...] = ()
     """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts."""
@@ -69,7 +72,7 @@ class Eval(TaskOptions, OfModel):
     """Relations of the built-in facts. Default: those of the run, or all."""
     max_subjects: int | None = None
     """Subjects of each source of built-in facts. Default: as the run has it, or 200."""
-    templates: str | None = None
+    templates: PathText | None = None
     """As data.templates in training, for the built-in facts."""
     exposures: tuple[int, ...] = ()
     """As data.exposures in training: decides which statements are asked for."""
@@ -117,7 +120,7 @@ class Eval(TaskOptions, OfModel):
             shown = results_table(results)
         else:
             results = _ask_facts(model, tokenizer, probes, self.answered)
-            shown = json.dumps(results, indent=2, ensure_ascii=False)
+            shown = json_shown(results)
         if self.out is not None:
             write_json(self.out, json.loads(json.dumps(results, default=str)))
         return shown
@@ -129,7 +132,7 @@ def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model, path = run / "model", run / "config.json"
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
-        values = json.loads(path.read_text("utf-8"))
+        values = read_json(path)
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
     return name, {}

@@ -11,6 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
+from memory_layers.common.paths import IS_PATH
 from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
 from memory_layers.data.lines import shorten
 
@@ -28,7 +29,7 @@ ADAPTER = "adapter_config.json"
 class OfModel:
     """What each command takes that loads a model."""
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Positional[Annotated[str, arg(metavar="MODEL"), IS_PATH]]
     """Folder of a model with its tokenizer, a name of the Hugging Face hub, or smollm2."""
     memory: Path | None = None
     """Folder of a memory that was taught on MODEL."""

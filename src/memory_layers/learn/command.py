@@ -11,6 +11,7 @@ from tyro.conf import FlagConversionOff, FlagCreatePairsOff, Positional, arg
 from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import quiet_transformers
+from memory_layers.common.paths import IS_PATH
 from memory_layers.evaluate.trained import (
     DESCRIPTION,
     check_model,
@@ -41,9 +42,9 @@ class Learn:
     Example: memory-layers learn smollm2 --onto taught --forget Ilulissat --out taught_less
     """
 
-    model: Positional[Annotated[str, arg(metavar="MODEL")]]
+    model: Positional[Annotated[str, arg(metavar="MODEL"), IS_PATH]]
     """Folder of a model with its tokenizer, a name of the Hugging Face hub, or smollm2."""
-    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA...")]] = ()
+    data: Positional[Annotated[tuple[str, ...], arg(metavar="DATA..."), IS_PATH]] = ()
     """Folders of facts.jsonl and templates.yaml, or files: JSON lines, CSV, Parquet or text."""
     out: Path | None = None
     """Folder of the patch. A teaching that was killed there goes on."""

@@ -1,6 +1,5 @@
 """What a teaching brought, in words and tables for a terminal. Next: page.py, the same as HTML."""
 
-import io
 import math
 import shlex
 from collections.abc import Iterable, Sequence
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_layers.common.files import alone_in, write_file, write_json
-from memory_layers.common.text import short_bytes, short_number
+from memory_layers.common.text import rendered, short_bytes, short_number
 from memory_layers.learn.result import LearnResult
 
 if TYPE_CHECKING:
@@ -224,7 +223,6 @@ def _printable(text: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table whose columns but the first are aligned to the right."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -234,8 +232,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     for row in rows:
         # Text, so that square brackets in a name are not taken for rich's markup.
         table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
-    with console.capture() as shown:
-        console.print(table)
-    lines = (line.rstrip() for line in shown.get().splitlines())
+    lines = (line.rstrip() for line in rendered(table, width=_WIDTH).splitlines())
     return "\n".join(line for line in lines if line)

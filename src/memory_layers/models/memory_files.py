@@ -1,6 +1,5 @@
 """The two files of a memory without its base: memory.json and memory.safetensors."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import json_bytes, replacing
 from memory_layers.common.tensors import save_tensors
+from memory_layers.common.text_files import parse_json
 from memory_layers.common.untrusted import check_inside
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format
 
@@ -28,8 +28,8 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     check_inside(path.parent)
     try:
-        description = json.loads(path.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        description = parse_json(path.read_text("utf-8"), str(path))
+    except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}. hint: save the memory again") from error
     if not isinstance(description, dict):
         description = {}

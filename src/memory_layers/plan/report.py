@@ -1,17 +1,16 @@
 """What `memory-layers plan` prints: a prediction as tables, or as nested values for JSON."""
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.text import short_bytes, short_number
+from memory_layers.common.text import rendered, short_bytes, short_number
 from memory_layers.parallel.config import Layout
 from memory_layers.plan.devices import DEVICES, measure_cpu
 from memory_layers.plan.job import Job
@@ -55,15 +54,13 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
     fewest = smallest(job, found)
     if as_json:
         return json.dumps(_as_values(prediction, fewest), indent=2)
-    text = io.StringIO()
-    console = Console(file=text)
-    console.print(_render(prediction, fewest))
+    notes = []
     if shared is not run:
-        console.print(
+        notes.append(
             f"Planned with train.batch_size {shared.train.batch_size}, the next that "
             f"{layout.readers} ranks can share, in place of {run.train.batch_size}."
         )
-    return text.getvalue().rstrip()
+    return rendered(_render(prediction, fewest), *notes)
 
 
 def _shared(run: RunConfig, layout: Layout) -> RunConfig:

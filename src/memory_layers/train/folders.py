@@ -1,10 +1,10 @@
 """The folders of checkpoints and models that a run leaves, found without loading torch."""
 
-import json
 import re
 from pathlib import Path
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.text_files import read_json
 
 STATE_FILE = "state.pt"
 # What a study records of a run that has finished.
@@ -53,8 +53,8 @@ def check_replaceable(out: Path) -> None:
     config = out / "config.json"
     if config.is_file() and not (out / STATE_FILE).exists():
         try:
-            if "model_type" in json.loads(config.read_text("utf-8")):
+            if "model_type" in read_json(config):
                 return
-        except ValueError:
+        except (UserError, TypeError):
             pass
     raise UserError(f"{out} exists and is not a model folder. hint: choose another folder")
