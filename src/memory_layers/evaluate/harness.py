@@ -77,8 +77,7 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
 
     own = {
-        name: question_tasks(name, asked, str(tokenizer.eos_token))
-        for name, asked in (questions or {}).items()
+        name: question_tasks(name, asked, tokenizer) for name, asked in (questions or {}).items()
     }
     named = {name: list(_leaves(manager, name)) for name in tasks if name not in own}
     found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
@@ -152,7 +151,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([table, *([""] * bool(notes)), *notes])
 
 
-def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list[dict[str, Any]]:
+def question_tasks(
+    name: str, questions: "Sequence[Question]", tokenizer: "PreTrainedTokenizerFast"
+) -> list[dict[str, Any]]:
     """Return questions as tasks of the harness.
 
     Args:
@@ -160,8 +161,12 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             the share of texts that begin with the answer and end it there.
         questions: To ask. The second task, NAME_nll, has `answer_nll` in nats, with the end of the
             text. The third, NAME_choice, is there if some have choices: `acc` and `acc_norm`.
-        end: The token that ends a text.
+        tokenizer: Of the model that is asked.
     """
+    from memory_layers.evaluate.questions import longest_answer
+
+    end = str(tokenizer.eos_token)
+    lines = any("\n" in answer for asked in questions for answer in asked.answers)
     rows = [
         {
             "prompt": asked.prompt,
@@ -184,7 +189,11 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             "task": name,
             "output_type": "generate_until",
             "doc_to_target": "{{ended}}",
-            "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 32},
+            "generation_kwargs": {
+                "until": [end if lines else "\n"],
+                "do_sample": False,
+                "max_gen_toks": longest_answer(tokenizer, questions),
+            },
             "process_results": question,
             "metric_list": [_mean("exact_match"), _mean("f1"), _mean("recall")],
             "custom_dataset": _dataset(rows),
