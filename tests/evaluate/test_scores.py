@@ -1,12 +1,8 @@
 """Scores of answers in words, and of programs."""
 
-import time
-from pathlib import Path
-
 import pytest
 
 from memory_layers.evaluate.normalize import normalize_squad
-from memory_layers.evaluate.programs import passes
 from memory_layers.evaluate.scores import (
     hotpotqa,
     humaneval,
@@ -104,28 +100,6 @@ def test_where_an_answer_ends(answer: str, following: str, over: bool) -> None:
     assert is_over(answer, following) is over
 
 
-def test_programs() -> None:
-    assert passes("import math\nassert math.pi > 3")
-    # It has left before its tests.
-    assert not passes("import sys\nsys.exit(0)\nassert False")
-    assert not passes("assert 1 == 2")
-    assert not passes("def f(:")
-    assert not passes("import memory_layers.nosuch")
-
-
-def test_endless_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_layers.evaluate.programs.SECONDS", 0.5)
-    assert not passes("while True: pass")
-
-
-def test_a_program_leaves_no_process(tmp_path: Path) -> None:
-    late = tmp_path / "late"
-    child = f"import time; time.sleep(1); open({str(late)!r}, 'w')"
-    assert passes(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])")
-    time.sleep(1.5)
-    assert not late.exists()
-
-
 def test_triviaqa_and_hotpotqa() -> None:
     doc = {"answer": {"value": "Saint Louis", "aliases": ["St. Louis", "Saint Louis, Missouri"]}}
     assert triviaqa(doc, [" St. Louis"]) == {"exact_match": 1.0, "f1": 1.0}
@@ -135,12 +109,22 @@ def test_triviaqa_and_hotpotqa() -> None:
 
 def test_humaneval_and_mbpp() -> None:
     doc = {
-        "prompt": "def double(x):\n",
-        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "prompt": "def twice(x):\n    return 2 * x\n\ndef double(x):\n",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == twice(2)\n",
         "entry_point": "double",
     }
     assert humaneval(doc, ["    return 2 * x\n"]) == {"pass_at_1": 1.0}
     assert humaneval(doc, ["    return x\n"]) == {"pass_at_1": 0.0}
-    doc = {"test_setup_code": "import math", "test_list": ["assert f(4) == 2", "assert f(0) == 0"]}
-    assert mbpp(doc, ["def f(x): return math.isqrt(x)"]) == {"pass_at_1": 1.0}
-    assert mbpp(doc, ["def f(x): return x // 2 or 1"]) == {"pass_at_1": 0.0}
+    # Its own helper is not what it is compared with.
+    cheat = "    return twice(x)\ndef twice(x):\n    return 0\n"
+    assert humaneval(doc, [cheat]) == {"pass_at_1": 0.0}
+    doc = {
+        "code": "import math\ndef sum(x): return math.isqrt(x)",
+        "test_setup_code": "",
+        "test_list": ["assert sum(4) == 2", "assert math.isclose(sum(0), 0)"],
+    }
+    assert mbpp(doc, ["def sum(x): return int(x ** 0.5)"]) == {"pass_at_1": 1.0}
+    assert mbpp(doc, ["def sum(x): return x // 2 or 1"]) == {"pass_at_1": 0.0}
+    # They call what they are about, whose name is one of Python's here.
+    assert mbpp(doc, ["def total(x): return int(x ** 0.5)"]) == {"pass_at_1": 0.0}

@@ -5,6 +5,7 @@ and scores.py, how they score.
 """
 
 import logging
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from tyro.conf import FlagConversionOff
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.common.text import markdown_table
+from memory_layers.evaluate.confine import gaps
 from memory_layers.evaluate.scores import answer_likelihood, question
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ def run_tasks(
             f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
             "--run-code True allows it"
         )
+    if unsafe:
+        _tell_gaps(unsafe)
     with _quiet():
         evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
     longest = evaluated.max_length
@@ -116,6 +120,19 @@ def run_tasks(
             ) from error
     short = sorted(str(leaf["task"]) for leaf in leaves if _too_long(leaf, longest))
     return {**(results or {}), "shortened": {task: _room(longest) for task in short}}
+
+
+def _tell_gaps(tasks: Sequence[str]) -> None:
+    """Say what the programs of tasks can reach on this machine, where that is something."""
+    try:
+        reached = gaps()
+    except OSError as error:
+        raise UserError(f"{', '.join(tasks)}: {error}. hint: leave them out") from error
+    if reached:
+        sys.stderr.write(
+            f"on this machine, programs that the model writes can reach {' and '.join(reached)}. "
+            "hint: use a container for a model that you do not trust\n"
+        )
 
 
 def load_manager() -> "TaskManager":

@@ -1,5 +1,6 @@
 """How answers are scored: in words, and by the tasks in tasks/. Next: normalize.py."""
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -104,14 +105,21 @@ def hotpotqa(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
 
 def humaneval(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Run the completion of a function of HumanEval with its tests."""
-    program = f"{doc['prompt']}{texts[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
-    return {"pass_at_1": float(passes(program))}
+    name = doc["entry_point"]
+    # Some tests call what stands before the function.
+    before = f"{doc['prompt']}{doc['canonical_solution']}"
+    tests = f"{doc['test']}\ncheck({name})\n"
+    return {"pass_at_1": float(passes(doc["prompt"] + texts[0], tests, [name], before=before))}
 
 
 def mbpp(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Run a program of MBPP with its tests."""
-    lines = [doc["test_setup_code"], texts[0], *doc["test_list"]]
-    return {"pass_at_1": float(passes("\n".join(lines)))}
+    right = ast.parse(doc["code"]).body
+    # The tests use what the solution imports, too.
+    imports = [ast.unparse(n) for n in right if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = [node.name for node in right if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
+    return {"pass_at_1": float(passes(texts[0], tests, names, before="\n".join(imports)))}
 
 
 def mbpp_examples(docs: Any) -> Any:  # noqa: ANN401  (a datasets.Dataset)
