@@ -1,6 +1,5 @@
 """Programs of models: good ones pass, and what others try does not pass, stay or reach anything."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path

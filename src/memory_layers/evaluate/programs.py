@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from memory_layers.common.errors import UserError
+from memory_layers.evaluate.confine import gaps
 from memory_layers.evaluate.worker import READY
 
 # For the tests, and for Python to start, which depends on the machine alone.
@@ -64,6 +65,23 @@ def passes(program: str, tests: str, names: Sequence[str], *, before: str = "") 
             return judge.wait(SECONDS) == 0
         except subprocess.TimeoutExpired:
             return False
+
+
+def tell_gaps(tasks: Sequence[str]) -> None:
+    """Say what the programs of tasks can reach on this machine, where that is something.
+
+    Raises:
+        UserError: They cannot be run there.
+    """
+    try:
+        reached = gaps()
+    except OSError as error:
+        raise UserError(f"{', '.join(tasks)}: {error}. hint: leave them out") from error
+    if reached:
+        sys.stderr.write(
+            f"on this machine, programs that the model writes can reach {' and '.join(reached)}. "
+            "hint: use a container for a model that you do not trust\n"
+        )
 
 
 @contextmanager
