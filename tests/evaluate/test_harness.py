@@ -126,6 +126,52 @@ def test_a_relation_with_one_answer_has_no_choices() -> None:
     assert question.choices == ()
 
 
+def test_answers_that_are_long_or_have_several_lines(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Longer than what a short answer would get, and not cut at the end of their first line."""
+    long = " ".join(PLACES) + " and 3.14"
+    probes = [
+        Probe("question_shown", "r", name, f"Q {name}? A: {answer}", 8, 8 + len(answer))
+        for name, answer in (("x", long), ("y", "one\ntwo\nthree"))
+    ]
+    assert len(tokenizer(long)["input_ids"]) > 32
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=256,
+            eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    texts = [probe.text + str(tokenizer.eos_token) for probe in probes]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(80):
+        model(**batch, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    assert [result.correct for result in recall_items(model, tokenizer, probes)] == [True, True]
+    (questions,) = questions_of(probes, None).values()
+    replies = ask(model, tokenizer, questions)
+    assert [reply.text for reply in replies] == [long, "one\ntwo\nthree"]
+    asked = {"facts_question_shown": questions}
+    harness = run_tasks(model, tokenizer, [*asked], TaskOptions(), questions=asked)["results"]
+    found = harness["facts_question_shown"]
+    assert (found["recall,none"], found["exact_match,none"], found["f1,none"]) == (1, 1, 1)
+
+
+def test_what_is_the_answer_in_other_words_is_no_wrong_choice() -> None:
+    probes = [
+        Probe("question_shown", "r", str(n), f"Q {n}? A: {answer}", 8, 8 + len(answer))
+        for n, answer in enumerate(("Paris", "paris.", "Rome"))
+    ]
+    (questions,) = questions_of(probes, None).values()
+    assert questions[0].choices == ("Paris", "Rome")
+
+
 def write_datasets(folder: Path) -> Path:
     """Write a few documents of each data set of the paper's tasks, in their columns."""
     trivia = {"value": "Bach", "aliases": ["Bach", "J. S. Bach"]}

@@ -1,25 +1,63 @@
 """Scores of answers in words, and of programs."""
 
-import time
-from pathlib import Path
-
 import pytest
 
-from memory_layers.evaluate.programs import passes
+from memory_layers.evaluate.normalize import normalize_squad
 from memory_layers.evaluate.scores import (
-    exact_match,
-    f1,
     hotpotqa,
     humaneval,
+    is_over,
+    matches,
     mbpp,
-    normalize,
+    question,
+    score_answer,
     triviaqa,
 )
 
 
-def test_normalize() -> None:
-    assert normalize("  The U.S.\tPresident, an old man! ") == "us president old man"
-    assert normalize("Theatre") == "theatre"
+def test_squad_normalisation() -> None:
+    assert normalize_squad("  The U.S.\tPresident, an old man! ") == "us president old man"
+    assert normalize_squad("Theatre") == "theatre"
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("3.14", "314"), ("-2", "+2"), ("-2", "2"), ("1/2", "12"), ("C", "C++"), ("C#", "C++"),
+        ("F", "F#"), ("NET", ".NET"), ("A+", "A-"), ("A", "A-"), ("", "A"), (" ", "the"),
+        ("the", "A"), ("minor", "A minor"), ("Vitamin", "Vitamin A"), ("102", "10²"),
+        ("10⁶", "10⁻⁶"), ("5", "5%"), ("5", "$5"), ("€5", "$5"), ("5 m", "5 km"), ("5", "5 km"),
+        ("5 mW", "5 MW"), ("20 °F", "20 °C"), ("15", "1,5"), ("1000", "1.000"), ("3.1", "3.10"),
+        ("15", "1e5"), ("1e5", "1e-5"), ("5", "5!"), ("5'", '5"'), ("क", "कि"), ("กน", "กิน"),
+        ("ملك", "مَلِك"), ("か", "が"), ("Cote", "Côte"), ("fx", "f(x)"), ("Nodejs", "Node.js"),
+        ("!=", "="), ("<5", ">5"), ("192.16811", "192.168.1.1"), ("11/2", "1½"), ("12", "1, 2"),
+        ("Paris, France", "Paris"), ("Paris Saint-Germain", "Paris"), (",", "."), ("7", "007"),
+    ],
+)  # fmt: skip
+def test_other_facts_are_told_apart(reply: str, answer: str) -> None:
+    assert not matches(reply, answer)
+    assert not matches(answer, reply)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("Paris.", "paris"), ("the Eiffel Tower.", "Eiffel tower"), ('"Paris."', "Paris"),
+        ("“Paris”", "Paris"), ("(Paris)", "Paris"), ("「東京」", "東京"), ("東京。", "東京"),
+        ("東 京", "東京"), ("A.", "A"), ("a", "A"), ("a dog", "dog"), ("C++.", "c++"),
+        (".net", ".NET"), ("1,000", "1000"), ("1\u202f000", "1000"), (".5", "0.5"),
+        ("½", "1/2"), ("1 1/2", "1½"), ("３．１４", "3.14"), ("٣٫١٤", "3.14"), ("−2", "-2"),
+        ("5km", "5 km"), ("5 %", "5 percent"), ("5 €", "€5"), ("20°C", "20 ℃"),
+        ("6 x 10^7", "6×10⁷"), ("6E7", "6×10⁷"), ("CO₂", "CO2"), ("Ca2+", "Ca²⁺"),
+        ("U.S.", "US"), ("Washington DC", "Washington, D.C."), ("O’Brien", "O'Brien"),
+        ("Strasse", "STRAßE"), ("A\u030alesund", "Ålesund"), ("भारत।", "भारत"), ("a\nb", "a  b"),
+        ("a tale of two cities", "A Tale of Two Cities"), ("no-break\u00a0space", "no-break space"),
+    ],
+)  # fmt: skip
+def test_what_tells_no_facts_apart_is_left_out(reply: str, answer: str) -> None:
+    assert matches(reply, answer)
+    assert matches(answer, reply)
+    assert score_answer(reply, [answer]) == {"exact_match": 1, "f1": 1}
 
 
 @pytest.mark.parametrize(
@@ -30,37 +68,36 @@ def test_normalize() -> None:
         ("Eiffel Tower in Paris", ["London", "Eiffel Tower"], 0, 2 / 3),
         # A word counts as often as both have it.
         ("New York New York", ["York"], 0, 2 / 5),
+        # Each letter is a word in Han.
+        ("東京都", ["東京"], 0, 4 / 5),
         ("no", ["yes"], 0, 0),
         ("", ["yes"], 0, 0),
-        ("", ["the"], 1, 1),
+        ("", ["the"], 0, 0),
         ("yes", [], 0, 0),
     ],
 )
 def test_scores(text: str, answers: list[str], exact: float, score: float) -> None:
-    assert exact_match(text, answers) == exact
-    assert f1(text, answers) == pytest.approx(score)
+    for squad in (False, True) if text.isascii() else (False,):
+        scores = score_answer(text, answers, squad=squad)
+        assert scores == {"exact_match": exact, "f1": pytest.approx(score)}
 
 
-def test_programs() -> None:
-    assert passes("import math\nassert math.pi > 3")
-    # It has left before its tests.
-    assert not passes("import sys\nsys.exit(0)\nassert False")
-    assert not passes("assert 1 == 2")
-    assert not passes("def f(:")
-    assert not passes("import memory_layers.nosuch")
+def test_the_papers_tasks_are_scored_as_squad_does() -> None:
+    assert triviaqa({"answer": {"value": "3.14", "aliases": []}}, ["314"])["exact_match"] == 1
+    assert hotpotqa({"answer": "A"}, [""]) == {"exact_match": 0.0, "f1": 0.0}
+    assert question({"answers": ["3.14"]}, ["314"])["exact_match"] == 0
 
 
-def test_endless_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_layers.evaluate.programs.SECONDS", 0.5)
-    assert not passes("while True: pass")
-
-
-def test_a_program_leaves_no_process(tmp_path: Path) -> None:
-    late = tmp_path / "late"
-    child = f"import time; time.sleep(1); open({str(late)!r}, 'w')"
-    assert passes(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])")
-    time.sleep(1.5)
-    assert not late.exists()
+@pytest.mark.parametrize(
+    ("answer", "following", "over"),
+    [
+        ("ASP", ".NET", False), ("ASP", ".", True), ("main", "()", False), ("Paris", " (in", True),
+        ("C", "++", False), ("1", "/2", False), ("5", "%", False), ("भारत", "।", True),
+        ("東京", "。", True), ("x", ":y", False),
+    ],
+)  # fmt: skip
+def test_where_an_answer_ends(answer: str, following: str, over: bool) -> None:
+    assert is_over(answer, following) is over
 
 
 def test_triviaqa_and_hotpotqa() -> None:
@@ -72,12 +109,22 @@ def test_triviaqa_and_hotpotqa() -> None:
 
 def test_humaneval_and_mbpp() -> None:
     doc = {
-        "prompt": "def double(x):\n",
-        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+        "prompt": "def twice(x):\n    return 2 * x\n\ndef double(x):\n",
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == twice(2)\n",
         "entry_point": "double",
     }
     assert humaneval(doc, ["    return 2 * x\n"]) == {"pass_at_1": 1.0}
     assert humaneval(doc, ["    return x\n"]) == {"pass_at_1": 0.0}
-    doc = {"test_setup_code": "import math", "test_list": ["assert f(4) == 2", "assert f(0) == 0"]}
-    assert mbpp(doc, ["def f(x): return math.isqrt(x)"]) == {"pass_at_1": 1.0}
-    assert mbpp(doc, ["def f(x): return x // 2 or 1"]) == {"pass_at_1": 0.0}
+    # Its own helper is not what it is compared with.
+    cheat = "    return twice(x)\ndef twice(x):\n    return 0\n"
+    assert humaneval(doc, [cheat]) == {"pass_at_1": 0.0}
+    doc = {
+        "code": "import math\ndef sum(x): return math.isqrt(x)",
+        "test_setup_code": "",
+        "test_list": ["assert sum(4) == 2", "assert math.isclose(sum(0), 0)"],
+    }
+    assert mbpp(doc, ["def sum(x): return int(x ** 0.5)"]) == {"pass_at_1": 1.0}
+    assert mbpp(doc, ["def sum(x): return x // 2 or 1"]) == {"pass_at_1": 0.0}
+    # They call what they are about, whose name is one of Python's here.
+    assert mbpp(doc, ["def total(x): return int(x ** 0.5)"]) == {"pass_at_1": 0.0}

@@ -57,7 +57,8 @@ class Eval(TaskOptions, OfModel):
     facts: PathText | None = None
     """Folder with facts.jsonl and templates.yaml, or "builtin". Default: those of the run."""
     tasks: tuple[str, ...] = ()
-    """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts."""
+    """Tasks of the harness. `paper`: those of Memory Layers at Scale. `facts`: those of --facts.
+    NAME.yaml: a task file of yours, or a folder of them."""
     answered: int = 200
     """Without --tasks: questions of each kind for F1 and choices. 0: recall alone, much faster."""
     device: str = "cpu"
@@ -116,7 +117,14 @@ class Eval(TaskOptions, OfModel):
         if self.tasks:
             own = {f"facts_{kind}": q for kind, q in questions_of(probes, self.limit).items()}
             names = [n for task in self.tasks for n in (own if task == "facts" else [task])]
-            results = run_tasks(model, tokenizer, names, self, questions=own)
+            results = run_tasks(
+                model,
+                tokenizer,
+                names,
+                self,
+                questions=own,
+                trust_remote_code=self.trust_remote_code,
+            )
             shown = results_table(results)
         else:
             results = _ask_facts(model, tokenizer, probes, self.answered)

@@ -18,7 +18,9 @@ from tyro.conf import FlagConversionOff
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.common.text import markdown_table
+from memory_layers.evaluate.programs import tell_gaps
 from memory_layers.evaluate.scores import answer_likelihood, question
+from memory_layers.evaluate.task_files import task_files
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -57,29 +59,43 @@ def run_tasks(
     *,
     questions: "Mapping[str, Sequence[Question]] | None" = None,
     manager: "TaskManager | None" = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Run tasks and return the results of the harness.
 
     Args:
         model: A causal language model, on the device where it is to run.
         tokenizer: Its tokenizer.
-        tasks: Names of tasks, groups and tags of the harness, `paper`, and names in `questions`.
+        tasks: Names of tasks, groups and tags of the harness, `paper`, names in `questions`, and
+            task files, or folders of them.
         options: How they are run.
         questions: Questions of ours by the name of their task, see question_tasks.
         manager: Of load_manager, for many calls: reading the files of all tasks takes seconds.
+        trust_remote_code: Let task files run code, and read what is outside of their folder.
 
     Raises:
         ImportError: lm-evaluation-harness is not installed.
-        UserError: No task has such a name, its data are not there, or it runs code unasked.
+        UserError: No task has such a name, its data are not there, a file is malformed, or one
+            needs to run code and may not.
     """
     manager = manager or load_manager()
+    with task_files(tasks, manager.task_index, trusted=trust_remote_code) as names:
+        return _run(model, tokenizer, names, options, questions or {}, manager)
+
+
+def _run(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    tasks: Sequence[str],
+    options: TaskOptions,
+    questions: "Mapping[str, Sequence[Question]]",
+    manager: "TaskManager",
+) -> dict[str, Any]:
+    from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    own = {
-        name: question_tasks(name, asked, str(tokenizer.eos_token))
-        for name, asked in (questions or {}).items()
-    }
+    own = {name: question_tasks(name, asked, tokenizer) for name, asked in questions.items()}
     named = {name: list(_leaves(manager, name)) for name in tasks if name not in own}
     found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
     if twice := sorted(task for task, count in found.items() if count > 1):
@@ -91,6 +107,8 @@ def run_tasks(
             f"{', '.join(unsafe)} run programs that the model writes, on this machine. hint: "
             "--run-code True allows it"
         )
+    if unsafe:
+        tell_gaps(unsafe)
     with _quiet():
         evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
     longest = evaluated.max_length
@@ -109,6 +127,10 @@ def run_tasks(
             raise UserError(
                 f"the harness cannot run {', '.join(tasks)}: {error or 'it says no more'}. hint: "
                 "a smaller --num-fewshot"
+            ) from error
+        except (DatasetsError, StopIteration) as error:
+            raise UserError(
+                f"the data of {', '.join(tasks)} cannot be read: {error or 'a file is empty'}"
             ) from error
         except ConnectionError as error:
             raise UserError(
@@ -152,7 +174,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([table, *([""] * bool(notes)), *notes])
 
 
-def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list[dict[str, Any]]:
+def question_tasks(
+    name: str, questions: "Sequence[Question]", tokenizer: "PreTrainedTokenizerFast"
+) -> list[dict[str, Any]]:
     """Return questions as tasks of the harness.
 
     Args:
@@ -160,8 +184,12 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             the share of texts that begin with the answer and end it there.
         questions: To ask. The second task, NAME_nll, has `answer_nll` in nats, with the end of the
             text. The third, NAME_choice, is there if some have choices: `acc` and `acc_norm`.
-        end: The token that ends a text.
+        tokenizer: Of the model that is asked.
     """
+    from memory_layers.evaluate.questions import longest_answer
+
+    end = str(tokenizer.eos_token)
+    lines = any("\n" in answer for asked in questions for answer in asked.answers)
     rows = [
         {
             "prompt": asked.prompt,
@@ -184,7 +212,11 @@ def question_tasks(name: str, questions: "Sequence[Question]", end: str) -> list
             "task": name,
             "output_type": "generate_until",
             "doc_to_target": "{{ended}}",
-            "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 32},
+            "generation_kwargs": {
+                "until": [end if lines else "\n"],
+                "do_sample": False,
+                "max_gen_toks": longest_answer(tokenizer, questions),
+            },
             "process_results": question,
             "metric_list": [_mean("exact_match"), _mean("f1"), _mean("recall")],
             "custom_dataset": _dataset(rows),
@@ -240,7 +272,8 @@ def _leaves(manager: "TaskManager", member: str | Mapping[str, Any]) -> Iterator
         return
     if entry is None:
         raise UserError(
-            f"no task is named {name!r}. hint: facts, paper, or one that `lm-eval ls tasks` lists"
+            f"no task is named {name!r}. hint: facts, paper, one that `lm-eval ls tasks` "
+            "lists, or a file of yours, NAME.yaml"
         )
     config = entry.cfg or {}
     members = sorted(entry.tags) if entry.cfg is None else config.get("task")
@@ -248,7 +281,9 @@ def _leaves(manager: "TaskManager", member: str | Mapping[str, Any]) -> Iterator
         for each in members:
             yield from _leaves(manager, each)
     else:
-        yield {"task": name, **config, **changes}
+        # What a group changes of a task makes no program of it harmless.
+        unsafe = bool(config.get("unsafe_code") or changes.get("unsafe_code"))
+        yield {"task": name, **config, **changes, "unsafe_code": unsafe}
 
 
 def _too_long(leaf: Mapping[str, Any], longest: int) -> bool:
@@ -299,8 +334,11 @@ def _adapted(
             changes[name] = changed
     before = {name: index[name] for name in changes}
     with tempfile.TemporaryDirectory() as folder:
-        for name, changed in changes.items():
-            path = Path(folder) / f"{name}.yaml"
+        for number, (name, changed) in enumerate(changes.items()):
+            if before[name].yaml_path is None:
+                index[name] = replace(before[name], cfg={**(before[name].cfg or {}), **changed})
+                continue
+            path = Path(folder) / f"{number}.yaml"
             full = {"include": str(before[name].yaml_path), "task": name, **changed}
             path.write_text(yaml.safe_dump(full), "utf-8")
             index[name] = replace(before[name], yaml_path=path)

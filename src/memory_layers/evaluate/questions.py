@@ -15,12 +15,14 @@ import torch
 from memory_layers.common.seeds import stable_number
 from memory_layers.data.facts import Probe
 from memory_layers.evaluate.batches import by_length, score_spans
-from memory_layers.evaluate.scores import score_answer
+from memory_layers.evaluate.scores import first_lines, matches, score_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHOICES = 4
+# Of what a model writes, where no answer is longer.
+ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Reply:
     """What the model did on one question.
 
     Attributes:
-        text: What it wrote under greedy decoding, up to the end of the line.
-        exact_match: 1.0 where it is right, but for case, punctuation and articles: scores.py.
+        text: What it wrote under greedy decoding, as many lines as the answer has.
+        exact_match: 1.0 where it is a right answer, see scores.matches.
         f1: Over its words.
         choice_nll: Nats of each choice, in their order.
     """
@@ -72,7 +74,6 @@ def ask(
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
     *,
-    max_tokens: int = 32,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Reply]:
     """Ask every question and return the replies in their order.
@@ -81,12 +82,12 @@ def ask(
         model: A causal language model.
         tokenizer: Its tokenizer. Texts get the special tokens that it adds by default.
         questions: To ask.
-        max_tokens: Most tokens of an answer.
         progress: Called with a number of passes that are done, of `passes_needed`.
     """
     was_training = model.training
     model.eval()
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    max_tokens = longest_answer(tokenizer, questions)
     texts = [""] * len(prompts)
     for part in by_length(prompts, len(tokenizer), extra=max_tokens):
         ids = torch.tensor([prompts[n] for n in part], device=model.device)
@@ -100,7 +101,7 @@ def ask(
         for n, text in zip(
             part, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
         ):
-            texts[n] = text.split("\n")[0].strip()
+            texts[n] = first_lines(text, questions[n].answers)
         progress(len(part))
     rows = []
     for asked, prompt in zip(questions, prompts, strict=True):
@@ -122,6 +123,13 @@ def ask(
         )
         for asked, text in zip(questions, texts, strict=True)
     ]
+
+
+def longest_answer(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[Question]) -> int:
+    """Return how many tokens a reply may take: those of the longest answer and its end, or 32."""
+    answers = [asked.delimiter + answer for asked in questions for answer in asked.answers]
+    tokens = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
+    return max([ANSWER_TOKENS, *(len(ids) + 1 for ids in tokens)])
 
 
 def summarize_replies(questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, Any]:
@@ -183,6 +191,6 @@ def _question(probe: Probe, answers: Sequence[str]) -> Question:
     # Wrong answers of the same relation, the same ones each time.
     number = stable_number(0, "choices", probe.relation, probe.subject)
     drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
-    others = [other for other in drawn if other != answer][: CHOICES - 1]
+    others = [other for other in drawn if not matches(other, answer)][: CHOICES - 1]
     choices = tuple(sorted([answer, *others])) if others else ()
     return Question(prompt, (answer,), choices, before[len(prompt) :])

@@ -1,46 +1,59 @@
-"""How answers are scored: over words, as SQuAD defines it, and by the tasks in tasks/."""
+"""How answers are scored: in words, and by the tasks in tasks/. Next: normalize.py."""
 
+import ast
 import re
-import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memory_layers.evaluate.normalize import normalize, normalize_squad, words
 from memory_layers.evaluate.programs import passes
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_END = re.compile(r'[ \t]*[\r\n.,;:!?()\]}"”»。，；：！？]')
+# Before a letter a stop is a part of the word, as in ASP.NET, and so is a bracket without a space.
+_END = re.compile(r'[ \t]*(?:[\r\n)\]}"”»」』。，；：！？、।،؛؟۔]|[.,;:!?](?!\w))|[ \t]+\(')
 _PART_OF_NUMBER = re.compile(r"[.,:]")
 
 
-def normalize(text: str) -> str:
-    """Return a text in lower case without punctuation, articles and repeated spaces.
+def matches(reply: str, answer: str, *, squad: bool = False) -> bool:
+    """Say whether a reply is an answer, and nothing but it.
 
-    The normalisation of Rajpurkar et al., arXiv 1606.05250.
+    "Paris." and "the Eiffel Tower" are Paris and Eiffel Tower; "Paris, France" is not Paris. An
+    empty reply is no answer.
+
+    Args:
+        reply: What was said.
+        answer: What is right.
+        squad: Compare as SQuAD does, for numbers that stand beside published ones. Else as facts
+            are compared: see normalize.
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    if not reply.strip():
+        return False
+    if squad:
+        return normalize_squad(reply) == normalize_squad(answer)
+    return not _forms(reply).isdisjoint(_forms(answer))
 
 
-def exact_match(text: str, answers: Iterable[str]) -> float:
-    """Return 1.0 where a text equals a right answer once both are normalised, else 0.0."""
-    return float(normalize(text) in map(normalize, answers))
+def _forms(text: str) -> set[str]:
+    return {normalize(text), normalize(text, articles=False)}
 
 
-def f1(text: str, answers: Iterable[str]) -> float:
+def f1(text: str, answers: Iterable[str], *, squad: bool = False) -> float:
     """Return the F1 of the words of a text against the right answer that it is closest to.
 
-    F1 = 2 · precision · recall / (precision + recall), over words as often as they occur. A text
-    and an answer without any word equal each other.
+    F1 = 2 · precision · recall / (precision + recall), over words as often as they occur.
+
+    Args:
+        text: What was said.
+        answers: Right answers.
+        squad: As for matches.
     """
-    return max((_f1(normalize(text).split(), normalize(a).split()) for a in answers), default=0.0)
+    split = (lambda text: normalize_squad(text).split()) if squad else words
+    return max((_f1(split(text), split(answer)) for answer in answers), default=0.0)
 
 
-def _f1(given: list[str], right: list[str]) -> float:
-    if not given or not right:
-        return float(given == right)
+def _f1(given: Sequence[str], right: Sequence[str]) -> float:
     shared = (Counter(given) & Counter(right)).total()
-    return 2 * shared / (len(given) + len(right))
+    return 2 * shared / max(len(given) + len(right), 1)
 
 
 def is_over(answer: str, following: str) -> bool:
@@ -59,14 +72,21 @@ def is_over(answer: str, following: str) -> bool:
     return _END.match(following) is not None
 
 
-def score_answer(text: str, answers: Sequence[str]) -> dict[str, float]:
-    """Return `exact_match` and `f1` of a text."""
-    return {"exact_match": exact_match(text, answers), "f1": f1(text, answers)}
+def score_answer(text: str, answers: Sequence[str], *, squad: bool = False) -> dict[str, float]:
+    """Return `exact_match`, 1.0 where a text is a right answer, and `f1`."""
+    exact = any(matches(text, answer, squad=squad) for answer in answers)
+    return {"exact_match": float(exact), "f1": max(f1(text, answers, squad=squad), float(exact))}
+
+
+def first_lines(text: str, answers: Iterable[str]) -> str:
+    """Return so many lines of a text as the longest answer has, without white space around them."""
+    count = max((answer.count("\n") for answer in answers), default=0) + 1
+    return "\n".join(text.split("\n")[:count]).strip()
 
 
 def question(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Score the answer to a question of ours."""
-    text, answer = texts[0].strip(), doc["answers"][0]
+    text, answer = first_lines(texts[0], doc["answers"]), doc["answers"][0]
     left = text.removeprefix(answer)
     recalled = text == answer or (left != text and is_over(answer, left))
     return {**score_answer(text, doc["answers"]), "recall": float(recalled)}
@@ -74,24 +94,32 @@ def question(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
 
 def triviaqa(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Score an answer of TriviaQA by its aliases."""
-    return score_answer(texts[0], [doc["answer"]["value"], *doc["answer"]["aliases"]])
+    answers = [doc["answer"]["value"], *doc["answer"]["aliases"]]
+    return score_answer(texts[0], answers, squad=True)
 
 
 def hotpotqa(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Score an answer of HotpotQA."""
-    return score_answer(texts[0], [doc["answer"]])
+    return score_answer(texts[0], [doc["answer"]], squad=True)
 
 
 def humaneval(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Run the completion of a function of HumanEval with its tests."""
-    program = f"{doc['prompt']}{texts[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
-    return {"pass_at_1": float(passes(program))}
+    name = doc["entry_point"]
+    # Some tests call what stands before the function.
+    before = f"{doc['prompt']}{doc['canonical_solution']}"
+    tests = f"{doc['test']}\ncheck({name})\n"
+    return {"pass_at_1": float(passes(doc["prompt"] + texts[0], tests, [name], before=before))}
 
 
 def mbpp(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Run a program of MBPP with its tests."""
-    lines = [doc["test_setup_code"], texts[0], *doc["test_list"]]
-    return {"pass_at_1": float(passes("\n".join(lines)))}
+    right = ast.parse(doc["code"]).body
+    # The tests use what the solution imports, too.
+    imports = [ast.unparse(n) for n in right if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = [node.name for node in right if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
+    return {"pass_at_1": float(passes(texts[0], tests, names, before="\n".join(imports)))}
 
 
 def mbpp_examples(docs: Any) -> Any:  # noqa: ANN401  (a datasets.Dataset)

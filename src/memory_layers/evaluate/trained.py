@@ -35,7 +35,8 @@ class OfModel:
     """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
     """Run code that lies in the model folder: for models whose memory has a `target_module`. Read
-    it first."""
+    it first. In `eval` also what task files name, and let them read what is outside of their
+    folder."""
 
 
 def load_trained(
