@@ -1,6 +1,7 @@
 """Each field of a request is honoured, or refused by its name and never with a traceback."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -211,6 +212,20 @@ def test_what_is_too_long_is_told_with_its_numbers(client: TestClient) -> None:
         "3002 tokens, this server holds at most 3000"
         in (refused(client, TEXT, json.dumps(body).encode())[1]["message"])
     )
+    # Without encoding all of it.
+    body = {"model": "tiny", "prompt": "town " * 700_000}
+    began = time.monotonic()
+    status, error = refused(client, TEXT, json.dumps(body).encode())
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert "`prompt` has more than" in error["message"]
+    assert "this server takes at most 3000" in error["message"]
+    del body["prompt"]
+    for content in ("town " * 700_000, "<|endoftext|>" * 250_000):
+        body["messages"] = [{"role": "user", "content": content}]
+        assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
+    body["messages"] = [{"role": "user", "content": ""}] * 90_000
+    assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
+    assert time.monotonic() - began < 5
     large = json.dumps({"model": "tiny", "prompt": "a" * 5_000_000}).encode()
     assert refused(client, TEXT, large)[0] == 413
 

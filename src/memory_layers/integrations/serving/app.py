@@ -72,7 +72,9 @@ class Service:
     def __init__(self, engine: Engine, served: Served) -> None:
         self.engine, self.served = engine, served
         self.created = int(time.time())
-        self.encoder = Encoder(served.tokenizer, vocabulary_of(engine.model))
+        most = engine.limits.cache_tokens
+        most = most if served.context is None else min(most, served.context)
+        self.encoder = Encoder(served.tokenizer, vocabulary_of(engine.model), most)
         self.tokens = Tokens(served.tokenizer)
 
     async def health(self, _: Request) -> Response:
@@ -93,6 +95,7 @@ class Service:
     async def completions(self, request: Request) -> Response:
         """Continue texts."""
         asked = await self._read(Completion, request)
+        self.engine.check_count(len(asked.prompt) * asked.samples)
         prompts = await run_in_threadpool(lambda: list(map(self.encoder.prompt, asked.prompt)))
         texts = None
         if asked.echo:
@@ -129,6 +132,7 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """Answer the last message of a chat."""
         asked = await self._read(Chat, request)
+        self.engine.check_count(asked.n)
         prompt = await run_in_threadpool(self.encoder.chat, asked.messages)
         answer = ChatAnswer(
             self.served.name, self.tokens, logprobs=asked.logprobs, with_usage=asked.with_usage

@@ -66,6 +66,19 @@ class Engine:
         """Whether rows are generated. False also after an error that was not foreseen."""
         return self.thread.is_alive() and not self.stopping
 
+    def check_count(self, count: int) -> None:
+        """Refuse a request for more rows than may wait.
+
+        Raises:
+            RequestError: There are more.
+        """
+        if count > self.limits.queue:
+            raise RequestError(
+                f"the request asks for {count} texts, prompts times `n` or `best_of`, this server "
+                f"takes at most {self.limits.queue}. hint: ask several times",
+                param="n",
+            )
+
     def submit(self, rows: Sequence[Row]) -> None:
         """Let rows wait for their turn. Call it, `leave` and `stop` on one thread.
 
@@ -73,12 +86,6 @@ class Engine:
             RequestError: They can never be generated, or too many wait.
         """
         limits = self.limits
-        if len(rows) > limits.queue:
-            raise RequestError(
-                f"the request asks for {len(rows)} texts, prompts times `n` or `best_of`, this "
-                f"server takes at most {limits.queue}. hint: ask several times",
-                param="n",
-            )
         if (longest := max(row.size for row in rows)) > limits.cache_tokens:
             raise RequestError(
                 f"a prompt and `max_tokens` come to {longest} tokens, this server holds at most "

@@ -4,11 +4,14 @@ import copy
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.protocol import Message
+
+# What a text is cut to, a token, to see that it is too long without reading all of it.
+LETTERS = 8
 
 
 class Encoder:
@@ -17,11 +20,12 @@ class Encoder:
     Args:
         tokenizer: A fast one. It is copied, since to encode changes its state.
         vocabulary: Rows of the model's table of token embeddings.
+        most: Tokens of a prompt. What is far longer is refused before all of it is encoded.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401
+    def __init__(self, tokenizer: Any, vocabulary: int, most: int) -> None:  # noqa: ANN401
         self.tokenizer = copy.deepcopy(tokenizer)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.most = vocabulary, most
         self.lock = threading.Lock()
         marks = {
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
@@ -37,8 +41,8 @@ class Encoder:
             RequestError: There are none, or ids that the model does not have.
         """
         if isinstance(prompt, str):
-            with self.lock:
-                ids = self.tokenizer(prompt, split_special_tokens=True).input_ids
+            self._check_length(prompt, "prompt")
+            ids = self._text_ids(prompt, special_tokens=True)
         else:
             ids = prompt
             if wrong := [i for i in ids if not 0 <= i < self.vocabulary]:
@@ -64,6 +68,9 @@ class Encoder:
                 "this model has no chat template, so it cannot chat. hint: /v1/completions",
                 param="messages",
             )
+        if len(messages) > self.most:
+            raise self._too_long(len(messages), "messages")
+        self._check_length("".join(message.content for message in messages), "messages")
         from jinja2 import TemplateError
 
         # Stands for a mark while the template is filled in.
@@ -91,15 +98,40 @@ class Encoder:
                     f"`messages`: the chat template of this model refuses them: {error}"[:400],
                     param="messages",
                 ) from error
-            return list(self._encode(text, stand_in, found))
-
-    def _encode(self, text: str, stand_in: str, marks: Sequence[str]) -> Iterator[int]:
         # At odd places, the numbers of the marks.
         parts = re.split(f"{stand_in}([0-9]+)\ue002", text)
+        ids: list[int] = []
         for place, part in enumerate(parts):
-            of_user = place % 2 == 1
-            yield from self.tokenizer(
-                marks[int(part)] if of_user else part,
-                add_special_tokens=False,
-                split_special_tokens=of_user,
+            if place % 2 == 1:
+                ids += self._text_ids(found[int(part)])
+            else:
+                with self.lock:
+                    ids += self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
+    def _text_ids(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Return the token ids of a text of a user."""
+        with self.lock:
+            return self.tokenizer(
+                text,
+                add_special_tokens=special_tokens,
+                split_special_tokens=True,
+                # It would warn of the length, which is checked.
+                verbose=False,
             ).input_ids
+
+    def _check_length(self, text: str, param: str) -> None:
+        size = LETTERS * self.most
+        while size < len(text):
+            # The last ones may be others where the text is cut.
+            count = len(self._text_ids(text[:size])) - LETTERS
+            if count > self.most:
+                raise self._too_long(count, param)
+            size *= 4
+
+    def _too_long(self, count: int, param: str) -> RequestError:
+        return RequestError(
+            f"`{param}` has more than {count} tokens, this server takes at most {self.most}",
+            param=param,
+            code="context_length_exceeded",
+        )
