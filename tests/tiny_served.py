@@ -24,8 +24,8 @@ def write_served(folder: Path, name: str = "llama", **changes: object) -> Path:
     base, _ = write_example(folder, name, max_position_embeddings=CONTEXT, **changes)
     torch.manual_seed(0)
     model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory())
-    model.save_pretrained(folder / "served")
+    model.save_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder / "served")
-    return folder / "served"
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"

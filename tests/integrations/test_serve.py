@@ -1,5 +1,6 @@
 """A server process, asked by the clients that people use."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from string import ascii_letters
 from typing import Any
 
 import openai
+import psutil
 import pytest
 import torch
 from example_models import write_example
@@ -23,11 +25,13 @@ from tiny_models import tiny_memory
 from tiny_served import TEMPLATE, write_served
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks import results, serve_load
 from memory_layers.cli import main
 from memory_layers.models import add_memory, load_memory, memory_layers_of, save_memory
+from tools import speed
 
 PROMPT = "The code of town 3 is"
-ASKED = {"model": "served", "max_tokens": 6, "temperature": 0}
+ASKED = {"model": "model", "max_tokens": 6, "temperature": 0}
 
 
 @contextmanager
@@ -64,13 +68,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(folder: Path) -> Iterator[int]:
+def server(folder: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     with serving(folder.parent, str(folder)) as (server, port):
-        yield port
+        yield server, port
         began = time.monotonic()
         server.send_signal(signal.SIGTERM)
         server.wait(5)
         assert time.monotonic() - began < 5
+
+
+@pytest.fixture
+def port(server: tuple[subprocess.Popen, int]) -> int:
+    return server[1]
 
 
 @pytest.fixture
@@ -91,8 +100,8 @@ def continued(model: Any, tokenizer: Any, prompt: str, count: int) -> str:
 
 
 def test_completions(client: openai.OpenAI, folder: Path) -> None:
-    assert [model.id for model in client.models.list()] == ["served"]
-    assert client.models.retrieve("served").id == "served"
+    assert [model.id for model in client.models.list()] == ["model"]
+    assert client.models.retrieve("model").id == "model"
     expected = continued(*loaded(folder), PROMPT, 6)
     answer = client.completions.create(prompt=PROMPT, **ASKED)
     assert answer.choices[0].text == expected
@@ -124,7 +133,7 @@ def test_chat(client: openai.OpenAI, folder: Path) -> None:
 
 
 def test_errors_reach_the_client(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="this server has 'served'"):
+    with pytest.raises(openai.NotFoundError, match="this server has 'model'"):
         client.completions.create(model="gpt-4", prompt=PROMPT)
     with pytest.raises(openai.BadRequestError, match="`tools` is not supported") as error:
         client.chat.completions.create(
@@ -186,7 +195,7 @@ def test_scores_of_the_harness_are_those_of_the_model_itself(port: int, folder: 
     own = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
     server = LocalCompletionsAPI(
         base_url=f"http://localhost:{port}/v1/completions",
-        model="served",
+        model="model",
         tokenizer=str(folder),
         tokenizer_backend="huggingface",
         batch_size=4,
@@ -202,6 +211,27 @@ def test_scores_of_the_harness_are_those_of_the_model_itself(port: int, folder: 
             assert found == expected
         else:
             assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_load_is_measured(
+    server: tuple[subprocess.Popen, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, port = server
+    asked = serve_load.measure(psutil.Process(process.pid), port, 3, 0.6, 40)
+    found = asyncio.run(asked)
+    assert found["answers"] >= 3
+    assert found["failed"] == found["refused"] == 0
+    assert 0 < found["seconds_p50"] <= found["seconds_p95"] < 10
+    assert found["rss_end_bytes"] > 10**7
+    sizes, variants = {"model": "m"}, [{"name": "dense", **found}]
+    record = results.make_record(
+        "serve", torch.device("cpu"), "c", {"variants": variants}, sizes=sizes
+    )
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    assert "Not measured yet" in speed.serve_section()
+    results.write_result(record, tmp_path / "benchmarks" / "results" / "a.json")
+    assert f"| dense | 3 | {found['tokens_per_second']:.1f} |" in speed.serve_section()
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +352,7 @@ def test_mistakes(flags: str, says: str, folder: Path, capsys: pytest.CaptureFix
 
 GENERATE = """
 import sys
+from benchmarks import results, serve_load
 from memory_layers.cli import main
 flags = ["--max-tokens", "2"]
 codes = [main(["generate", sys.argv[1], "The code", *flags, *more])

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -75,16 +76,15 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.engine = engine
-        self.last: threading.Timer | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End. Again: at once."""
         if self.should_exit:
             os._exit(128 + sig)
         # Whatever holds the process.
-        self.last = threading.Timer(MOST_SECONDS, os._exit, (128 + sig,))
-        self.last.daemon = True
-        self.last.start()
+        last = threading.Timer(MOST_SECONDS, os._exit, (128 + sig,))
+        last.daemon = True
+        last.start()
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
@@ -97,17 +97,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def serve_until_signal(self, sockets: list[socket.socket]) -> int:
-        """Serve, and return the exit code: 0 after Ctrl-C, 1 if the engine has failed."""
+        """Serve, and end the process with code 0 after Ctrl-C.
+
+        Returns:
+            1, where the engine has failed.
+        """
         self.engine.start()
         try:
             self.run(sockets)
         except KeyboardInterrupt:
-            self.engine.thread.join(1)
-            if self.engine.thread.is_alive():
-                # A step on the device cannot be ended otherwise.
-                os._exit(0)
-            return 0
-        finally:
-            if self.last is not None:
-                self.last.cancel()
+            # Nothing is left to be written. The engine may be in the middle of a step, and Python
+            # takes seconds to clear away what torch and Numba hold.
+            sys.stderr.flush()
+            os._exit(0)
         return 1
