@@ -11,8 +11,8 @@ from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.row import Row, Scored
 from memory_layers.integrations.serving.sampling import choose
 
-# Tokens of prompts in a step: other groups wait for as long as these take.
-STEP_TOKENS = 512
+# Tokens of prompts in a step, on a CPU and on others: other groups wait for as long as these take.
+STEP_TOKENS_CPU, STEP_TOKENS = 128, 512
 # Numbers of logits in a step that scores prompts.
 STEP_LOGITS = 2**25
 
@@ -94,7 +94,7 @@ class Group:
         """Return how many columns come next."""
         if not self.batched:
             return self.ids.shape[1]
-        tokens = STEP_TOKENS
+        tokens = STEP_TOKENS_CPU if self.ids.device.type == "cpu" else STEP_TOKENS
         if scoring:
             tokens = min(tokens, STEP_LOGITS // vocabulary_of(self.model))
         return min(self.ids.shape[1], max(1, tokens // len(self.rows)))
