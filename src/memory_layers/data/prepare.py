@@ -19,6 +19,7 @@ from memory_layers.common.files import cache_folder
 from memory_layers.common.progress import Report, counted
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 6
-# The tokenizer keeps the offsets of all documents of a call in memory.
-DOCUMENTS_AT_A_TIME = 20_000
+LAYOUT_VERSION = 7
 
 
 @dataclass(frozen=True)
@@ -191,14 +190,10 @@ def _encode(
         documents: Texts.
         answers: Characters of each text to be predicted, and the token after them. Empty: all.
     """
-    for low in range(0, len(documents), DOCUMENTS_AT_A_TIME):
-        part = list(documents[low : low + DOCUMENTS_AT_A_TIME])
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=len(answers) > 0)
-        for n, ids in enumerate(encoded["input_ids"]):
-            predicted = None
-            if answers:
-                predicted = answer_tokens(part[n], encoded["offset_mapping"][n], *answers[low + n])
-            yield Document([*ids, tokenizer.eos_token_id], predicted)
+    encoded = encode_texts(tokenizer, documents, offsets=len(answers) > 0)
+    for n, (ids, offsets) in enumerate(encoded):
+        predicted = answer_tokens(documents[n], offsets, *answers[n]) if answers else None
+        yield Document([*ids, tokenizer.eos_token_id], predicted)
 
 
 def hold_out(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from memory_layers.common.seeds import stable_number
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.evaluate.batches import by_length, score_spans
 from memory_layers.evaluate.scores import score_answer
@@ -86,7 +87,8 @@ def ask(
     """
     was_training = model.training
     model.eval()
-    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    encoded = encode_texts(tokenizer, [asked.prompt for asked in questions], special_tokens=True)
+    prompts = [prompt.ids for prompt in encoded]
     texts = [""] * len(prompts)
     for part in by_length(prompts, len(tokenizer), extra=max_tokens):
         ids = torch.tensor([prompts[n] for n in part], device=model.device)
@@ -97,16 +99,21 @@ def ask(
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )[:, ids.shape[1] :]
-        for n, text in zip(
-            part, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
-        ):
+        said = tokenizer.batch_decode(
+            made, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for n, text in zip(part, said, strict=True):
             texts[n] = text.split("\n")[0].strip()
         progress(len(part))
-    rows = []
-    for asked, prompt in zip(questions, prompts, strict=True):
-        for choice in asked.choices:
-            row = tokenizer(asked.prompt + asked.delimiter + choice)["input_ids"]
-            rows.append((row, (len(prompt), len(row))))
+    chosen = [
+        (asked.prompt + asked.delimiter + choice, len(prompt))
+        for asked, prompt in zip(questions, prompts, strict=True)
+        for choice in asked.choices
+    ]
+    encoded = encode_texts(tokenizer, [text for text, _ in chosen], special_tokens=True)
+    rows = [
+        (row.ids, (first, len(row.ids))) for row, (_, first) in zip(encoded, chosen, strict=True)
+    ]
     nll = [0.0] * len(rows)
     for part in by_length([row for row, _ in rows], len(tokenizer)):
         for i, score in zip(part, score_spans(model, [rows[i] for i in part]), strict=True):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
@@ -61,18 +62,13 @@ def recall_share(
     ends = end_tokens(tokenizer)
     was_training = model.training
     model.eval()
-    encoded = tokenizer(
-        [item.text for item in items],
-        add_special_tokens=special_tokens,
-        return_offsets_mapping=True,
+    encoded = encode_texts(
+        tokenizer, [item.text for item in items], special_tokens=special_tokens, offsets=True
     )
     rows = []
-    for index, item in enumerate(items):
-        ids = [*encoded["input_ids"][index], tokenizer.eos_token_id]
-        span = answer_tokens(
-            item.text, encoded["offset_mapping"][index], item.answer_start, item.answer_end
-        )
-        rows.append((ids, span))
+    for item, (ids, offsets) in zip(items, encoded, strict=True):
+        span = answer_tokens(item.text, offsets, item.answer_start, item.answer_end)
+        rows.append(([*ids, tokenizer.eos_token_id], span))
     results: dict[int, SpanScore] = {}
     for part in by_length([ids for ids, _ in rows], len(tokenizer), times=readers):
         own = part[reader::readers]
