@@ -6,7 +6,8 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
-from memory_layers.data.encode import check_text, encode_texts, special_names
+from memory_layers.data.encode import encode_texts, special_names
+from memory_layers.data.lines import check_complete
 
 # Characters for private use. Each stands for a name of a special token while a template is written.
 _PRIVATE = range(0xE000, 0xF900)
@@ -52,7 +53,7 @@ class ChatTemplate:
             UserError: A text has half of a surrogate pair.
         """
         for text in said:
-            check_text(text)
+            check_complete("a turn", text)
         names = dict.fromkeys(name for text in said for name in self._special.findall(text))
         if not names:
             return list(said), {}
@@ -75,9 +76,7 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
-        turns = [
-            {"role": role, "content": text} for role, text in zip(roles, said, strict=True)
-        ]
+        turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
         try:
             return self._tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=ask

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.lines import shorten
+from memory_layers.data.lines import check_complete
 
 # The tokenizer keeps all that it knows of the tokens of a call, some 150 bytes a character.
 TEXTS_AT_A_TIME, CHARACTERS_AT_A_TIME = 20_000, 2_000_000
@@ -71,23 +71,6 @@ def special_names(tokenizer: Any) -> dict[int, str]:  # noqa: ANN401
     return names
 
 
-def check_text(text: str) -> None:
-    """Refuse what cannot be written as UTF-8.
-
-    Raises:
-        UserError: The text has half of a surrogate pair.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the text has half of a surrogate pair as its character {error.start + 1}, expected "
-            f"complete characters, got {text[error.start]!a} in "
-            f"{shorten(ascii(text[max(0, error.start - 20) : error.start + 20])[1:-1])}. "
-            "hint: write the character itself"
-        ) from error
-
-
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Yield the texts of one call of the tokenizer after the other. A long one is alone."""
     low = size = 0
@@ -118,7 +101,7 @@ def _encoded(
         )
 
     for text in texts:
-        check_text(text)
+        check_complete("the text", text)
     found = call(texts, with_offsets=offsets)
     for n, text in enumerate(texts):
         ids = found["input_ids"][n]
@@ -168,7 +151,8 @@ def _in_slices(
         # Before a space, words are whole. A text without spaces is cut between its tokens.
         ordered = sorted(starts, key=lambda n: (not near[n].isspace(), abs(n - _AROUND)))
         for n in ordered[:_TRIED]:
-            if sum((half.ids for half in tokens(near[:n], near[n:])), []) == whole.ids:
+            before, after = tokens(near[:n], near[n:])
+            if before.ids + after.ids == whole.ids:
                 cuts.append(first + n)
                 break
     found = Tokens([], [])

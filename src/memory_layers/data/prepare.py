@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from itertools import chain
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder
-from memory_layers.common.progress import Report, counted
+from memory_layers.common.progress import Report, counted, counter, tell
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.encode import encode_texts
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer
+from memory_layers.data.tokenizer import load_tokenizer, slices, train_tokenizer
 from memory_layers.data.tokens import Document, answer_tokens, write_tokens
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class PreparedData:
         folder: Holds tokens.bin and its index.
         tokenizer: Fast tokenizer with an end-of-text token.
         probes: Recall items, empty without facts.
-        summary: Counts for reports: documents, tokens, facts, relations.
+        summary: Counts for reports: documents, tokens, facts, relations; and `notes`, what was
+            left out or taken together.
     """
 
     folder: Path
@@ -64,14 +65,18 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
         UserError: A file is malformed, with its line number.
     """
     folder = _cache_dir(config) / _fingerprint(config)
-    if not (folder / "summary.json").is_file():
+    is_there = (folder / "summary.json").is_file()
+    if not is_there:
         _build(config, folder, progress)
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    # Who builds tells them as they are found.
+    tell(summary.get("notes", ()) if is_there else (), progress)
     lines = (folder / "probes.jsonl").read_text("utf-8").splitlines()
     return PreparedData(
         folder=folder,
         tokenizer=load_tokenizer(folder / "tokenizer"),
         probes=tuple(Probe(**json.loads(line)) for line in lines),
-        summary=json.loads((folder / "summary.json").read_text("utf-8")),
+        summary=summary,
     )
 
 
@@ -80,7 +85,7 @@ def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
 
     Args:
         config: Names them.
-        progress: As for `prepare_data`.
+        progress: As for `prepare_data`. With it, what was made of repeated rows is printed.
 
     Raises:
         ValueError: The config names none.
@@ -89,7 +94,9 @@ def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
     if config.facts is None:
         raise ValueError("data.facts is not set")
     if config.facts != BUILTIN:
-        return load_facts(Path(config.facts))
+        found = load_facts(Path(config.facts))
+        tell(found.notes, progress)
+        return found
     facts = builtin_facts(config.relations, config.max_subjects, config.seed, progress=progress)
     if config.templates_file is None:
         return facts
@@ -124,8 +131,10 @@ def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
 
 def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     texts: list[str] = []
+    notes: list[str] = []
     for source in config.text:
-        texts += builtin_text() if source == BUILTIN else iter_text(Path(source))
+        texts += builtin_text() if source == BUILTIN else iter_text(Path(source), notes)
+    tell(notes, progress)
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
@@ -134,15 +143,18 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     part = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         if config.tokenizer is None:
-            count = len(texts) + len(corpus.documents)
-            read = chain(texts, corpus.documents)
-            read = counted(read, count, "reading for the tokenizer", progress)
+            read = [*slices(chain(texts, corpus.documents))]
+            read = counted(read, len(read), "reading for the tokenizer", progress)
             tokenizer = train_tokenizer(read, config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         tokenizer.save_pretrained(part / "tokenizer")
-        encoded = counted(_encode(tokenizer, texts), len(texts), "encoding text", progress)
-        text, kept_out = hold_out(list(encoded), config.text_heldout)
+        characters = sum(map(len, texts))
+        count = counter(characters, "encoding text", progress)
+        count(0)
+        text, kept_out = hold_out(
+            list(_encode(tokenizer, texts, progress=count)), config.text_heldout
+        )
         spans = corpus.answers if config.loss_on == "answers" else ()
         encoded = _encode(tokenizer, corpus.documents, spans)
         encoded = counted(encoded, len(corpus.documents), "encoding facts", progress)
@@ -166,6 +178,7 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             "relations": dict(relations),
             "shown": len({p.subject for p in probes if p.kind == "question_shown"}),
             "heldout": len({p.subject for p in probes if p.kind == "question_heldout"}),
+            "notes": [*notes, *corpus.notes],
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         try:
@@ -182,6 +195,7 @@ def _encode(
     tokenizer: "PreTrainedTokenizerBase",
     documents: Sequence[str],
     answers: Sequence[tuple[int, int]] = (),
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Iterator[Document]:
     """Yield the token ids of each document, the end-of-text token included.
 
@@ -189,8 +203,9 @@ def _encode(
         tokenizer: A fast one.
         documents: Texts.
         answers: Characters of each text to be predicted, and the token after them. Empty: all.
+        progress: Called with a number of characters that are encoded.
     """
-    encoded = encode_texts(tokenizer, documents, offsets=len(answers) > 0)
+    encoded = encode_texts(tokenizer, documents, offsets=len(answers) > 0, progress=progress)
     for n, (ids, offsets) in enumerate(encoded):
         predicted = answer_tokens(documents[n], offsets, *answers[n]) if answers else None
         yield Document([*ids, tokenizer.eos_token_id], predicted)

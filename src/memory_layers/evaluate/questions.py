@@ -185,11 +185,11 @@ def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Qu
 
 
 def _question(probe: Probe, answers: Sequence[str]) -> Question:
-    before, answer = probe.text[: probe.answer_start], probe.text[probe.answer_start :]
+    before, answer = probe.text[: probe.answer_start], probe.answers[0]
     prompt = before.rstrip()
     # Wrong answers of the same relation, the same ones each time.
     number = stable_number(0, "choices", probe.relation, probe.subject)
     drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
-    others = [other for other in drawn if other != answer][: CHOICES - 1]
+    others = [other for other in drawn if other not in probe.answers][: CHOICES - 1]
     choices = tuple(sorted([answer, *others])) if others else ()
-    return Question(prompt, (answer,), choices, before[len(prompt) :])
+    return Question(prompt, probe.answers, choices, before[len(prompt) :])

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.progress import Report
+from memory_layers.common.progress import Report, counter
 from memory_layers.data.encode import encode_texts
 from memory_layers.evaluate.batches import by_length
-from memory_layers.learn.ask import counter, measuring, said_after
+from memory_layers.learn.ask import measuring, said_after
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 

@@ -101,9 +101,7 @@ class ChatEncoder:
         stretches = []
         for start, end in spans:
             inside = [
-                (n, place)
-                for n, place in enumerate(offsets)
-                if place[0] < end and place[1] > start
+                (n, place) for n, place in enumerate(offsets) if place[0] < end and place[1] > start
             ]
             if inside[0][1][0] < start or inside[-1][1][1] > end:
                 return None
