@@ -25,7 +25,7 @@ from memory_layers.data.tokenizer import END
 
 SUFFIXES = (".txt", ".jsonl")
 SHORTEST_PARAGRAPH = 15  # words
-_MARK = re.compile(rf"^[ \t]*{re.escape(END)}[ \t]*\r?$", re.MULTILINE)
+_MARK = re.compile(rf"^[ \t]*{re.escape(END)}[ \t]*\r?(?:\n|\Z)", re.MULTILINE)
 _MARKUP = re.compile(r">>>|\.\.\. |::|[{}|=<>\\$]|:[a-z]+:`|__|\*\*")
 _WORD = re.compile(r"[A-Za-z][a-z'-]*[.,;:)]?")
 
@@ -113,19 +113,21 @@ def _read_file(path: Path) -> Iterator[tuple[str, str]]:
 
 def _stories(path: Path, text: str) -> Iterator[tuple[str, str]]:
     """Cut a text where a mark stands on a line of its own, as in files of stories."""
-    line = start = 0
-    marks = [*_MARK.finditer(text), None]
-    for n, mark in enumerate(marks):
-        story = text[start : mark.start() if mark else None]
-        first = len(story) - len(story.lstrip("\r\n"))
-        where = f"{path}:{line + story.count(chr(10), 0, first) + 1}"
-        if len(marks) == 1:
-            yield where, story
+    marks = [*_MARK.finditer(text)]
+    if not marks:
+        yield f"{path}:1", text
+        return
+    line, start = 1, 0
+    for n, mark in enumerate([*marks, None]):
+        end = mark.start() if mark else len(text)
+        story = text[start:end].strip("\r\n")
         # A mark may also stand before the first story and behind the last one.
-        elif story.strip("\r\n") or 0 < n < len(marks) - 1:
-            yield where, story.strip("\r\n")
-        line += story.count("\n")
-        start = mark.end() if mark else start
+        if story or 0 < n < len(marks):
+            first = line + text.count("\n", start, text.find(story, start))
+            yield f"{path}:{first}", story
+        if mark:
+            line += text.count("\n", start, mark.end())
+            start = mark.end()
 
 
 def help_text() -> list[str]:
