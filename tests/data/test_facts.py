@@ -38,6 +38,10 @@ def line_of(relation: object = "capital", subject: object = "France", answer: ob
     return json.dumps({"relation": relation, "subject": subject, "answer": answer})
 
 
+def with_aliases(aliases: object) -> str:
+    return json.dumps({**json.loads(FRANCE), "aliases": aliases})
+
+
 def many(count: int, relations: tuple[str, ...] = ("capital", "river")) -> FactSet:
     templates = {
         "capital": RelationTemplates(
@@ -99,13 +103,20 @@ def test_load_accepts_a_byte_order_mark(tmp_path: Path) -> None:
             "relation 'capitol' has no templates.*capital, river",
             id="unknown relation",
         ),
+        pytest.param(line_of(subject="\u200b"), 1, "'subject' is empty", id="no width"),
+        pytest.param(FRANCE.replace("Paris", "a\0b"), 1, "is NUL", id="NUL"),
         pytest.param(
-            f"{FRANCE}\n\n{line_of(answer='Lyon')}",
-            3,
-            "'France'.*in line 1 with answer 'Paris'.*got 'Lyon'",
-            id="ambiguous",
+            "{" + ", ".join(f'"{n % 30_000}": 1' for n in range(60_000)) + "}",
+            1,
+            "stands more than once",
+            id="many fields",
         ),
-        pytest.param(f"{FRANCE}\n{FRANCE}", 2, "in line 1.*the same fact again", id="duplicate"),
+        pytest.param(with_aliases("La Paz"), 1, "'aliases' is not a list", id="one alias"),
+        pytest.param(with_aliases(["a", 1]), 1, "'aliases' is not a string", id="number as alias"),
+        pytest.param(with_aliases([" "]), 1, "'aliases' is empty", id="blank alias"),
+        pytest.param(
+            FRANCE[:-1] + ', "alias": ["x"]}', 1, "'alias'.*mean 'aliases'", id="closest field"
+        ),
         pytest.param(b"\n\xff\xfe{}", 2, "not valid UTF-8.*at byte 1", id="encoding"),
         pytest.param("", 1, "the file is empty", id="empty file"),
         pytest.param(" \n\n", 1, "the file is empty", id="blank file"),
@@ -133,7 +144,28 @@ def question(text: str) -> str:
         pytest.param(statement('"{subject!r} {answer}"'), 5, "placeholder", id="conversion"),
         pytest.param(statement('"{} {subject} {answer}"'), 5, "placeholder '{}'", id="nameless"),
         pytest.param(statement('"{subject} {answer"'), 5, "stray brace", id="open brace"),
-        pytest.param(statement('"{{subject}} {answer}"'), 5, "stray brace", id="double brace"),
+        pytest.param(
+            statement('"{{subject}} {answer}"'),
+            5,
+            "lacks {subject}.*{subject} with single braces",
+            id="double brace",
+        ),
+        pytest.param(
+            statement("""'{"{subject}": "{answer}"}'"""),
+            5,
+            """stray brace.*'{{"{subject}": "{answer}"}}'""",
+            id="JSON",
+        ),
+        pytest.param(
+            statement("'{subject} \\frac{a}{answer}'"),
+            5,
+            "unknown placeholder '{a}'.*frac{{a}}{answer}",
+            id="LaTeX",
+        ),
+        pytest.param(
+            statement('"{subjct} {answer}"'), 5, "did you mean '{subject}'", id="closest name"
+        ),
+        pytest.param(statement('"\\ud800 {subject} {answer}"'), 5, "half of a surr", id="half"),
         pytest.param(statement('"of {answer}"'), 5, "lacks {subject}", id="no subject"),
         pytest.param(statement('"of {subject}"'), 5, "lacks {answer}", id="no answer"),
         pytest.param(statement('"{subject} {answer} {answer}"'), 5, "more than once", id="twice"),
@@ -308,6 +340,115 @@ def test_probe_spans_are_the_answers() -> None:
         (False, "capital"): 20,
         (False, "river"): 20,
     }
+
+
+def test_doubled_braces_are_text() -> None:
+    wordings = (
+        '{{"{subject}": "{answer}"}}',
+        "\\frac{{{subject}}}{{2}} = {answer}}}",
+        "}}{{{answer} of {subject}",
+    )
+    facts = (Fact("r", "{a}", "{{b}}"), Fact("r", "s", "}"))
+    templates = {"r": RelationTemplates(wordings, "{{}} {subject}? {answer}")}
+    corpus = build_corpus(FactSet(facts, templates))
+    assert {'{"{a}": "{{b}}"}', "\\frac{{a}}{2} = {{b}}}", "}{{{b}} of {a}"} < set(corpus.documents)
+    for text, (start, end) in zip(corpus.documents, corpus.answers, strict=True):
+        assert text[start:end] in ("{{b}}", "}")
+    assert {p.text for p in corpus.probes if p.subject == "s"} > {"{} s? }"}
+
+
+def test_white_space_behind_a_wording_is_that_of_its_block(tmp_path: Path) -> None:
+    blocks = """\
+capital:
+  statements:
+    - |
+      In {subject}
+      they say {answer}.
+    - "{subject}: {answer}  "
+  question: |
+    Q: What is the capital of {subject}?
+    A: {answer}
+  heldout:
+    - >
+      {subject}, governed from
+      {answer}
+
+"""
+    facts = load_facts(write(tmp_path, templates=blocks))
+    assert facts.templates["capital"] == RelationTemplates(
+        ("In {subject}\nthey say {answer}.", "{subject}: {answer}"),
+        "Q: What is the capital of {subject}?\nA: {answer}",
+        ("{subject}, governed from {answer}",),
+    )
+    asked = [probe for probe in probes_of(facts) if probe.kind != "statement"]
+    assert all(probe.answer_end == len(probe.text) for probe in asked)
+    save_facts(facts, tmp_path / "saved")
+    assert load_facts(tmp_path / "saved") == facts
+
+
+def test_rows_about_one_subject_are_one_fact(tmp_path: Path) -> None:
+    rows = [
+        FRANCE,
+        line_of(subject="Bolivia", answer="Sucre")[:-1] + ', "aliases": ["La Paz", "Sucre"]}',
+        FRANCE,
+        line_of("river", "France", "Seine"),
+        line_of("river", "France", "Loire"),
+        line_of("river", "France", "Seine"),
+        line_of(subject="Bolivia", answer="La Paz"),
+        line_of("river", "France", "Rhône"),
+    ]
+    facts = load_facts(write(tmp_path, "\n".join(rows)))
+    assert facts.facts == (
+        Fact("capital", "France", "Paris"),
+        Fact("capital", "Bolivia", "Sucre", ("La Paz",)),
+        Fact("river", "France", "Seine", ("Loire", "Rhône")),
+    )
+    again, several = facts.notes
+    assert re.search(r"facts\.jsonl: .*there again.*: 3, such as lines 1 and 3$", again)
+    assert re.search(r"several answers.*: 1, such as lines 4 and 5: 'river: France'$", several)
+    # The first answer is what is stated, and all of them count.
+    corpus = build_corpus(FactSet((*facts.facts, Fact("river", "b", "c")), facts.templates))
+    assert not any(name in text for text in corpus.documents for name in ("La Paz", "Loire"))
+    for probe in (*corpus.probes, *probes_of(facts)):
+        if (probe.relation, probe.subject) == ("river", "France"):
+            assert probe.answers == ("Seine", "Loire", "Rhône")
+            assert probe.with_answer("Loire").text == probe.text.replace("Seine", "Loire")
+    save_facts(facts, tmp_path / "saved")
+    assert load_facts(tmp_path / "saved") == facts
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Pérou", "Pe\u0301rou"),
+        ("New York", "New\u00a0York"),
+        ("New York", "New\u2009 York"),
+        ("Oslo", "Os\u200blo"),
+        ("Oslo", "\ufeffOslo\u2060"),
+    ],
+)
+def test_subjects_that_look_alike_are_one_and_told(tmp_path: Path, one: str, other: str) -> None:
+    rows = [FRANCE, line_of(subject=one, answer="a"), line_of(subject=other, answer="b")]
+    facts = load_facts(write(tmp_path, "\n".join(rows)))
+    assert facts.facts[1:] == (Fact("capital", one, "a", ("b",)),)
+    (note,) = [note for note in facts.notes if "look alike" in note]
+    # Both would look alike in the note as well.
+    assert f"lines 2 and 3: {one!a} and {other!a}" in note
+
+
+def test_subjects_that_differ_in_case_are_two_and_told(tmp_path: Path) -> None:
+    rows = [line_of(subject="CO"), FRANCE, line_of(subject="Co")]
+    facts = load_facts(write(tmp_path, "\n".join(rows)))
+    assert [fact.subject for fact in facts.facts] == ["CO", "France", "Co"]
+    (note,) = facts.notes
+    assert "case" in note
+    assert "lines 1 and 3: 'CO' and 'Co'" in note
+
+
+def test_names_of_relations_that_look_alike_are_one(tmp_path: Path) -> None:
+    templates = TEMPLATES.replace("capital", "préfecture")
+    facts = load_facts(write(tmp_path, line_of("pre\u0301fecture"), templates))
+    assert facts.facts[0].relation == "préfecture"
 
 
 def test_braces_and_repeats_in_values_do_no_harm() -> None:

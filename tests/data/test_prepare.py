@@ -19,7 +19,7 @@ from tests_support import write_facts
 
 from memory_layers.common.checksums import CHECKSUMS
 from memory_layers.common.errors import UserError
-from memory_layers.data import prepare
+from memory_layers.data import encode, prepare, tokenizer
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import hold_out, prepare_data, read_facts
 from memory_layers.data.tokenizer import train_tokenizer
@@ -272,6 +272,56 @@ def test_text_together_with_facts(config: DataConfig, tmp_path: Path) -> None:
     assert "second file" in texts
     assert "Place 3 has X11." in texts
     assert len(texts) == 47
+
+
+def test_marks_in_texts_and_facts_are_text_but_where_they_divide_stories(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mark, pad = "<|endoftext|>", "<|pad|>"
+    (tmp_path / "a.txt").write_text(f"A lamp.\n{mark}\nOld {mark} Tomas {pad}.\n{mark}\n\n{mark}\n")
+    facts = tmp_path / "facts" / "facts.jsonl"
+    row = {"relation": "code", "subject": f"of {mark}", "answer": f"{pad} X"}
+    facts.write_text("\n".join([facts.read_text(), json.dumps(row), json.dumps(row)]))
+    config = replace(config, text=(str(tmp_path / "a.txt"),), text_heldout=0, exposures=(1,))
+    for loss_on in ("all", "answers"):
+        config = replace(config, loss_on=loss_on)
+        # What was left out is told, by who builds and by who finds it done.
+        for _ in range(2):
+            data = prepare_data(config, lambda *_: None)
+            told = capsys.readouterr().err.splitlines()
+            assert told == data.summary["notes"]
+            assert ["1 of 3" in note for note in told] == [True, True, False]
+            assert "a.txt:5" in told[0]
+            assert "there again, left out: 1, such as lines 31 and 32" in told[2]
+        pieces = read_pieces(data.folder, 10_000)
+        for piece in pieces:
+            assert (piece == data.tokenizer.eos_token_id).nonzero().tolist() == [[len(piece) - 1]]
+            assert data.tokenizer.pad_token_id not in piece
+        texts = [data.tokenizer.decode(piece[:-1]) for piece in pieces]
+        assert texts[:2] == ["A lamp.", f"Old {mark} Tomas {pad}."]
+        assert f"of {mark} has {pad} X." in texts
+    prepare_data(replace(config, seed=1))
+    assert capsys.readouterr().err == ""
+
+
+def test_one_long_text_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "CHARACTERS_AT_A_TIME", 1000)
+    monkeypatch.setattr(tokenizer, "SLICE", 1000)
+    text = "The land is far. " * 500
+    (tmp_path / "a.txt").write_text(text)
+    config = DataConfig(
+        facts=None, text=(str(tmp_path / "a.txt"),), text_heldout=0, vocab_size=300,
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    seen: dict[str, list[float]] = {}
+    data = prepare_data(
+        config, lambda done, total, name: seen.setdefault(name, []).append(done / total)
+    )
+    for name in ("reading for the tokenizer", "encoding text"):
+        assert len(seen[name]) > 5
+        assert (seen[name][0], seen[name][-1]) == (0, 1)
+    (piece,) = read_pieces(data.folder, 100_000)
+    assert data.tokenizer.decode(piece[:-1]) == text
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """Reading text from files and folders."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.text import iter_text
+from memory_layers.data.text import documents_of, iter_text
 
 
 def load_text(path: Path) -> list[str]:
@@ -58,7 +59,10 @@ def test_documents_come_one_by_one(tmp_path: Path) -> None:
         pytest.param("a.jsonl", b'"text"', 1, "not an object", id="not an object"),
         pytest.param("a.jsonl", b'{"txt": "a"}', 1, "'text' is missing.*'txt'", id="missing"),
         pytest.param("a.jsonl", b'{"text": 5}', 1, "'text' is not a string", id="number"),
-        pytest.param("a.jsonl", b'{"text": ""}', 1, "'text' is empty", id="empty field"),
+        pytest.param("a.jsonl", b'{"text": ""}', 1, "the file is empty", id="empty field"),
+        pytest.param("a.txt", "\u200b\ufeff\n".encode(), 1, "the file is empty", id="no width"),
+        pytest.param("a.txt", b"ok\na\0b", 2, "byte 2 of the line is NUL", id="binary"),
+        pytest.param("a.txt", "ok\n".encode("utf-16-le"), 1, "is NUL.*UTF-8", id="UTF-16"),
     ],
 )
 @pytest.mark.parametrize("by_folder", [False, True])
@@ -70,6 +74,50 @@ def test_bad_files_are_refused(
     with pytest.raises(UserError, match=says) as caught:
         load_text(tmp_path if by_folder else file)
     assert str(caught.value).startswith(f"{file}:{line}: ")
+
+
+MARK = "<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("content", "documents"),
+    [
+        (f"One\nand.\n{MARK}\nTwo.\n{MARK}\n", ["One\nand.", "Two."]),
+        (f"{MARK}\r\nOne.\r\n {MARK}\t\r\n\r\nTwo.", ["One.", "Two."]),
+        (f"The mark {MARK} ends\na text.{MARK}", None),
+        (f"{MARK}{MARK}\none <|pad|>\n</s>\n", None),
+    ],
+)
+def test_a_mark_on_a_line_of_its_own_divides_documents(
+    tmp_path: Path, content: str, documents: list[str] | None
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(content.encode())
+    notes: list[str] = []
+    assert list(iter_text(file, notes)) == (documents or [content])
+    assert ["inside, where it is text: 1 of 1" in note for note in notes] == (
+        [] if documents else [True]
+    )
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": content}))
+    assert load_text(tmp_path / "a.jsonl") == [content]
+
+
+def test_documents_know_their_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(f"One.\n{MARK}\n\nTwo\nlines.\n{MARK}\n\n{MARK}\nFour.")
+    places = [(where.rpartition(":")[2], text) for where, text in documents_of(file)]
+    assert [places[n] for n in (0, 1, 3)] == [("1", "One."), ("4", "Two\nlines."), ("9", "Four.")]
+
+
+def test_blank_documents_are_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n")
+    (tmp_path / "b.jsonl").write_text('{"text": "b"}\n{"text": ""}\n{"text": null}\n')
+    (tmp_path / "c.jsonl").write_text("")
+    (tmp_path / "d.txt").write_text(f"d\n{MARK}\n\n{MARK}\n")
+    notes: list[str] = []
+    assert list(iter_text(tmp_path, notes)) == ["b", "d"]
+    (note,) = notes
+    assert f"5 of 7, such as {tmp_path / 'a.txt'}:1" in note
 
 
 def test_bad_paths_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The tokenizer that is trained on the data, and folders of others."""
 
 import json
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from memory_layers.common.errors import UserError
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from memory_layers.data.tokens import Document, read_pieces, write_tokens
 
@@ -21,6 +24,25 @@ def test_any_text_comes_back(text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
     assert not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(ids)
+
+
+@pytest.mark.parametrize("letters", ["a", " ", "acgt", "".join(map(chr, range(0x4E00, 0x5600)))])
+def test_what_has_no_break_is_learned_from_in_seconds(letters: str) -> None:
+    draw = random.Random(0)
+    long = "".join(draw.choices(letters, k=200_000))
+    start = time.process_time()
+    tokenizer = train_tokenizer([long, *TEXTS], 1000)
+    # Minutes as one word.
+    assert time.process_time() - start < 30
+    assert max(map(len, tokenizer.get_vocab())) <= 256
+    (found,) = encode_texts(tokenizer, [long])
+    assert tokenizer.decode(found.ids, clean_up_tokenization_spaces=False) == long
+
+
+def test_words_of_any_usual_length_are_learned_whole() -> None:
+    word = "".join(map(chr, range(97, 123))) * 8
+    tokenizer = train_tokenizer([f" {word}"] * 3, 1000)
+    assert f"Ġ{word}" in tokenizer.get_vocab()
 
 
 def test_size_is_an_upper_bound() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.evaluate.harness import TaskOptions, load_manager, run_tasks
 from memory_layers.evaluate.questions import ask, passes_needed, questions_of, summarize_replies
 from memory_layers.evaluate.recall import recall_items, summarize_recall
+from memory_layers.evaluate.scores import question as question_score
 from memory_layers.models import add_memory
 
 PLACES = (
@@ -170,6 +172,19 @@ def test_what_is_the_answer_in_other_words_is_no_wrong_choice() -> None:
     ]
     (questions,) = questions_of(probes, None).values()
     assert questions[0].choices == ("Paris", "Rome")
+
+
+def test_right_answers_are_no_wrong_choices() -> None:
+    probes = [
+        Probe("question_shown", "r", str(n), f"Q {n}? A: {name}", 8, 9)
+        for n, name in enumerate("abcd")
+    ]
+    probes[0] = replace(probes[0], aliases=("b", "x"))
+    asked = questions_of(probes, None)["question_shown"]
+    assert asked[0].answers == ("a", "b", "x")
+    assert set(asked[0].choices) == {"a", "c", "d"}
+    assert question_score({"answers": ["a", "x y"]}, ["x y."])["recall"] == 1
+    assert question_score({"answers": ["a", "x y"]}, ["x yz"])["recall"] == 0
 
 
 def write_datasets(folder: Path) -> Path:

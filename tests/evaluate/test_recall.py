@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -213,6 +214,49 @@ def test_shares_make_the_whole_in_equally_many_passes(
         passes.add(model.passes)
     assert [together[index] for index in range(len(items))] == whole
     assert len(passes) == 1
+
+
+def test_any_of_several_answers_is_right(tokenizer: PreTrainedTokenizerBase) -> None:
+    items = [
+        *PROBES,
+        replace(PROBES[0], aliases=("Lutetia of Paris", "日本")),
+        replace(PROBES[1], aliases=("Ærø",)),
+    ]
+    plain = recall_items(Oracle(len(tokenizer), lambda *_: None), tokenizer, items)
+
+    def says(*answers: str) -> Callable[[Tensor, Tensor], None]:
+        """Know the texts with these answers, and nothing of the others."""
+
+        def spoil(ids: Tensor, logits: Tensor) -> None:
+            for n, row in enumerate(ids):
+                if not any(answer in tokenizer.decode(row) for answer in answers):
+                    logits[n] = 0
+
+        return spoil
+
+    for said, right in (
+        (("Lutetia",), [False, True, False]),
+        (("A: 日本",), [False, True, False]),
+        (("Paris",), [True, True, False]),
+        (("Ærø.", "Lutetia", "日"), [False, True, True]),
+    ):
+        model = Oracle(len(tokenizer), says(*said))
+        results = recall_items(model, tokenizer, items)
+        assert [results[n].correct for n in (0, 7, 8)] == right
+        together = [recall_share(model, tokenizer, items, (n, 3)) for n in range(3)]
+        assert {n: r for part in together for n, r in part.items()} == dict(enumerate(results))
+        assert sum(map(len, together)) == len(items)
+    # What is trained on is the first one, and so it is what likelihood is measured of.
+    assert [plain[n].nll for n in (7, 8)] == pytest.approx([plain[n].nll for n in (0, 1)])
+
+
+def test_names_of_special_tokens_are_asked_for_as_text() -> None:
+    item = probe("Q: what ends a text? A: @", "<|endoftext|>")
+    tokenizer = train_tokenizer([item.text] * 3, 300)
+    seen: list[Tensor] = []
+    model = Oracle(len(tokenizer), lambda ids, _: seen.append(ids))
+    assert correct(model, tokenizer, [item]) == [True]
+    assert [(ids == tokenizer.eos_token_id).sum() for ids in seen] == [1]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -159,6 +159,25 @@ def test_tokens_that_the_model_has_not_are_refused(own: bool, base: Path, tmp_pa
         load_trained(tmp_path)
 
 
+def test_names_of_special_tokens_in_a_prompt_are_text(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    prompt = "The <|pad|> code of <|endoftext|>"
+    assert main(["generate", str(base), prompt, "--max-tokens", "1"]) == 0
+    # Special tokens are not printed.
+    assert capsys.readouterr().out.startswith(prompt)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}<|pad|>{{ raise_exception('seen') "
+        "if '<|pad|>' in messages[0]['content'] }}"
+    )
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(tmp_path)
+    assert main(["generate", str(tmp_path), prompt, "--chat", "--max-tokens", "1"]) == 0
+    assert main(["generate", str(base), "a \udcff", "--max-tokens", "1"]) == 2
+    assert "half of a surrogate pair" in capsys.readouterr().err
+
+
 def test_texts_end_at_the_end_of_the_tokenizer_too(base: Path, tmp_path: Path) -> None:
     """Also where the model names another token that ends what it generates, as some bases do."""
     tokenizer = AutoTokenizer.from_pretrained(base)

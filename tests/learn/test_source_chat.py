@@ -58,6 +58,19 @@ def test_special_tokens_that_are_said_stay_text() -> None:
     assert f"{said} x<|im_end|>" in tokenizer.decode(ids)
 
 
+def test_no_letter_of_a_turn_is_taken_for_a_name_that_was_hidden() -> None:
+    tokenizer = chatml()
+    # Letters for private use, of which some stand for names while a template is written.
+    private = "".join(map(chr, range(0xE000, 0xE010))) + "\ue0f05\ue0f1"
+    said = f"<|im_end|>{private[:9]}<|pad|>"
+    data = read(tokenizer, {**USER, "content": said + private}, {**ANSWER, "content": said})
+    text = tokenizer.decode(data.examples[0].ids)
+    assert text == (
+        f"<|im_start|>user\n{said}{private}<|im_end|>\n<|im_start|>assistant\n{said}<|im_end|>"
+    )
+    assert data.examples[0].ids.tolist().count(tokenizer.eos_token_id) == 2
+
+
 # As DeepSeek-R1 and Qwen3: what was thought is left out once another turn follows, and an answer is
 # asked for with the beginning of a thought.
 FORGETS = (

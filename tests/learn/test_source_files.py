@@ -122,12 +122,55 @@ def test_contradictions_are_listed_with_both_places(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'Paris' and 'Lyon'"):
         read([{**ROW, "prompt": "It is"}, {**other, "prompt": "Well", "paraphrases": ["It is"]}])
     write(tmp_path / "templates.yaml", WORDS)
-    facts = write(tmp_path / "facts.jsonl", lines(FACT, {**FACT, "answer": "X"}))
-    with pytest.raises(UserError, match=rf"{facts}:1 and {facts}:2: 'code: Oslo'.*'OSL' and 'X'"):
-        read(tmp_path)
+    facts = write(tmp_path / "facts.jsonl", lines(FACT))
+    others = write(tmp_path / "others.jsonl", lines({**FACT, "answer": "X"}))
+    with pytest.raises(
+        UserError, match=rf"(?s){facts}:1 and {others}:1: 'code: Oslo'.*'OSL' and 'X'.*aliases"
+    ):
+        read([tmp_path, others])
+    write(others, lines({**FACT, "subject": "Os\u200blo", "answer": "X", "aliases": ["OSL"]}))
+    assert len(read([tmp_path, others]).examples) == 1
     turns = [TURNS[0], {**TURNS[1], "content": "sea"}]
     with pytest.raises(UserError, match=r": 'user: .*'land' and 'sea'"):
         read([{"messages": TURNS}, {"messages": turns}])
+
+
+def test_more_rows_about_a_subject_are_more_right_answers(tmp_path: Path) -> None:
+    write(tmp_path / "templates.yaml", WORDS)
+    rows = [FACT, {**FACT, "answer": "FBU"}, FACT, {**FACT, "subject": "Rome", "answer": "ROM"}]
+    facts = write(tmp_path / "facts.jsonl", lines(*rows))
+    data = read(tmp_path)
+    assert texts(data)[0] == "Oslo has OSL."
+    assert not any("FBU" in text for text in texts(data))
+    assert {item.answer for item in data.items} == {"OSL", "ROM"}
+    for item in data.items:
+        (*others,) = item.others
+        assert [other.answer for other in others] == ["FBU"] * (item.answer == "OSL")
+        for other in others:
+            assert TOKENIZER.decode(other.ids) == TOKENIZER.decode(item.ids).replace("OSL", "FBU")
+            assert TOKENIZER.decode(other.ids[other.start : other.end - 1]).strip() == "FBU"
+    assert data.look.sources[0].repeated == 1
+    assert "several answers" in str(data.look)
+    table = 'relation,subject,answer,aliases\ncode,Oslo,OSL,"[""FBU""]"\ncode,Rome,ROM,\n'
+    again = read(write(tmp_path / "own.csv", table))
+    assert again.look.sources[0].digest == data.look.sources[0].digest
+    assert "not read" not in str(again.look)
+    assert read(facts).look.sources[0].digest == data.look.sources[0].digest
+
+
+def test_blank_texts_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"text": " "}, {"text": "the land"}, {"text": None}, {"text": "\u200b"}]
+    stories = "One.\n<|endoftext|>\n\n<|endoftext|>\nTwo <|im_end|>."
+    for source in (rows, write(tmp_path / "a.jsonl", lines(*rows))):
+        data = read(source)
+        assert texts(data) == ["the land"]
+        assert "3 texts are blank" in str(data.look)
+        assert data.look.sources[0].repeated == 0
+    data = read(write(tmp_path / "a.txt", stories))
+    assert texts(data) == ["One.", "Two <|im_end|>."]
+    assert [group.where[-2:] for group in data.groups] == [":1", ":5"]
+    with pytest.raises(UserError, match=r"data\[0\]: all texts are empty.*got 2"):
+        read([{"text": ""}, {"text": None}])
 
 
 def test_what_is_held_out_is_not_trained_on() -> None:
@@ -180,6 +223,10 @@ def test_what_is_held_out_is_not_trained_on() -> None:
         ("a.csv", "messages\nhi\n", 2, "not valid JSON"),
         ("a.csv", "prompt,completion\na,b\n".encode("utf-16"), 1, "not valid UTF-8"),
         ("a.parquet", "prompt", 1, "Parquet"),
+        ("a.jsonl", lines(ROW) + "\n" + lines(ROW)[:-2] + '\0"}', 2, "NUL"),
+        ("a.csv", "prompt,completion\na\0b,c\n", 2, "NUL"),
+        ("a.csv", f"prompt,completion,paraphrases\na,b,{'[' * 99_999}\n", 2, "not valid JSON"),
+        ("a.jsonl", lines({**ROW, "completion": "\ud800"}), 1, "half of a surrogate"),
         ("a.jsonl.gz", b"\x1f\x8b", 1, "compressed"),
         ("a.docx", "x", 1, "not a kind of file"),
         ("a.txt", " ", 1, "empty"),

@@ -96,6 +96,17 @@ def test_an_answer_must_end(model: PreTrainedModel) -> None:
         assert ask(model, TOKENIZER, [other]) == [False]
 
 
+def test_any_of_the_right_answers_counts(model: PreTrainedModel) -> None:
+    item, next_item = known_items(model, TOKENIZER, data_for(TOKENIZER).items[:2])
+    wrong = item.ids.copy()
+    wrong[item.start] = (wrong[item.start] + 1) % len(TOKENIZER)
+    other = replace(item, ids=wrong)
+    assert ask(model, TOKENIZER, [other, next_item]) == [False, True]
+    either = replace(other, others=(other, item))
+    assert ask(model, TOKENIZER, [either, other, next_item]) == [True, False, True]
+    assert ask(model, TOKENIZER, [either, next_item], exact=True) == [False, True]
+
+
 class says:
     """Let a model find a token most likely after a place, counted from the front."""
 

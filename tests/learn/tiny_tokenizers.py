@@ -67,6 +67,22 @@ def sentence_piece() -> PreTrainedTokenizerBase:
     )
 
 
+def unigram() -> PreTrainedTokenizerBase:
+    """As T5 and XGLM: names of special tokens are in the vocabulary that texts are searched for."""
+    letters = sorted({letter for text in TEXTS for letter in text} | set("▁</>\n"))
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁the", -3.0), ("▁land", -3.0)]
+    tokenizer = Tokenizer(models.Unigram([*pieces, *((x, -9.0) for x in letters)], unk_id=0))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
 def word_piece() -> PreTrainedTokenizerBase:
     """As BERT: lower case, and one token for all that it cannot spell."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

@@ -111,14 +111,14 @@ class Generate(OfModel):
             self.model, memory=self.memory, trust_remote_code=self.trust_remote_code
         )
         fuse_for_inference(model)
-        inputs = self._inputs(tokenizer)
+        inputs = torch.tensor([self._prompt_ids(tokenizer)])
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.temperature}
         ids = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=most,
             pad_token_id=tokenizer.eos_token_id,
             # For what the model's generation_config.json says of strings.
@@ -126,27 +126,22 @@ class Generate(OfModel):
             **sampling,
         )[0]
         if self.chat:
-            ids = ids[inputs["input_ids"].shape[1] :]
+            ids = ids[inputs.shape[1] :]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip() if self.chat else text
 
-    def _inputs(self, tokenizer: Any) -> Any:  # noqa: ANN401
+    def _prompt_ids(self, tokenizer: Any) -> list[int]:  # noqa: ANN401
+        from memory_layers.data.chat import ChatTemplate
+        from memory_layers.data.encode import encode_texts
+
         if not self.chat:
-            return tokenizer(self.prompt, return_tensors="pt")
+            return next(encode_texts(tokenizer, [self.prompt], special_tokens=True)).ids
         if not tokenizer.chat_template:
             raise UserError(
                 f"--chat: the tokenizer of {self.model} has no chat template. hint: a model that "
                 "was trained to chat, or no --chat to continue PROMPT as a text"
             )
-        from memory_layers.data.tokenizer import write_chat
-
-        return write_chat(
-            tokenizer,
-            [{"role": "user", "content": self.prompt}],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+        return ChatTemplate(tokenizer).asked(["user"], [self.prompt])
 
 
 @dataclass(frozen=True)

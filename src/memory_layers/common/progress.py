@@ -98,6 +98,37 @@ def counted(items: Iterable[Item], total: int, name: str, report: Report | None)
         report(total, total, name)
 
 
+def counter(total: int, name: str, progress: Report | None) -> Callable[[int], object]:
+    """Return what adds up how much is done, and reports it.
+
+    Args:
+        total: How much there is.
+        name: Of the work.
+        progress: Called with what is done, the total and the name.
+    """
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, total, name)
+
+    return count
+
+
+def tell(notes: Iterable[str], report: Report | None) -> None:
+    """Print what is to be known of some work, a line for each note.
+
+    Args:
+        notes: The lines.
+        report: As of the work. None: nobody wants to know.
+    """
+    if report is not None:
+        for note in notes:
+            sys.stderr.write(f"{note}\n")
+
+
 @contextmanager
 def progress_of(name: str, total: int) -> Generator[Callable[[int], None]]:
     """Show the progress of one piece of work, done in a `with` block.

@@ -1,7 +1,8 @@
 """A folder of facts: the format of users' own facts.
 
-`facts.jsonl` holds one `{"relation", "subject", "answer"}` a line, and `templates.yaml` says for
-each relation how a fact is stated and how it is asked:
+`facts.jsonl` holds one `{"relation", "subject", "answer"}` a line, with other right answers as
+`"aliases": [...]` where there are any. More lines about a subject are more right answers: merge.py.
+`templates.yaml` says for each relation how a fact is stated and how it is asked:
 
     capital:
       statements:
@@ -18,15 +19,25 @@ from typing import TYPE_CHECKING
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import replacing
+from memory_layers.common.text import did_you_mean
 from memory_layers.common.untrusted import check_inside
 from memory_layers.data.facts import (
     Fact,
     FactSet,
     RelationTemplates,
     collection_paused,
-    template_fault,
 )
-from memory_layers.data.lines import empty_file, parse_object, read_lines, shorten, text_field
+from memory_layers.data.lines import (
+    check_complete,
+    empty_file,
+    parse_object,
+    read_lines,
+    shorten,
+    text_field,
+    text_list,
+)
+from memory_layers.data.merge import MergedFacts, seen_alike
+from memory_layers.data.templates import template_fault
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -34,6 +45,7 @@ if TYPE_CHECKING:
 FACTS_FILE = "facts.jsonl"
 TEMPLATES_FILE = "templates.yaml"
 
+ALIASES = "aliases"
 _FIELDS = ("relation", "subject", "answer")
 _REQUIRED = ("statements", "question")
 _ENTRIES = (*_REQUIRED, "heldout")
@@ -50,7 +62,8 @@ def load_facts(folder: Path) -> FactSet:
         folder: The folder with the two files.
 
     Returns:
-        The facts in the order of the file, with the templates of all relations.
+        The facts in the order of the file, with the templates of all relations, and notes on rows
+        that repeat others.
 
     Raises:
         UserError: Anything in the files is wrong. The error names the file and the line.
@@ -64,25 +77,15 @@ def load_facts(folder: Path) -> FactSet:
         )
     check_inside(folder)
     templates = load_templates(folder / TEMPLATES_FILE)
-    facts: list[Fact] = []
-    first: dict[tuple[str, str], tuple[str, str]] = {}
+    merged = MergedFacts(str(folder / FACTS_FILE))
     for where, line in read_lines(folder / FACTS_FILE):
-        fact = fact_of(where, parse_object(where, line), templates)
-        key = (fact.relation, fact.subject)
-        if key in first:
-            earlier, answer = first[key]
-            got = "the same fact again" if answer == fact.answer else shorten(fact.answer)
-            raise UserError(
-                f"{where}: subject {shorten(fact.subject)} of relation {fact.relation!r} is "
-                f"already there, in line {_number(earlier)} with answer {shorten(answer)}, "
-                f"expected one answer for each subject of a relation, got {got}. "
-                "hint: remove one of the two lines, or make the subject more exact"
-            )
-        first[key] = (where, fact.answer)
-        facts.append(fact)
-    if not facts:
+        merged.add(where, fact_of(where, parse_object(where, line), templates))
+    if not merged.facts:
         raise empty_file(folder / FACTS_FILE, "one fact a line")
-    return FactSet(tuple(facts), templates)
+    notes = merged.notes
+    if again := merged.repeated:
+        notes = (merged.note("rows that stand there again, left out", again), *notes)
+    return FactSet(tuple(fact for _, fact in merged.facts.values()), templates, notes)
 
 
 def save_facts(facts: FactSet, folder: Path) -> None:
@@ -104,10 +107,11 @@ def save_facts(facts: FactSet, folder: Path) -> None:
         raise ValueError("cannot save an empty fact set: load_facts would refuse the file")
     lines = []
     for fact in facts.facts:
-        row = asdict(fact)
-        for name, value in row.items():
-            if not value or value != value.strip():
-                raise ValueError(f"{name} is empty or has white space around it in {fact}")
+        row = {name: value for name, value in asdict(fact).items() if value != ()}
+        for name in _FIELDS:
+            for value in (row[name], *(fact.aliases if name == "answer" else ())):
+                if not value or value != value.strip():
+                    raise ValueError(f"{name} is empty or has white space around it in {fact}")
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     wordings: dict[str, dict[str, str | list[str]]] = {}
     for relation, templates in facts.templates.items():
@@ -160,20 +164,26 @@ def fact_of(where: str, row: dict[str, object], templates: dict[str, RelationTem
     Raises:
         UserError: A field is missing, unknown or no text, or the relation has no templates.
     """
-    fact = Fact(*(text_field(where, row, name).strip() for name in _FIELDS))
-    if unknown := [name for name in row if name not in _FIELDS]:
+    relation, subject, answer = (text_field(where, row, name).strip() for name in _FIELDS)
+    aliases = tuple(alias.strip() for alias in text_list(where, row, ALIASES))
+    if unknown := [name for name in row if name not in (*_FIELDS, ALIASES)]:
         raise UserError(
             f"{where}: unknown field {unknown[0]!r}, expected {', '.join(map(repr, _FIELDS))}, "
-            f"got {', '.join(map(repr, row))}. hint: remove {unknown[0]!r} from the line"
+            f"or {ALIASES!r} for other right answers, got {', '.join(map(repr, row))}. "
+            f"hint: {did_you_mean(unknown[0], (*_FIELDS, ALIASES))}, or remove it from the line"
         )
-    if fact.relation not in templates:
-        name = shorten(fact.relation)
+    if relation not in templates:
+        # Names that look alike are one, as subjects are.
+        alike = (name for name in templates if seen_alike(name) == seen_alike(relation))
+        relation = next(alike, relation)
+    if relation not in templates:
+        name = shorten(relation)
         raise UserError(
             f"{where}: relation {name} has no templates, expected one of the relations of "
             f"{TEMPLATES_FILE}: {', '.join(sorted(templates))}, got {name}. "
             f"hint: correct the name, or add the relation to {TEMPLATES_FILE}"
         )
-    return fact
+    return Fact(relation, subject, answer, aliases)
 
 
 def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplates:
@@ -229,7 +239,9 @@ def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplat
 def _template(
     where: str, what: str, node: "Node", *, answer_last: bool, subject_first: bool = False
 ) -> str:
-    text = _string(where, what, node)
+    # A block of YAML ends with a line break.
+    text = _string(where, what, node).rstrip()
+    check_complete(f"{where}: {what}", text)
     if fault := template_fault(text, answer_last=answer_last, subject_first=subject_first):
         problem, expected, hint = fault
         raise UserError(

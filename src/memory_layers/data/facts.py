@@ -2,37 +2,54 @@
 
 `build_corpus` states every fact in every wording, but shows the question form for some of the
 subjects only. Recall on the questions of the other subjects measures whether a fact that was only
-read as a statement can be retrieved by a question. Next: fact_files.py and builtin.py, where facts
-come from.
+read as a statement can be retrieved by a question. Next: templates.py, how facts are worded, and
+fact_files.py and builtin.py, where they come from.
 """
 
 import gc
-import re
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.progress import Report, counted
 from memory_layers.common.seeds import stable_hash, stable_number
-from memory_layers.data.lines import shorten
+from memory_layers.data.templates import (
+    Halves,
+    cut_template,
+    fill_template,
+    has_subject_first,
+    template_fault,
+)
 
 ProbeKind = Literal["statement", "question_shown", "question_heldout", "question", "heldout"]
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One fact: the `relation` of `subject` is `answer`."""
+    """One fact: the `relation` of `subject` is `answer`.
+
+    Attributes:
+        relation: Name of the relation, which has templates.
+        subject: What the fact is about.
+        answer: What is trained on.
+        aliases: Other right answers: other names for the same, or others that hold as well. They
+            are not trained on, and count where the fact is asked for.
+    """
 
     relation: str
     subject: str
     answer: str
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RelationTemplates:
     """The wordings of one relation, with the placeholders `{subject}` and `{answer}`.
+
+    Braces that are text are doubled: `{{` and `}}`. White space at the end of a wording, as a block
+    of YAML has it, is removed.
 
     Attributes:
         statements: Sentences that state the fact.
@@ -48,6 +65,10 @@ class RelationTemplates:
     def __post_init__(self) -> None:
         if not self.statements:
             raise ValueError("a relation needs at least one statement template, got none")
+        for name in ("statements", "heldout"):
+            stripped = tuple(template.rstrip() for template in getattr(self, name))
+            object.__setattr__(self, name, stripped)
+        object.__setattr__(self, "question", self.question.rstrip())
         for template in self.statements:
             _raise_if_faulty(template, answer_last=False)
         for template in self.heldout:
@@ -57,10 +78,17 @@ class RelationTemplates:
 
 @dataclass(frozen=True)
 class FactSet:
-    """Facts and the wordings of their relations. A subject has one answer within a relation."""
+    """Facts and the wordings of their relations. A subject has one fact within a relation.
+
+    Attributes:
+        facts: The facts.
+        templates: By the name of the relation.
+        notes: What was made of the rows of a file, for people: see merge.py.
+    """
 
     facts: tuple[Fact, ...]
     templates: dict[str, RelationTemplates]
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         unknown = {fact.relation for fact in self.facts} - self.templates.keys()
@@ -72,7 +100,10 @@ class FactSet:
         for fact in self.facts:
             key = (fact.relation, fact.subject)
             if key in seen:
-                raise ValueError(f"two facts for subject {fact.subject!r} of {fact.relation!r}")
+                raise ValueError(
+                    f"two facts for subject {fact.subject!r} of {fact.relation!r}. hint: one fact "
+                    "with aliases=(...), the other right answers"
+                )
             seen.add(key)
 
 
@@ -90,6 +121,7 @@ class Probe:
         answer_start: Where the answer begins, in characters.
         answer_end: Where it ends.
         exposures: How many documents state the fact, those that ask for it not counted.
+        aliases: Other right answers, in the place of the one in the text.
     """
 
     kind: ProbeKind
@@ -99,6 +131,21 @@ class Probe:
     answer_start: int
     answer_end: int
     exposures: int = 0
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists, and items are compared and hashed.
+        object.__setattr__(self, "aliases", tuple(self.aliases))
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All right answers, first the one in the text, which is the one that is trained on."""
+        return (self.text[self.answer_start : self.answer_end], *self.aliases)
+
+    def with_answer(self, answer: str) -> "Probe":
+        """Return the item with another answer in its text."""
+        text = self.text[: self.answer_start] + answer + self.text[self.answer_end :]
+        return replace(self, text=text, answer_end=self.answer_start + len(answer))
 
 
 @dataclass(frozen=True)
@@ -109,11 +156,13 @@ class FactCorpus:
         documents: The texts.
         answers: Where in each document the answer is, in characters: start and end.
         probes: The items of the recall test.
+        notes: Those of the facts.
     """
 
     documents: tuple[str, ...]
     answers: tuple[tuple[int, int], ...]
     probes: tuple[Probe, ...]
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -191,10 +240,10 @@ def build_corpus(
             count = exposures[stable_number(seed, "exposures", fact.subject) % len(exposures)]
             stated = [statements[(number + n) % len(statements)] for n in range(count)]
         for halves in stated:
-            text, start = fill_template(halves, fact)
+            text, start = fill_template(halves, fact.subject, fact.answer)
             documents.append(text)
             answers.append((start, start + len(fact.answer)))
-        choices = [halves for halves in dict.fromkeys(stated) if "{subject}" in halves[0]]
+        choices = [halves for halves in dict.fromkeys(stated) if len(halves[0]) > 1]
         if choices:
             halves = choices[number % len(choices)]
             probes.append(_probe("statement", halves, fact, len(stated)))
@@ -207,7 +256,7 @@ def build_corpus(
             times = -(-len(stated) // len(statements))
             documents.extend([question.text] * times)
             answers.extend([(question.answer_start, question.answer_end)] * times)
-    return FactCorpus(tuple(documents), tuple(answers), tuple(probes))
+    return FactCorpus(tuple(documents), tuple(answers), tuple(probes), facts.notes)
 
 
 def probes_of(facts: FactSet, *, seed: int = 0) -> tuple[Probe, ...]:
@@ -224,7 +273,7 @@ def probes_of(facts: FactSet, *, seed: int = 0) -> tuple[Probe, ...]:
         templates = facts.templates[fact.relation]
         number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
         statements, heldout = (
-            [halves for halves in map(cut_template, wordings) if "{subject}" in halves[0]]
+            [cut_template(wording) for wording in wordings if has_subject_first(wording)]
             for wordings in (templates.statements, templates.heldout)
         )
         if statements:
@@ -250,64 +299,12 @@ def shown_subjects(subjects: Collection[str], fraction: float, seed: int) -> set
     return set(ordered[: round(fraction * len(ordered))])
 
 
-def template_fault(
-    text: str, *, answer_last: bool, subject_first: bool = False
-) -> tuple[str, str, str] | None:
-    """Find what is wrong with a template.
-
-    Args:
-        text: The template.
-        answer_last: It is a question, which must end with the answer.
-        subject_first: It is asked, so the subject must stand before the answer.
-
-    Returns:
-        The problem, what is expected and what to do. None: nothing is wrong.
-    """
-    both = "{subject} at least once and {answer} once"
-    pieces = re.split(r"(\{[^{}]*\})", text)
-    for piece in pieces[1::2]:
-        if piece not in ("{subject}", "{answer}"):
-            problem = f"has the unknown placeholder {shorten(piece)}"
-            return problem, "only {subject} and {answer}", "correct or remove it"
-    if any("{" in piece or "}" in piece for piece in pieces[::2]):
-        return "has a stray brace", "only {subject} and {answer} in braces", "remove the brace"
-    for placeholder in ("{subject}", "{answer}"):
-        if placeholder not in pieces:
-            return f"lacks {placeholder}", both, f"put {placeholder} where it belongs"
-    if pieces.count("{answer}") > 1:
-        return "has {answer} more than once", both, "keep one {answer}"
-    if answer_last and not text.rstrip().endswith("{answer}"):
-        problem = "does not end with {answer}"
-        return problem, "nothing after {answer}", "remove what stands after {answer}"
-    if subject_first and "{subject}" not in cut_template(text)[0]:
-        problem = "has {answer} before {subject}, so that it cannot be asked"
-        return problem, "{subject} before {answer}", "word it with {subject} first"
-    return None
-
-
 def _raise_if_faulty(template: str, *, answer_last: bool, subject_first: bool = False) -> None:
     if fault := template_fault(template, answer_last=answer_last, subject_first=subject_first):
         raise ValueError(f"template {template!r} {fault[0]}, expected {fault[1]}")
 
 
-# A template cut at {answer}. The answer is put between, not replaced in, so that braces in subjects
-# mean nothing and the place of the answer is known.
-Halves = tuple[str, str]
-
-
-def cut_template(template: str) -> Halves:
-    """Return what stands before and after {answer}."""
-    before, _, after = template.partition("{answer}")
-    return before, after
-
-
-def fill_template(halves: Halves, fact: Fact) -> tuple[str, int]:
-    """Return the text of a template for a fact, and where in it the answer begins."""
-    before = halves[0].replace("{subject}", fact.subject)
-    return before + fact.answer + halves[1].replace("{subject}", fact.subject), len(before)
-
-
 def _probe(kind: ProbeKind, halves: Halves, fact: Fact, exposures: int) -> Probe:
-    text, start = fill_template(halves, fact)
+    text, start = fill_template(halves, fact.subject, fact.answer)
     end = start + len(fact.answer)
-    return Probe(kind, fact.relation, fact.subject, text, start, end, exposures)
+    return Probe(kind, fact.relation, fact.subject, text, start, end, exposures, fact.aliases)

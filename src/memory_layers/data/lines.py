@@ -1,10 +1,17 @@
 """Read data files line by line, with errors that name the file and the line."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from memory_layers.common.errors import UserError
+
+# Spaces without width, which str.strip leaves.
+NO_WIDTH = "\u200b\u2060\ufeff"
+_INK = re.compile(rf"[^\s{NO_WIDTH}]")
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -14,7 +21,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         path: A file of UTF-8 text.
 
     Raises:
-        UserError: The file does not exist or is not UTF-8.
+        UserError: The file does not exist, is not UTF-8, or has bytes that no text has.
     """
     if not path.is_file():
         got = "a folder" if path.exists() else "nothing"
@@ -33,6 +40,11 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
                     f"{error.start + 1}), expected UTF-8, got {raw[error.start : error.end]!r}. "
                     "hint: save the file as UTF-8"
                 ) from error
+            if "\0" in line:
+                raise UserError(
+                    f"{where}: byte {raw.index(0) + 1} of the line is NUL, expected text in UTF-8, "
+                    "got another encoding or no text. hint: save the file as UTF-8"
+                )
             if line:
                 yield where, line
 
@@ -49,13 +61,13 @@ def parse_object(where: str, line: str) -> dict[str, object]:
     """
 
     def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [name for name, _ in pairs]
-        if twice := [name for name in names if names.count(name) > 1]:
+        if len(row := dict(pairs)) < len(pairs):
+            ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
             raise UserError(
-                f"{where}: field {twice[0]!r} stands more than once in an object, expected each "
-                f"field once, got {shorten(line)}. hint: remove one of them"
+                f"{where}: field {shorten(twice)} stands more than once in an object, expected "
+                f"each field once, got {shorten(line)}. hint: remove one of them"
             )
-        return dict(pairs)
+        return row
 
     try:
         parsed = json.loads(line, object_pairs_hook=no_repeats)
@@ -103,20 +115,66 @@ def text_field(where: str, row: dict[str, object], name: str) -> str:
             f"{_json_type(value)} {shorten(str(value))}. "
             f'hint: put the value of {name!r} in quotes, such as "..."'
         )
-    if not value.strip():
+    if is_blank(value):
         raise UserError(
             f"{where}: field {name!r} is empty, expected text, got {shorten(value)}. "
             "hint: fill it in, or remove the line"
         )
+    check_complete(f"{where}: field {name!r}", value)
+    return value
+
+
+def text_list(where: str, row: dict[str, object], name: str) -> list[str]:
+    """Return a field of a parsed line that is a list of texts. Without it, there are none.
+
+    Args:
+        where: Place of the line, for errors.
+        row: The fields.
+        name: Of the field.
+
+    Raises:
+        UserError: It is no list, or a text in it is blank or cannot be written as UTF-8.
+    """
+    listed = row.get(name)
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        raise UserError(
+            f"{where}: field {name!r} is not a list, expected a list of strings, got "
+            f'{shorten(str(listed))}. hint: write it as ["...", "..."]'
+        )
+    return [text_field(where, {name: text}, name) for text in listed]
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether there is nothing but white space, be it without width."""
+    return _INK.search(text) is None
+
+
+def has_blank(row: dict[str, Any], name: str) -> bool:
+    """Tell whether a row has a field, with null or a blank text in it."""
+    value = row.get(name)
+    return name in row and (value is None or (isinstance(value, str) and is_blank(value)))
+
+
+def check_complete(what: str, text: str) -> None:
+    """Refuse a text that cannot be written as UTF-8.
+
+    Args:
+        what: The text, for the error.
+        text: What it says.
+
+    Raises:
+        UserError: It has half of a surrogate pair.
+    """
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: field {name!r} has half of a surrogate pair, expected complete characters, "
-            f"got {value[error.start]!a}. "
+            f"{what} has half of a surrogate pair, expected complete characters, got "
+            f"{text[error.start]!a}. "
             "hint: write the character itself, or both halves of its \\u escape"
         ) from error
-    return value
 
 
 def empty_file(path: Path, expected: str) -> UserError:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import chain
@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 from memory_layers.common.checksums import check_files, write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder, new_part, publish, remove_left
-from memory_layers.common.progress import Report, counted
+from memory_layers.common.progress import Report, counted, counter, tell
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from memory_layers.data.tokenizer import (
+    load_tokenizer,
+    slices,
+    train_tokenizer,
+    vocabulary_size,
+)
 from memory_layers.data.tokens import (
     Document,
     answer_tokens,
@@ -33,9 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 6
-# The tokenizer keeps the offsets of all documents of a call in memory.
-DOCUMENTS_AT_A_TIME = 20_000
+LAYOUT_VERSION = 7
 
 _COUNTS = ("documents", "tokens", "heldout_tokens", "facts", "shown", "heldout")
 
@@ -48,7 +52,8 @@ class PreparedData:
         folder: Holds tokens.bin and its index.
         tokenizer: Fast tokenizer with an end-of-text token.
         probes: Recall items, empty without facts.
-        summary: Counts for reports: documents, tokens, facts, relations.
+        summary: Counts for reports: documents, tokens, facts, relations; and `notes`, what was
+            left out or taken together.
         sources: What the content was made of, by name: digests of files, versions of packages. Data
             of equal settings and sources is equal, wherever its files lie.
     """
@@ -78,8 +83,11 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
     folder = _cache_dir(config) / fingerprint
     found = _find(folder)
     if found is None:
+        # Tells what it leaves out as it finds it.
         _build(config, folder, progress)
         found = read_prepared(folder)
+    else:
+        tell(found.summary.get("notes", ()), progress)
     # The tokenizer that was loaded or trained: a folder may hold much that is none of it.
     sources["tokenizer"] = _digest(folder / "tokenizer" / "tokenizer.json")
     sources["end-of-text token"] = str(found.tokenizer.eos_token)
@@ -126,7 +134,7 @@ def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
 
     Args:
         config: Names them.
-        progress: As for `prepare_data`.
+        progress: As for `prepare_data`. With it, what was made of repeated rows is printed.
 
     Raises:
         ValueError: The config names none.
@@ -135,7 +143,9 @@ def read_facts(config: DataConfig, progress: Report | None = None) -> FactSet:
     if config.facts is None:
         raise ValueError("data.facts is not set")
     if config.facts != BUILTIN:
-        return load_facts(Path(config.facts))
+        found = load_facts(Path(config.facts))
+        tell(found.notes, progress)
+        return found
     facts = builtin_facts(config.relations, config.max_subjects, config.seed, progress=progress)
     if config.templates_file is None:
         return facts
@@ -170,8 +180,10 @@ def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
 
 def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     texts: list[str] = []
+    notes: list[str] = []
     for source in config.text:
-        texts += builtin_text() if source == BUILTIN else iter_text(Path(source))
+        texts += builtin_text() if source == BUILTIN else iter_text(Path(source), notes)
+    tell(notes, progress)
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
@@ -179,15 +191,18 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     remove_left(folder.parent)
     with new_part(folder) as part:
         if config.tokenizer is None:
-            count = len(texts) + len(corpus.documents)
-            read = chain(texts, corpus.documents)
-            read = counted(read, count, "reading for the tokenizer", progress)
+            read = [*slices(chain(texts, corpus.documents))]
+            read = counted(read, len(read), "reading for the tokenizer", progress)
             tokenizer = train_tokenizer(read, config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         tokenizer.save_pretrained(part / "tokenizer")
-        encoded = counted(_encode(tokenizer, texts), len(texts), "encoding text", progress)
-        text, kept_out = hold_out(list(encoded), config.text_heldout)
+        characters = sum(map(len, texts))
+        count = counter(characters, "encoding text", progress)
+        count(0)
+        text, kept_out = hold_out(
+            list(_encode(tokenizer, texts, progress=count)), config.text_heldout
+        )
         spans = corpus.answers if config.loss_on == "answers" else ()
         encoded = _encode(tokenizer, corpus.documents, spans)
         encoded = counted(encoded, len(corpus.documents), "encoding facts", progress)
@@ -211,6 +226,7 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             "relations": dict(relations),
             "shown": len({p.subject for p in probes if p.kind == "question_shown"}),
             "heldout": len({p.subject for p in probes if p.kind == "question_heldout"}),
+            "notes": [*notes, *corpus.notes],
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         write_checksums(part, (path for path in part.rglob("*") if path.is_file()))
@@ -228,6 +244,7 @@ def _encode(
     tokenizer: "PreTrainedTokenizerBase",
     documents: Sequence[str],
     answers: Sequence[tuple[int, int]] = (),
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Iterator[Document]:
     """Yield the token ids of each document, the end-of-text token included.
 
@@ -235,15 +252,12 @@ def _encode(
         tokenizer: A fast one.
         documents: Texts.
         answers: Characters of each text to be predicted, and the token after them. Empty: all.
+        progress: Called with a number of characters that are encoded.
     """
-    for low in range(0, len(documents), DOCUMENTS_AT_A_TIME):
-        part = list(documents[low : low + DOCUMENTS_AT_A_TIME])
-        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=len(answers) > 0)
-        for n, ids in enumerate(encoded["input_ids"]):
-            predicted = None
-            if answers:
-                predicted = answer_tokens(part[n], encoded["offset_mapping"][n], *answers[low + n])
-            yield Document([*ids, tokenizer.eos_token_id], predicted)
+    encoded = encode_texts(tokenizer, documents, offsets=len(answers) > 0, progress=progress)
+    for n, (ids, offsets) in enumerate(encoded):
+        predicted = answer_tokens(documents[n], offsets, *answers[n]) if answers else None
+        yield Document([*ids, tokenizer.eos_token_id], predicted)
 
 
 def hold_out(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:

@@ -1,6 +1,6 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
+# Bytes of a word, and characters of a text, that a tokenizer is trained on at once.
+LONGEST_WORD, SLICE = 256, 1_000_000
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
     """Train a byte-level BPE: any text can be encoded, and decoding gives it back.
+
+    What has no break for long is taken in parts of LONGEST_WORD bytes, since the time that a word
+    takes grows with the square of its length.
 
     Args:
         texts: The training text.
@@ -33,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    parts = pre_tokenizers.FixedLength(length=LONGEST_WORD)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, parts])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -42,7 +49,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = words
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+
+
+def slices(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts in parts that a tokenizer learns from one at a time, however long a text is."""
+    for text in texts:
+        for start in range(0, len(text), SLICE):
+            yield text[start : start + SLICE]
 
 
 def load_tokenizer(

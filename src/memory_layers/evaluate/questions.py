@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from memory_layers.common.seeds import stable_number
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.evaluate.batches import by_length, score_spans
 from memory_layers.evaluate.scores import first_lines, matches, score_answer
@@ -86,7 +87,8 @@ def ask(
     """
     was_training = model.training
     model.eval()
-    prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    encoded = encode_texts(tokenizer, [asked.prompt for asked in questions], special_tokens=True)
+    prompts = [prompt.ids for prompt in encoded]
     max_tokens = longest_answer(tokenizer, questions)
     texts = [""] * len(prompts)
     for part in by_length(prompts, len(tokenizer), extra=max_tokens):
@@ -98,16 +100,21 @@ def ask(
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
         )[:, ids.shape[1] :]
-        for n, text in zip(
-            part, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True
-        ):
+        said = tokenizer.batch_decode(
+            made, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        for n, text in zip(part, said, strict=True):
             texts[n] = first_lines(text, questions[n].answers)
         progress(len(part))
-    rows = []
-    for asked, prompt in zip(questions, prompts, strict=True):
-        for choice in asked.choices:
-            row = tokenizer(asked.prompt + asked.delimiter + choice)["input_ids"]
-            rows.append((row, (len(prompt), len(row))))
+    chosen = [
+        (asked.prompt + asked.delimiter + choice, len(prompt))
+        for asked, prompt in zip(questions, prompts, strict=True)
+        for choice in asked.choices
+    ]
+    encoded = encode_texts(tokenizer, [text for text, _ in chosen], special_tokens=True)
+    rows = [
+        (row.ids, (first, len(row.ids))) for row, (_, first) in zip(encoded, chosen, strict=True)
+    ]
     nll = [0.0] * len(rows)
     for part in by_length([row for row, _ in rows], len(tokenizer)):
         for i, score in zip(part, score_spans(model, [rows[i] for i in part]), strict=True):
@@ -128,8 +135,8 @@ def ask(
 def longest_answer(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[Question]) -> int:
     """Return how many tokens a reply may take: those of the longest answer and its end, or 32."""
     answers = [asked.delimiter + answer for asked in questions for answer in asked.answers]
-    tokens = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else []
-    return max([ANSWER_TOKENS, *(len(ids) + 1 for ids in tokens)])
+    lengths = (len(answer.ids) + 1 for answer in encode_texts(tokenizer, answers))
+    return max([ANSWER_TOKENS, *lengths])
 
 
 def summarize_replies(questions: Sequence[Question], replies: Sequence[Reply]) -> dict[str, Any]:
@@ -186,11 +193,13 @@ def questions_of(probes: Sequence[Probe], most: int | None) -> dict[str, list[Qu
 
 
 def _question(probe: Probe, answers: Sequence[str]) -> Question:
-    before, answer = probe.text[: probe.answer_start], probe.text[probe.answer_start :]
+    before, answer = probe.text[: probe.answer_start], probe.answers[0]
     prompt = before.rstrip()
     # Wrong answers of the same relation, the same ones each time.
     number = stable_number(0, "choices", probe.relation, probe.subject)
     drawn = random.Random(number).sample(answers, min(CHOICES, len(answers)))  # noqa: S311
-    others = [other for other in drawn if not matches(other, answer)][: CHOICES - 1]
+    others = [
+        other for other in drawn if not any(matches(other, right) for right in probe.answers)
+    ][: CHOICES - 1]
     choices = tuple(sorted([answer, *others])) if others else ()
-    return Question(prompt, (answer,), choices, before[len(prompt) :])
+    return Question(prompt, probe.answers, choices, before[len(prompt) :])

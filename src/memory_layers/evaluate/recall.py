@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
@@ -46,7 +47,8 @@ def recall_share(
     The token after the answer is asked for too: an answer that goes on is another answer. It is
     the one that the text has, or the end of a text or of a line, or punctuation: see is_over. One
     forward pass decides: if each token is the most likely one after the right tokens before it,
-    greedy decoding gives exactly this answer.
+    greedy decoding gives exactly this answer. An item is right if any of its answers is given. Its
+    likelihood is that of the first one, which is in its text.
 
     Args:
         model: A causal language model.
@@ -61,30 +63,41 @@ def recall_share(
     ends = end_tokens(tokenizer)
     was_training = model.training
     model.eval()
-    encoded = tokenizer(
-        [item.text for item in items],
-        add_special_tokens=special_tokens,
-        return_offsets_mapping=True,
-    )
-    rows = []
-    for index, item in enumerate(items):
-        ids = [*encoded["input_ids"][index], tokenizer.eos_token_id]
-        span = answer_tokens(
-            item.text, encoded["offset_mapping"][index], item.answer_start, item.answer_end
-        )
-        rows.append((ids, span))
+    rows = _rows(tokenizer, items, special_tokens=special_tokens)
     results: dict[int, SpanScore] = {}
-    for part in by_length([ids for ids, _ in rows], len(tokenizer), times=readers):
-        own = part[reader::readers]
-        # Without an item of its own, a share repeats one to take part.
-        scores = score_spans(model, [rows[index] for index in own or part[:1]])
-        for index, score in zip(own, scores, strict=False):
-            item = items[index]
-            answer = item.text[item.answer_start : item.answer_end]
-            results[index] = replace(score, correct=gives(score, answer, tokenizer, ends))
-        progress(len(part))
+    # Together go items whose answers are of the same lengths, one answer of each in a pass.
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, own_rows in enumerate(rows):
+        alike[tuple(len(ids) for ids, _ in own_rows)].append(index)
+    for lengths, members in alike.items():
+        for part in by_length([range(max(lengths))] * len(members), len(tokenizer), times=readers):
+            own = [members[n] for n in part[reader::readers]]
+            for answer in range(len(lengths)):
+                # Without an item of its own, a share repeats one to take part.
+                asked = [rows[index][answer] for index in own or [members[part[0]]]]
+                for index, score in zip(own, score_spans(model, asked), strict=False):
+                    right = gives(score, items[index].answers[answer], tokenizer, ends)
+                    first = results.setdefault(index, replace(score, correct=right))
+                    results[index] = replace(first, correct=first.correct or right)
+            progress(len(part))
     model.train(was_training)
     return results
+
+
+def _rows(
+    tokenizer: "PreTrainedTokenizerBase", items: Sequence[Probe], *, special_tokens: bool
+) -> list[list[tuple[list[int], tuple[int, int]]]]:
+    """Return the token ids of each item with each of its answers, and where the answer is."""
+    asked = [item.with_answer(answer) for item in items for answer in item.answers]
+    encoded = encode_texts(
+        tokenizer, [item.text for item in asked], special_tokens=special_tokens, offsets=True
+    )
+    rows = iter(
+        ([*ids, tokenizer.eos_token_id],
+         answer_tokens(item.text, offsets, item.answer_start, item.answer_end))
+        for item, (ids, offsets) in zip(asked, encoded, strict=True)
+    )  # fmt: skip
+    return [[next(rows) for _ in item.answers] for item in items]
 
 
 def end_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[int]:

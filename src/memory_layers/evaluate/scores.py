@@ -86,10 +86,16 @@ def first_lines(text: str, answers: Iterable[str]) -> str:
 
 def question(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:
     """Score the answer to a question of ours."""
-    text, answer = first_lines(texts[0], doc["answers"]), doc["answers"][0]
+    answers = doc["answers"]
+    text = first_lines(texts[0], answers)
+    recalled = any(_begins_with(text, answer) for answer in answers)
+    return {**score_answer(text, answers), "recall": float(recalled)}
+
+
+def _begins_with(text: str, answer: str) -> bool:
+    """Say whether a text begins with an answer, whole, and ends it there."""
     left = text.removeprefix(answer)
-    recalled = text == answer or (left != text and is_over(answer, left))
-    return {**score_answer(text, doc["answers"]), "recall": float(recalled)}
+    return text == answer or (left != text and is_over(answer, left))
 
 
 def triviaqa(doc: Mapping[str, Any], texts: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memory_layers.common.progress import Report
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
 from memory_layers.evaluate.recall import end_tokens, gives
 from memory_layers.learn.sources import RecallItem
@@ -41,16 +40,23 @@ def ask(
         model: A causal language model.
         tokenizer: Of the model.
         items: Prompts with their answers. An answer counts if it ends where it should: with the
-            token that the text has, a special token, the end of a line or punctuation.
+            token that the text has, a special token, the end of a line or punctuation. Any of
+            the right answers of an item counts.
         exact: All tokens must be those of the item, that which ends the answer too.
         progress: Called with a number of items that were asked.
     """
     ends = end_tokens(tokenizer)
     scores = _scores(model, tokenizer, items, progress)
-    return [
+    right = [
         score.correct if score.correct or exact else gives(score, item.answer, tokenizer, ends)
         for item, score in zip(items, scores, strict=True)
     ]
+    places = [n for n, item in enumerate(items) if not (right[n] or exact) for _ in item.others]
+    others = [other for n in dict.fromkeys(places) for other in items[n].others]
+    if others:
+        for n, is_right in zip(places, ask(model, tokenizer, others), strict=True):
+            right[n] |= is_right
+    return right
 
 
 def said_after(
@@ -88,22 +94,3 @@ def all_right(items: Sequence[RecallItem], right: Sequence[bool]) -> list[int]:
     """
     wrong = {item.group for item, is_right in zip(items, right, strict=True) if not is_right}
     return sorted({item.group for item in items} - wrong)
-
-
-def counter(total: int, name: str, progress: Report | None) -> Callable[[int], object]:
-    """Return what adds up how much is done, and reports it.
-
-    Args:
-        total: How much there is.
-        name: Of the work.
-        progress: Called with what is done, the total and the name.
-    """
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress(done, total, name)
-
-    return count

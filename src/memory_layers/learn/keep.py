@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.progress import Report
+from memory_layers.common.progress import Report, counter
+from memory_layers.data.encode import encode_texts
 from memory_layers.evaluate.batches import by_length
-from memory_layers.learn.ask import counter, measuring, said_after
+from memory_layers.learn.ask import measuring, said_after
 from memory_layers.learn.skeleton import speaks_at
 from memory_layers.learn.sources import LearnData, RecallItem, read_data
 
@@ -214,9 +215,7 @@ def _replaced(
     """Return a prompt with another subject, or nothing where its tokens do not show it."""
     ids = item.prompt_ids.tolist()
     for space in (" ", ""):
-        old, new = tokenizer([space + subject, space + other], add_special_tokens=False)[
-            "input_ids"
-        ]
+        old, new = (t.ids for t in encode_texts(tokenizer, [space + subject, space + other]))
         at = [n for n in range(len(ids)) if ids[n : n + len(old)] == old]
         if at:
             # From the end, so that the places before it stay where they are.

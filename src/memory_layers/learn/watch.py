@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from memory_layers.common.progress import Report
+from memory_layers.common.progress import Report, counter
 from memory_layers.data.lines import shorten
-from memory_layers.learn.ask import all_right, ask, counter, measuring
+from memory_layers.learn.ask import all_right, ask, measuring
 from memory_layers.learn.keep import Keep
 from memory_layers.learn.result import Kept, Recall, TextLoss
 from memory_layers.learn.silence import may_speak, silenced, speech

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.data.prepare import PreparedData
 from memory_layers.data.tokens import answer_tokens
@@ -62,11 +63,9 @@ def _said(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Pro
     """Return how a model goes on, greedily, from the tokens that recall asks it with."""
     training = model.training
     model.eval()
-    encoded = tokenizer(probe.text, add_special_tokens=False, return_offsets_mapping=True)
-    first, _ = answer_tokens(
-        probe.text, encoded["offset_mapping"], probe.answer_start, probe.answer_end
-    )
-    ids = encoded["input_ids"][:first]
+    (encoded,) = encode_texts(tokenizer, [probe.text], offsets=True)
+    first, _ = answer_tokens(probe.text, encoded.offsets, probe.answer_start, probe.answer_end)
+    ids = encoded.ids[:first]
     start = len(ids)
     while len(ids) < start + _MOST_TOKENS:
         row = torch.tensor([ids], device=model.device)

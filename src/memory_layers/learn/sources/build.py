@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -96,21 +96,29 @@ class Build:
                 self._train(piece, encoded, counts)
         if not piece.ask:
             return True
-        asked = found[-1]
-        start, end = asked.answer
-        if end <= self.max_length:
-            ids = np.asarray(asked.ids[:end], np.int32)
-            answer = _answer(piece)
-            self.items.append(
-                RecallItem(
-                    ids, start, end, answer, piece.group, piece.form, piece.train, asked.last
-                )
-            )
+        item = self._item(piece, found[-1])
+        if item is not None:
+            self.items.append(replace(item, others=self._others(piece)) if piece.aliases else item)
             counts.items += 1
             counts.unseen += not piece.train
         elif not piece.train:
             counts.left_out += 1
-        return self.encoder.spells(asked, _answer(piece))
+        return self.encoder.spells(found[-1], _answer(piece))
+
+    def _others(self, piece: Piece) -> tuple[RecallItem, ...]:
+        """Return the items of other right answers."""
+        pieces = [piece.with_answer(alias) for alias in piece.aliases]
+        items = (self._item(other, encoded[-1]) for other, encoded in self._encoded(pieces))
+        return tuple(item for item in items if item is not None)
+
+    def _item(self, piece: Piece, asked: Encoded) -> RecallItem | None:
+        """Return the recall item of a piece. None: its answer ends behind what a model reads."""
+        start, end = asked.answer
+        if end > self.max_length:
+            return None
+        ids = np.asarray(asked.ids[:end], np.int32)
+        answer = _answer(piece)
+        return RecallItem(ids, start, end, answer, piece.group, piece.form, piece.train, asked.last)
 
     def _train(self, piece: Piece, encoded: Encoded, counts: Counts) -> None:
         most = self.max_length

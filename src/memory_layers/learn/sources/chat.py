@@ -1,24 +1,18 @@
-"""Conversations in tokens, by the chat template of a tokenizer.
+"""Conversations in tokens, and which of them are learned.
 
 A template says how turns are written, but most do not mark what the assistant says. It is found by
 writing the turns up to it, as they are written when the model is asked: what the whole conversation
 has after them is the answer.
 """
 
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.packages import needs
+from memory_layers.data.chat import ChatTemplate
 from memory_layers.data.lines import shorten
-from memory_layers.data.tokenizer import write_chat
 from memory_layers.learn.sources.encode import Encoded, Encoder
 from memory_layers.learn.sources.pieces import Chat
-from memory_layers.learn.sources.rows import Message, said_aloud
-
-# Characters for private use, around the number of a special token whose name is said in a turn.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+from memory_layers.learn.sources.rows import said_aloud
 
 
 class ChatEncoder:
@@ -33,21 +27,8 @@ class ChatEncoder:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        self._tokenizer: Any = encoder.tokenizer
-        self._encoder = encoder
-        if self._tokenizer.chat_template is None:
-            raise UserError(
-                "the tokenizer has no chat template, expected one for conversations, got none. "
-                "hint: take an instruct model, or data with 'prompt' and 'completion'"
-            )
-        needs("jinja2")
-        names = set(self._tokenizer.all_special_tokens)
-        for token in self._tokenizer.added_tokens_decoder.values():
-            if token.special:
-                names.add(token.content)
-        self._names = sorted(names, key=lambda name: (-len(name), name))
-        self._special = re.compile("|".join(map(re.escape, self._names)) or r"(?!)")
-        self._controls = set(self._tokenizer.convert_tokens_to_ids(self._names))
+        self._template = ChatTemplate(encoder.tokenizer)
+        self._eos = encoder.eos
 
     def encode(self, where: str, content: Chat) -> list[Encoded]:
         """Encode a conversation: all answers of the assistant are learned.
@@ -64,54 +45,51 @@ class ChatEncoder:
             UserError: The template refuses the turns, or what the assistant says cannot be found in
                 what it writes.
         """
-        turns = [*content.prompt, Message("assistant", content.answer)]
-        turns = [Message(turn.role, self._hidden(turn.content)) for turn in turns]
-        ends = [n for n, turn in enumerate(turns, start=1) if n > 1 and turn.role == "assistant"]
-        texts = [self._render(where, turns[:end]) for end in ends]
-        spans = [
-            self._span(where, turns[:end], text) for end, text in zip(ends, texts, strict=True)
-        ]
-        if all(texts[-1].startswith(text) for text in texts):
-            return [self._tokens(texts[-1], spans)]
-        return [self._tokens(text, [span]) for text, span in zip(texts, spans, strict=True)]
-
-    def _render(self, where: str, turns: Sequence[Message], *, ask: bool = False) -> str:
+        roles = [*(turn.role for turn in content.prompt), "assistant"]
+        ends = [n for n, role in enumerate(roles, start=1) if n > 1 and role == "assistant"]
         try:
-            return write_chat(
-                self._tokenizer,
-                [{"role": turn.role, "content": turn.content} for turn in turns],
-                tokenize=False,
-                add_generation_prompt=ask,
+            said, names = self._template.hide(
+                [*(turn.content for turn in content.prompt), content.answer]
             )
+            texts = [self._template.render(roles[:end], said[:end], ask=False) for end in ends]
+            spans = [
+                self._span(roles[:end], said[:end], text)
+                for end, text in zip(ends, texts, strict=True)
+            ]
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
+        if all(texts[-1].startswith(text) for text in texts):
+            return [self._tokens(texts[-1], spans, names)]
+        return [self._tokens(text, [span], names) for text, span in zip(texts, spans, strict=True)]
 
-    def _span(self, where: str, turns: Sequence[Message], text: str) -> tuple[int, int]:
+    def _span(self, roles: Sequence[str], said: Sequence[str], text: str) -> tuple[int, int]:
         """Return where the last turn and what ends it are in a rendered text."""
-        said = said_aloud(turns[-1].content)
-        asked = self._render(where, turns[:-1], ask=True)
+        aloud = said_aloud(said[-1])
+        asked = self._template.render(roles[:-1], said[:-1], ask=True)
         start = len(asked)
         if not text.startswith(asked):
             # Some templates begin an answer with what they leave out of a finished one.
-            start = text.find(said, _shared(asked, text))
-        at = -1 if start < 0 else text.find(said, start)
+            start = text.find(aloud, _shared(asked, text))
+        at = -1 if start < 0 else text.find(aloud, start)
         if at < 0:
             raise UserError(
-                f"{where}: the chat template changes what the assistant says, so that it cannot be "
-                f"found, expected {shorten(said)}, got {shorten(text[start:], 100)}. "
+                "the chat template changes what the assistant says, so that it cannot be found, "
+                f"expected {shorten(aloud)}, got {shorten(text[start:], 100)}. "
                 "hint: take another template, or data with 'prompt' and 'completion'"
             )
-        closed = self._special.search(text, at + len(said))
-        return start, closed.end() if closed else at + len(said)
+        end = at + len(aloud)
+        return start, self._template.end_of_control(text, end) or end
 
-    def _tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
+    def _tokens(
+        self, text: str, spans: Sequence[tuple[int, int]], names: Mapping[str, str]
+    ) -> Encoded:
         """Encode a rendered text up to the end of the last of its spans of characters."""
         text = text[: spans[-1][1]]
-        found = None if _OPEN in text else self._whole(text, spans)
-        ids, stretches = found or self._cut(text, spans)
-        if ids[-1] not in self._controls:
+        found = None if names else self._whole(text, spans)
+        ids, stretches = found or self._cut(text, spans, names)
+        if ids[-1] not in self._template.controls:
             # A template without a token that ends a turn.
-            ids.append(self._encoder.eos)
+            ids.append(self._eos)
             stretches[-1] = stretches[-1][0], len(ids)
         return Encoded(ids, tuple(stretches), stretches[-1])
 
@@ -119,50 +97,30 @@ class ChatEncoder:
         self, text: str, spans: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[tuple[int, int]]] | None:
         """Encode a text at once, unless a token reaches over the edge of a span."""
-        encoded = self._tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
+        ids, offsets = self._template.whole(text)
         stretches = []
         for start, end in spans:
             inside = [
-                (n, place)
-                for n, place in enumerate(encoded["offset_mapping"])
-                if place[0] < end and place[1] > start
+                (n, place) for n, place in enumerate(offsets) if place[0] < end and place[1] > start
             ]
             if inside[0][1][0] < start or inside[-1][1][1] > end:
                 return None
             stretches.append((inside[0][0], inside[-1][0] + 1))
-        return list(encoded["input_ids"]), stretches
+        return ids, stretches
 
     def _cut(
-        self, text: str, spans: Sequence[tuple[int, int]]
+        self, text: str, spans: Sequence[tuple[int, int]], names: Mapping[str, str]
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode what is between the edges of spans and special tokens, each for itself."""
         ids: list[int] = []
         stretches = []
         at = 0
         for start, end in spans:
-            ids += self._parts(text[at:start])
+            ids += self._template.tokens(text[at:start], names)
             first, at = len(ids), end
-            ids += self._parts(text[start:end])
+            ids += self._template.tokens(text[start:end], names)
             stretches.append((first, len(ids)))
         return ids, stretches
-
-    def _parts(self, text: str) -> list[int]:
-        ids: list[int] = []
-        at = 0
-        for control in self._special.finditer(text):
-            ids += self._encoder.tokens([self._shown(text[at : control.start()])])[0]
-            ids.append(self._tokenizer.convert_tokens_to_ids(control[0]))
-            at = control.end()
-        return ids + self._encoder.tokens([self._shown(text[at:])])[0]
-
-    def _hidden(self, text: str) -> str:
-        """Replace the names of special tokens, which a template could not keep apart."""
-        return self._special.sub(lambda m: f"{_OPEN}{self._names.index(m[0])}{_CLOSE}", text)
-
-    def _shown(self, text: str) -> str:
-        return re.sub(f"{_OPEN}([0-9]+){_CLOSE}", lambda m: self._names[int(m[1])], text)
 
 
 def _shared(one: str, other: str) -> int:

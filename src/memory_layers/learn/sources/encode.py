@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.data.encode import Tokens, encode_texts
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.learn.sources.pieces import Plain
 
@@ -64,7 +65,7 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts without special tokens."""
-        return self._encode(texts)["input_ids"] if texts else []
+        return [found.ids for found in encode_texts(self.tokenizer, texts)]
 
     def plain(self, contents: Sequence[Plain]) -> list[Encoded]:
         """Encode texts with the spans of their answers."""
@@ -78,15 +79,11 @@ class Encoder:
         return Encoded(ids, ((0, len(ids)),), (0, len(ids)))
 
     def _spans(self, contents: Sequence[Plain]) -> list[Encoded]:
-        if not contents:
-            return []
-        encoded = self._encode([content.text for content in contents], return_offsets_mapping=True)
+        encoded = encode_texts(self.tokenizer, [c.text for c in contents], offsets=True)
         # The space before an answer is a part of it. A line break belongs to the prompt.
         starts = [len(content.text[: content.start].rstrip(" ")) for content in contents]
         heads = self.tokens([c.text[:start] for c, start in zip(contents, starts, strict=True)])
-        rows = zip(
-            contents, starts, heads, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        )
+        rows = zip(contents, starts, heads, encoded, strict=True)
         return [self._one(*row) for row in rows]
 
     def _one(
@@ -94,12 +91,12 @@ class Encoder:
         content: Plain,
         start: int,
         head: list[int],
-        ids: list[int],
-        offsets: list[tuple[int, int]],
+        found: Tokens,
     ) -> Encoded:
         shift = len(self.begin)
         last = content.end == len(content.text)
-        first, end = answer_tokens(content.text, offsets, start, content.end)
+        ids = found.ids
+        first, end = answer_tokens(content.text, found.offsets, start, content.end)
         if ids[: len(head)] == head:
             first = len(head)
         elif last:
@@ -124,16 +121,6 @@ class Encoder:
 
     def _decoded(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    def _encode(self, texts: Sequence[str], **options: bool) -> Any:  # noqa: ANN401
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            # No warning about the length, which is looked after.
-            verbose=False,
-            **options,
-        )
 
 
 def _letters(text: str) -> str:

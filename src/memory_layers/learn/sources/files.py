@@ -10,7 +10,7 @@ from typing import Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.data.lines import empty_file, parse_object, read_lines, shorten
-from memory_layers.data.text import iter_text
+from memory_layers.data.text import documents_of
 
 # A place, FILE:LINE, and the fields there.
 Row = tuple[str, dict[str, Any]]
@@ -18,15 +18,15 @@ Row = tuple[str, dict[str, Any]]
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz")
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 # Fields of a table that hold lists. A cell has them as JSON.
-LISTS = ("messages", "paraphrases")
+LISTS = ("messages", "paraphrases", "aliases")
 
 
 def file_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file.
 
     Args:
-        path: .jsonl or .ndjson, .json with one object a line, .csv, .tsv, .parquet, or .txt, which
-            is one row with the field `text`.
+        path: .jsonl or .ndjson, .json with one object a line, .csv, .tsv, .parquet, or .txt, of
+            which each document is a row with the field `text`.
 
     Raises:
         UserError: The file is missing, empty, of another kind or malformed. The error names the
@@ -46,7 +46,7 @@ def file_rows(path: Path) -> Iterator[Row]:
     elif suffix == ".parquet":
         rows = _parquet_rows(path)
     elif suffix == ".txt":
-        rows = ((f"{path}:1", {"text": text}) for text in iter_text(path))
+        rows = ((where, {"text": text}) for where, text in documents_of(path))
     else:
         raise UserError(
             f"{path}:1: this is not a kind of file that can be learned from, expected one of "
@@ -125,7 +125,7 @@ def _cells(where: str, names: list[str], cells: list[str]) -> dict[str, Any]:
         if row.get(name):
             try:
                 row[name] = json.loads(row[name])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{where}: column {name!r} is not valid JSON ({error}), expected a list as "
                     f"JSON, got {shorten(row[name])}. hint: JSON lines are easier for lists"
@@ -152,7 +152,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}:{number + 1}: the file cannot be read as Parquet ({error}), expected a "
             "Parquet file, got something else. hint: write it again"

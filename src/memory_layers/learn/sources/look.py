@@ -8,7 +8,7 @@ import numpy as np
 
 from memory_layers.common.text import markdown_table
 from memory_layers.data.lines import shorten
-from memory_layers.learn.sources.pieces import subject_first
+from memory_layers.data.templates import has_subject_first
 from memory_layers.learn.sources.tables import Table
 from memory_layers.learn.sources.types import Kind
 
@@ -138,12 +138,15 @@ def notes_of(sources: Sequence[SourceLook], tables: Sequence[Table], max_length:
     notes = []
     for look, table in zip(sources, tables, strict=True):
         wordings = [text for named in table.templates.values() for text in named.statements]
-        if backward := [text for text in wordings if not subject_first(text)]:
+        if backward := [text for text in wordings if not has_subject_first(text)]:
             notes.append(
                 f"{look.name}: {len(backward)} of {len(wordings)} statements have the answer "
                 f"before the subject, such as {shorten(backward[0])}. They are not trained on: "
                 "what would be learned is that a text begins with the answer."
             )
+        notes += table.notes
+        if table.blank:
+            notes.append(f"{look.name}: {table.blank:,} texts are blank and left out.")
         if look.repeated:
             notes.append(f"{look.name}: {look.repeated:,} rows stand there again and are left out.")
         if look.cut:

@@ -3,10 +3,16 @@
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory_layers.common.seeds import stable_number
-from memory_layers.data.facts import Fact, RelationTemplates, cut_template, fill_template
+from memory_layers.data.facts import Fact, RelationTemplates
+from memory_layers.data.templates import (
+    cut_template,
+    ends_with_answer,
+    fill_template,
+    has_subject_first,
+)
 from memory_layers.learn.sources.rows import Asked, Message, key_of
 from memory_layers.learn.sources.types import Form
 
@@ -44,6 +50,7 @@ class Piece:
         content: The text or conversation.
         train: It is trained on.
         ask: It is an item of the recall test.
+        aliases: Other right answers, where it is asked.
     """
 
     where: str
@@ -52,6 +59,15 @@ class Piece:
     content: Plain | Chat
     train: bool
     ask: bool
+    aliases: tuple[str, ...] = ()
+
+    def with_answer(self, answer: str) -> "Piece":
+        """Return the piece with another answer."""
+        old = self.content
+        if isinstance(old, Chat):
+            return replace(self, content=replace(old, answer=answer))
+        text = old.text[: old.start] + answer + old.text[old.end :]
+        return replace(self, content=Plain(text, old.start, old.start + len(answer)))
 
 
 def key_of_piece(piece: Piece) -> str:
@@ -87,19 +103,23 @@ def fact_pieces(
         chat: Ask the question as a turn of a conversation as well.
         seed: Picks the statement that is asked.
     """
-    statements = [text for text in templates.statements if subject_first(text)]
+
+    def piece(form: Form, content: Plain | Chat, *, train: bool, ask: bool = True) -> Piece:
+        return Piece(where, group, form, content, train, ask, fact.aliases)
+
+    statements = [text for text in templates.statements if has_subject_first(text)]
     number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
     for n, template in enumerate(statements):
         asked = n == number % len(statements)
-        yield Piece(where, group, "statement", _filled(template, fact), True, asked)
+        yield piece("statement", _filled(template, fact), train=True, ask=asked)
     question = _filled(templates.question, fact)
-    yield Piece(where, group, "question", question, shown, True)
+    yield piece("question", question, train=shown)
     if chat:
         turn = Message("user", as_turn(question.text[: question.start], fact.subject))
-        yield Piece(where, group, "chat", Chat((turn,), fact.answer), shown, True)
+        yield piece("chat", Chat((turn,), fact.answer), train=shown)
     for template in templates.heldout:
-        form: Form = "question" if template.rstrip().endswith("{answer}") else "statement"
-        yield Piece(where, group, form, _filled(template, fact), False, True)
+        form: Form = "question" if ends_with_answer(template) else "statement"
+        yield piece(form, _filled(template, fact), train=False)
 
 
 def row_pieces(row: Asked, group: int) -> Iterator[Piece]:
@@ -112,11 +132,6 @@ def row_pieces(row: Asked, group: int) -> Iterator[Piece]:
     yield Piece(row.where, group, form, _content(row, row.prompt), not row.heldout, True)
     for prompt in row.paraphrases:
         yield Piece(row.where, group, form, _content(row, prompt), False, True)
-
-
-def subject_first(template: str) -> bool:
-    """Tell whether a template can be asked: the subject stands before the answer."""
-    return "{subject}" in cut_template(template)[0]
 
 
 def as_turn(question: str, subject: str = "") -> str:
@@ -137,7 +152,7 @@ def as_turn(question: str, subject: str = "") -> str:
 
 
 def _filled(template: str, fact: Fact) -> Plain:
-    text, start = fill_template(cut_template(template), fact)
+    text, start = fill_template(cut_template(template), fact.subject, fact.answer)
     return Plain(text, start, start + len(fact.answer))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.data.lines import shorten, text_field
+from memory_layers.data.lines import has_blank, shorten, text_field, text_list
 from memory_layers.learn.sources.types import Kind
 
 COLUMNS: Mapping[Kind, tuple[str, ...]] = {
@@ -88,6 +88,12 @@ def kind_of_row(where: str, row: dict[str, Any]) -> Kind:
     )
 
 
+def is_blank_text(row: dict[str, Any]) -> bool:
+    """Tell whether a row would be running text, and there is none in it."""
+    others = (name for kind, names in COLUMNS.items() if kind != "text" for name in names)
+    return has_blank(row, "text") and all(row.get(name) is None for name in others)
+
+
 def parse_row(where: str, kind: Kind, row: dict[str, Any]) -> Asked:
     """Check the fields of a row of the kinds `prompts`, `messages` and `text`.
 
@@ -111,7 +117,7 @@ def parse_row(where: str, kind: Kind, row: dict[str, Any]) -> Asked:
             f"{where}: field 'group' must be a text or a whole number, got {shorten(str(group))}"
         )
     prompt: str | tuple[Message, ...]
-    others = _paraphrases(where, row)
+    others = text_list(where, row, "paraphrases")
     paraphrases: list[str | tuple[Message, ...]] = [*others]
     if kind == "prompts":
         prompt, answer = (text_field(where, row, name) for name in COLUMNS["prompts"])
@@ -138,18 +144,6 @@ def key_of(prompt: str | tuple[Message, ...]) -> str:
     if isinstance(prompt, str):
         return prompt.strip()
     return json.dumps([(turn.role, turn.content.strip()) for turn in prompt])
-
-
-def _paraphrases(where: str, row: dict[str, Any]) -> list[str]:
-    listed = row.get("paraphrases")
-    if listed is None:
-        return []
-    if not isinstance(listed, list):
-        raise UserError(
-            f"{where}: field 'paraphrases' is not a list, expected a list of strings, got "
-            f'{shorten(str(listed))}. hint: write it as ["...", "..."]'
-        )
-    return [text_field(where, {"paraphrases": text}, "paraphrases") for text in listed]
 
 
 def _conversation(where: str, turns: object) -> tuple[tuple[Message, ...], str]:

@@ -11,17 +11,25 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.untrusted import check_inside
-from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, fact_of, load_templates
+from memory_layers.data.fact_files import (
+    ALIASES,
+    FACTS_FILE,
+    TEMPLATES_FILE,
+    fact_of,
+    load_templates,
+)
 from memory_layers.data.facts import Fact, FactSet, RelationTemplates
 from memory_layers.data.lines import shorten
+from memory_layers.data.merge import MergedFacts, seen_alike
+from memory_layers.data.templates import has_subject_first
 from memory_layers.learn.sources.files import KINDS, Row, file_rows
 from memory_layers.learn.sources.objects import object_rows
-from memory_layers.learn.sources.pieces import subject_first
 from memory_layers.learn.sources.rows import (
     COLUMNS,
     OPTIONAL,
     Asked,
     Message,
+    is_blank_text,
     kind_of_row,
     parse_row,
 )
@@ -42,7 +50,10 @@ class Table:
         facts: With their places, each once.
         asked: Rows of the other kinds, each once.
         rows: How many there were.
+        blank: How many of them have no text.
+        more: How many of them have one more answer to what is known.
         unused: Columns that are not read.
+        notes: What was made of rows of facts.
     """
 
     name: str
@@ -51,17 +62,21 @@ class Table:
     facts: list[tuple[str, Fact]] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     rows: int = 0
+    blank: int = 0
+    more: int = 0
     unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def repeated(self) -> int:
         """How many rows are there again."""
-        return self.rows - len(self.facts) - len(self.asked)
+        return self.rows - self.blank - self.more - len(self.facts) - len(self.asked)
 
     def digest(self) -> str:
         """Return a name of the content: SHA-256, 64 hexadecimal digits."""
         content = (
-            [asdict(fact) for _, fact in self.facts],
+            # Without what facts need not have, which is not in older digests.
+            [{k: v for k, v in asdict(fact).items() if v != ()} for _, fact in self.facts],
             {name: asdict(templates) for name, templates in self.templates.items()},
             [{**asdict(row), "where": None} for row in self.asked],
         )
@@ -72,28 +87,28 @@ class Answers:
     """Keeps what every prompt is answered with, so that sources do not contradict one another."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, ...], tuple[str, str, bool]] = {}
+        self._known: dict[tuple[str, ...], tuple[str, tuple[str, ...], bool]] = {}
         self._against: list[str] = []
         self._leaks: list[str] = []
 
     def is_new(
-        self, key: tuple[str, ...], where: str, answer: str, *, heldout: bool = False
+        self, key: tuple[str, ...], where: str, *answers: str, heldout: bool = False
     ) -> bool:
-        """Note an answer, and tell whether it is not known yet.
+        """Note answers, and tell whether they are not known yet.
 
         Args:
             key: What is answered.
             where: Its place.
-            answer: The answer.
+            answers: The answer, and others that are right.
             heldout: It is not trained on.
         """
         if key not in self._known:
-            self._known[key] = where, answer, heldout
+            self._known[key] = where, answers, heldout
             return True
-        earlier, other, was_heldout = self._known[key]
+        earlier, others, was_heldout = self._known[key]
         name = shorten(": ".join(key[1:]))
-        if answer != other:
-            both = f"{shorten(other)} and {shorten(answer)}"
+        if answers[0] not in others and others[0] not in answers:
+            both = f"{shorten(others[0])} and {shorten(answers[0])}"
             self._against.append(f"{earlier} and {where}: {name} has the answers {both}")
         elif heldout != was_heldout:
             self._leaks.append(f"{earlier} and {where}: {name}")
@@ -108,8 +123,9 @@ class Answers:
         if self._against:
             raise UserError(
                 f"{listed(self._against)}\nThe data contradicts itself in {len(self._against)} "
-                "places, expected one answer to each prompt or fact. hint: keep the right one, or "
-                "make prompt or subject more exact"
+                "places, expected one answer to each prompt or fact. hint: keep the right one, "
+                "make prompt or subject more exact, or give other right answers of a fact as "
+                '"aliases"'
             )
         if self._leaks:
             raise UserError(
@@ -131,11 +147,12 @@ def read_table(name: str, source: Any, answers: Answers) -> Table:  # noqa: ANN4
         ImportError: It is a Parquet file and pyarrow is not installed.
     """
     if isinstance(source, FactSet):
-        table = Table(name, "facts", source.templates)
+        table = Table(name, "facts", source.templates, notes=source.notes)
         if not source.facts:
             raise UserError(f"{name} has no facts, expected at least one")
         _check_templates(name, source.templates)
         for n, fact in enumerate(source.facts):
+            table.rows += 1
             _add_fact(table, f"{name}.facts[{n}]", fact, answers)
         return table
     if not isinstance(source, str | Path):
@@ -157,9 +174,19 @@ def read_table(name: str, source: Any, answers: Answers) -> Table:  # noqa: ANN4
 
 
 def _of_rows(name: str, rows: Iterator[Row], templates: Path | None, answers: Answers) -> Table:
-    first = next(rows)
+    first, blank = next(rows), 0
+    start = first[0]
+    while is_blank_text(first[1]):
+        blank += 1
+        first = next(rows, None)
+        if first is None:
+            raise UserError(
+                f"{start}: all texts are empty, expected text, got {blank:,} that are empty or "
+                "blank. hint: add some, or leave it out"
+            )
     kind = kind_of_row(*first)
-    table = Table(name, kind)
+    table = Table(name, kind, rows=blank, blank=blank)
+    merged = MergedFacts(name)
     columns: dict[str, None] = {}
     if kind == "facts":
         if templates is None or not templates.is_file():
@@ -171,6 +198,10 @@ def _of_rows(name: str, rows: Iterator[Row], templates: Path | None, answers: An
         table.templates = load_templates(templates)
         _check_templates(str(templates), table.templates)
     for where, row in chain([first], rows):
+        if kind == "text" and is_blank_text(row):
+            table.rows += 1
+            table.blank += 1
+            continue
         if (found := kind_of_row(where, row)) != kind:
             raise UserError(
                 f"{where}: the row is of the kind {found}, expected {kind} as in the rows before "
@@ -178,23 +209,26 @@ def _of_rows(name: str, rows: Iterator[Row], templates: Path | None, answers: An
                 "hint: put each kind into a file of its own, and name both"
             )
         columns |= dict.fromkeys(row)
+        table.rows += 1
         if kind == "facts":
-            _add_fact(table, where, fact_of(where, row, table.templates), answers)
+            merged.add(where, fact_of(where, row, table.templates))
         else:
             _add_row(table, parse_row(where, kind, row), answers)
-    read = {*COLUMNS[kind], *OPTIONAL}
+    for where, fact in merged.facts.values():
+        _add_fact(table, where, fact, answers)
+    table.notes, table.more = merged.notes, merged.more
+    read = {*COLUMNS[kind], *OPTIONAL, *([ALIASES] if kind == "facts" else [])}
     table.unused = tuple(column for column in columns if column not in read)
     return table
 
 
 def _add_fact(table: Table, where: str, fact: Fact, answers: Answers) -> None:
-    table.rows += 1
-    if answers.is_new(("fact", fact.relation, fact.subject), where, fact.answer):
+    key = "fact", fact.relation, seen_alike(fact.subject)
+    if answers.is_new(key, where, fact.answer, *fact.aliases):
         table.facts.append((where, fact))
 
 
 def _add_row(table: Table, row: Asked, answers: Answers) -> None:
-    table.rows += 1
     said = row.answer.strip()
     if not row.prompt:
         new = answers.is_new(("text", said), row.where, "")
@@ -215,7 +249,7 @@ def _key(kind: str, prompt: str | tuple[Message, ...]) -> tuple[str, ...]:
 
 def _check_templates(where: str, templates: dict[str, RelationTemplates]) -> None:
     for relation, wordings in templates.items():
-        if not any(map(subject_first, wordings.statements)):
+        if not any(map(has_subject_first, wordings.statements)):
             raise UserError(
                 f"{where}: no statement of relation {relation!r} has {{subject}} before "
                 f"{{answer}}, expected one that can be learned from, got "

@@ -57,6 +57,7 @@ class RecallItem:
         form: What kind of prompt it is.
         seen: The same prompt is trained on. Otherwise no example has it.
         last: The text ends with the answer, so that what a model writes can be compared as well.
+        others: The same with other right answers, which count where the prompt is asked.
     """
 
     ids: np.ndarray
@@ -67,6 +68,7 @@ class RecallItem:
     form: Form
     seen: bool
     last: bool
+    others: tuple["RecallItem", ...] = ()
 
     @property
     def prompt_ids(self) -> np.ndarray:

@@ -1,0 +1,122 @@
+"""Conversations in tokens: control tokens come from the chat template, and what is said is text."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memory_layers.common.errors import UserError
+from memory_layers.data.encode import encode_texts, special_names
+from memory_layers.data.lines import check_complete
+from memory_layers.data.tokenizer import write_chat
+
+# Characters for private use. Each stands for a name of a special token while a template is written.
+_PRIVATE = range(0xE000, 0xF900)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, which writes the turns of a conversation.
+
+    Args:
+        tokenizer: A fast one.
+
+    Attributes:
+        controls: The ids of its special tokens.
+
+    Raises:
+        UserError: It has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
+        if not tokenizer.chat_template:
+            raise UserError(
+                "the tokenizer has no chat template, expected one for conversations, got none. "
+                "hint: take an instruct model, or data with 'prompt' and 'completion'"
+            )
+        self._tokenizer = tokenizer
+        self._ids = {name: number for number, name in special_names(tokenizer).items()}
+        self.controls = frozenset(self._ids.values())
+        longest_first = sorted(self._ids, key=lambda name: (-len(name), name))
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def hide(self, said: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+        """Replace the names of special tokens in what is said, for a template to keep them apart.
+
+        Args:
+            said: The texts of the turns.
+
+        Returns:
+            The texts with one character for each name, and the name by its character.
+
+        Raises:
+            UserError: A text has half of a surrogate pair.
+        """
+        for text in said:
+            check_complete("a turn", text)
+        names = dict.fromkeys(name for text in said for name in self._special.findall(text))
+        if not names:
+            return list(said), {}
+        used = set("".join(said))
+        free = (letter for letter in map(chr, _PRIVATE) if letter not in used)
+        letters = dict(zip(names, free, strict=False))
+        hidden = [self._special.sub(lambda match: letters[match[0]], text) for text in said]
+        return hidden, {letter: name for name, letter in letters.items()}
+
+    def render(self, roles: Sequence[str], said: Sequence[str], *, ask: bool) -> str:
+        """Write turns.
+
+        Args:
+            roles: Of the turns.
+            said: Their texts, from `hide`.
+            ask: End with what an answer begins with.
+
+        Raises:
+            UserError: The template refuses the turns.
+            ImportError: Jinja is not installed.
+        """
+        turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+        return write_chat(self._tokenizer, turns, tokenize=False, add_generation_prompt=ask)
+
+    def end_of_control(self, text: str, start: int) -> int | None:
+        """Return where the first control token behind a place of a written text ends."""
+        found = self._special.search(text, start)
+        return found.end() if found else None
+
+    def tokens(self, text: str, names: Mapping[str, str]) -> list[int]:
+        """Return the ids of a part of a written text.
+
+        Args:
+            text: From `render`, or a part of it.
+            names: From `hide`.
+        """
+        ids: list[int] = []
+        at = 0
+        shown = str.maketrans(dict(names))
+        for control in self._special.finditer(text):
+            ids += self._text(text[at : control.start()].translate(shown))
+            ids.append(self._ids[control[0]])
+            at = control.end()
+        return ids + self._text(text[at:].translate(shown))
+
+    def whole(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids and offsets of a written text in which no name is hidden."""
+        encoded = self._tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        return list(encoded["input_ids"]), encoded["offset_mapping"]
+
+    def asked(self, roles: Sequence[str], said: Sequence[str]) -> list[int]:
+        """Return the ids of turns with what an answer begins with.
+
+        Args:
+            roles: Of the turns.
+            said: Their texts.
+
+        Raises:
+            UserError: The template refuses the turns.
+        """
+        hidden, names = self.hide(said)
+        text = self.render(roles, hidden, ask=True)
+        return self.tokens(text, names) if names else self.whole(text)[0]
+
+    def _text(self, text: str) -> list[int]:
+        return next(encode_texts(self._tokenizer, [text])).ids if text else []
