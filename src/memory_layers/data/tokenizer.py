@@ -75,8 +75,9 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    if isinstance(folder, Path) and folder.is_dir():
-        check_inside(folder)
+    # Transformers takes a name for a folder where there is one.
+    if Path(folder).is_dir():
+        check_inside(Path(folder))
     settings = read_settings(folder, CONFIG)
     check_named_files(settings, str(folder))
     try:
