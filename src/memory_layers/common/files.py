@@ -310,7 +310,7 @@ def require_space(folder: Path, size: int) -> None:
         OSError: The disk of `folder` has less than `size` bytes free.
     """
     if shutil.disk_usage(folder).free < size:
-        raise OSError(errno.ENOSPC, f"{size / 2**20:.0f} MiB needed")
+        raise OSError(errno.ENOSPC, f"no room, {size / 2**20:.1f} MiB needed", str(folder))
 
 
 def publish(part: Path, folder: Path) -> None:

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.checksums import check_files, write_checksums
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import cache_folder, new_part, publish, remove_left
+from memory_layers.common.files import (
+    cache_folder,
+    new_part,
+    publish,
+    remove_left,
+    require_space,
+)
 from memory_layers.common.progress import Report, counted, counter, tell
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
@@ -196,6 +202,10 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             tokenizer = train_tokenizer(read, config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
+        # A full disk is no OSError to tokenizers, but an exception of no type. Beside its file,
+        # the small ones have to fit.
+        size = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + 2**16
+        require_space(part, size)
         tokenizer.save_pretrained(part / "tokenizer")
         characters = sum(map(len, texts))
         count = counter(characters, "encoding text", progress)

@@ -1,7 +1,7 @@
 """DCP's .metadata, which is a pickle: read without what it names being run, imported or reached.
 
 Of whatever a pickle names, an object that only keeps what it is given takes the place. The metadata
-are then built anew of the plain values found in it, each of which is checked.
+are then built again of the plain values found in it, each of which is checked.
 """
 
 import io

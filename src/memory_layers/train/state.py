@@ -108,7 +108,7 @@ def make_optimizer_state(
     kinds: dict[str, list[str]] = {}
     for name in saved:
         if name.startswith("optim."):
-            parameter, kind = whole_name(name).removeprefix("optim.").rsplit(".", 1)
+            parameter, _, kind = whole_name(name).removeprefix("optim.").rpartition(".")
             kinds.setdefault(parameter, []).append(kind)
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
