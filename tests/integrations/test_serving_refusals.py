@@ -1,5 +1,6 @@
 """Each field of a request is honoured, or refused by its name and never with a traceback."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
 
 from memory_layers.evaluate.trained import load_trained
+from memory_layers.integrations.serving import prompts, respond
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
 
@@ -213,17 +215,17 @@ def test_what_is_too_long_is_told_with_its_numbers(client: TestClient) -> None:
         in (refused(client, TEXT, json.dumps(body).encode())[1]["message"])
     )
     # Without encoding all of it.
-    body = {"model": "tiny", "prompt": "town " * 700_000}
+    body = {"model": "tiny", "prompt": "town " * 350_000}
     began = time.monotonic()
     status, error = refused(client, TEXT, json.dumps(body).encode())
     assert (status, error["code"]) == (400, "context_length_exceeded")
     assert "`prompt` has more than" in error["message"]
     assert "this server takes at most 3000" in error["message"]
     del body["prompt"]
-    for content in ("town " * 700_000, "<|endoftext|>" * 250_000):
+    for content in ("town " * 350_000, "<|endoftext|>" * 120_000):
         body["messages"] = [{"role": "user", "content": content}]
         assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
-    body["messages"] = [{"role": "user", "content": ""}] * 90_000
+    body["messages"] = [{"role": "user", "content": ""}] * 50_000
     assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
     assert time.monotonic() - began < 5
     large = json.dumps({"model": "tiny", "prompt": "a" * 5_000_000}).encode()
@@ -258,3 +260,48 @@ def test_what_is_null_is_not_given(client: TestClient) -> None:
     body = {"model": "tiny", "prompt": "The code", **dict.fromkeys(names)}
     answer = client.post(TEXT, json=body).json()
     assert answer["usage"]["completion_tokens"] <= 16
+
+
+def test_bodies_that_do_not_arrive(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(respond, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(respond, "MOST_BYTES_HELD", 1000)
+    scope = {
+        "type": "http", "method": "POST", "path": TEXT, "query_string": b"", "root_path": "",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1",
+    }  # fmt: skip
+
+    async def answered(begin: bytes) -> int:
+        parts = [{"type": "http.request", "body": begin, "more_body": True}]
+        sent = []
+
+        async def receive() -> dict[str, Any]:
+            if not parts:
+                await asyncio.sleep(60)
+            return parts.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await client.app(scope, receive, send)
+        return sent[0]["status"]
+
+    async def together() -> list[int]:
+        return await asyncio.gather(*(answered(b" " * 400) for _ in range(4)))
+
+    assert sorted(asyncio.run(together())) == [408, 408, 503, 503]
+    # What they held is given back.
+    body = {"model": "tiny", "prompt": "a" * 600, "max_tokens": 1}
+    assert client.post(TEXT, json=body).status_code == 200
+
+
+def test_an_error_of_the_server_itself_is_told_as_one(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyError("a fault")
+
+    monkeypatch.setattr(prompts.Encoder, "prompt", fail)
+    outside = TestClient(client.app, raise_server_exceptions=False)
+    answer = outside.post(TEXT, json={"model": "tiny", "prompt": "a"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"

@@ -79,18 +79,18 @@ class Serve(OfModel):
             served = Served(self._name(), tokenizer, context, self.max_tokens)
             server = Server(make_app(engine, served), engine)
             port = sockets[0].getsockname()[1]
-            sys.stderr.write(f'model "{served.name}" at http://{self.host}:{port}/v1\n')
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            sys.stderr.write(f'model "{served.name}" at http://{host}:{port}/v1\n')
             sys.stderr.flush()
             return server.serve_until_signal(sockets)
 
     def _name(self) -> str:
-        if self.name is not None:
-            return self.name
         folder = Path(self.model).expanduser()
         # A folder of such a name is ./smollm2, as for load_trained.
-        if self.model in PACKAGED or not folder.is_dir():
-            return self.model
-        return folder.resolve().name
+        known = self.model in PACKAGED or not folder.is_dir()
+        name = self.name or (self.model if known else folder.resolve().name)
+        # Names of folders need not be UTF-8.
+        return name.encode("utf-8", "replace").decode()
 
 
 def find_device(name: str) -> Any:  # noqa: ANN401

@@ -20,7 +20,7 @@ from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.group import vocabulary_of
 from memory_layers.integrations.serving.prompts import Encoder
 from memory_layers.integrations.serving.protocol import Asked, AskedT, Chat, Completion, parse
-from memory_layers.integrations.serving.respond import Run, read_body
+from memory_layers.integrations.serving.respond import Bodies, Run
 from memory_layers.integrations.serving.row import Row
 from memory_layers.integrations.serving.sampling import Sampling
 from memory_layers.integrations.serving.tokens import Tokens
@@ -62,7 +62,7 @@ def make_app(engine: Engine, served: Served) -> Starlette:
             Route("/v1/models/{name:path}", service.model, methods=["GET"]),
             Route("/health", service.health, methods=["GET"]),
         ],
-        exception_handlers={RequestError: _refused, HTTPException: _no_route},
+        exception_handlers={RequestError: _refused, HTTPException: _no_route, Exception: _failed},
     )
 
 
@@ -76,6 +76,7 @@ class Service:
         most = most if served.context is None else min(most, served.context)
         self.encoder = Encoder(served.tokenizer, vocabulary_of(engine.model), most)
         self.tokens = Tokens(served.tokenizer)
+        self.bodies = Bodies()
 
     async def health(self, _: Request) -> Response:
         """Say that the server answers."""
@@ -151,7 +152,7 @@ class Service:
         return await run.respond(request, stream=asked.stream, with_usage=asked.with_usage)
 
     async def _read(self, kind: type[AskedT], request: Request) -> AskedT:
-        body = await read_body(request)
+        body = await self.bodies.read(request)
         asked = await run_in_threadpool(lambda: parse(kind, body))
         self._check_name(asked.model)
         return asked
@@ -253,3 +254,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     return await _refused(
         request, RequestError(said[:300], status=error.status_code, headers=error.headers)
     )
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    """Answer in OpenAI's format what is an error of ours, whose traceback is printed."""
+    return await _refused(request, RequestError("the server failed", status=500))

@@ -193,12 +193,10 @@ class Engine:
         rows = len(one.rows) + len(other.rows)
         alone = len(one.rows) * one.columns + len(other.rows) * other.columns
         padded = rows * max(one.columns, other.columns)
+        if rows > self.limits.batch or padded > MOST_PADDED * alone:
+            return False
         others = self._reserved([g for g in self.groups if g is not one and g is not other])
-        return (
-            rows <= self.limits.batch
-            and padded <= MOST_PADDED * alone
-            and others + rows * max(one.most, other.most) <= self.limits.cache_tokens
-        )
+        return others + rows * max(one.most, other.most) <= self.limits.cache_tokens
 
     @staticmethod
     def _reserved(groups: Sequence[Group]) -> int:

@@ -15,44 +15,62 @@ from memory_layers.integrations.serving.engine import Engine
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.row import Delta, Row
 
-MOST_BYTES = 4 * 2**20
+# Of a body, and of all bodies that are arriving.
+MOST_BYTES, MOST_BYTES_HELD = 2 * 2**20, 64 * 2**20
 # In which a body has to arrive.
 MOST_SECONDS = 30
 
 
-async def read_body(request: Request) -> bytes:
-    """Return the body of a request.
+class Bodies:
+    """Reads the bodies of requests, no more of them than fit into memory."""
 
-    Raises:
-        RequestError: It is no JSON by its header, too large, or does not arrive.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        # A page of another site can send other types without asking the browser's user.
-        raise RequestError(
-            f"the body is {kind[:80] or 'of no type'}. hint: Content-Type: application/json",
-            status=415,
-        )
-    body = bytearray()
-    size = 0
-    try:
-        async with asyncio.timeout(MOST_SECONDS):
-            # To its end, also where it is too large: clients read the answer only then.
-            async for part in request.stream():
-                size += len(part)
-                if size <= MOST_BYTES:
-                    body += part
-    except TimeoutError as error:
-        raise RequestError(
-            f"the body did not arrive within {MOST_SECONDS} seconds", status=408
-        ) from error
-    except ClientDisconnect as error:
-        raise RequestError("the client is gone", status=400) from error
-    if size > MOST_BYTES:
-        raise RequestError(
-            f"the body has {size} bytes, this server takes at most {MOST_BYTES}", status=413
-        )
-    return bytes(body)
+    def __init__(self) -> None:
+        self.held = 0
+
+    async def read(self, request: Request) -> bytes:
+        """Return the body of a request.
+
+        Raises:
+            RequestError: It is no JSON by its header, too large, or does not arrive, or too many
+                are arriving.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            # A page of another site can send other types without asking the browser's user.
+            raise RequestError(
+                f"the body is {kind[:80] or 'of no type'}. hint: Content-Type: application/json",
+                status=415,
+            )
+        body = bytearray()
+        size = 0
+        try:
+            async with asyncio.timeout(MOST_SECONDS):
+                # To its end, also where it is too large: clients read the answer only then.
+                async for part in request.stream():
+                    size += len(part)
+                    if size <= MOST_BYTES:
+                        self.held += len(part)
+                        body += part
+                    if self.held > MOST_BYTES_HELD:
+                        raise RequestError(
+                            "too many requests are arriving. hint: try again later",
+                            status=503,
+                            code="overloaded",
+                            headers={"Retry-After": "1"},
+                        )
+        except TimeoutError as error:
+            raise RequestError(
+                f"the body did not arrive within {MOST_SECONDS} seconds", status=408
+            ) from error
+        except ClientDisconnect as error:
+            raise RequestError("the client is gone", status=400) from error
+        finally:
+            self.held -= len(body)
+        if size > MOST_BYTES:
+            raise RequestError(
+                f"the body has {size} bytes, this server takes at most {MOST_BYTES}", status=413
+            )
+        return bytes(body)
 
 
 class Run:
