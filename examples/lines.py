@@ -13,6 +13,7 @@ from transformers import (
 
 from memory_layers import MemoryConfig
 from memory_layers.data.config import DataConfig
+from memory_layers.data.encode import encode_texts
 from memory_layers.data.prepare import corpus_of
 from memory_layers.models import add_memory, freeze_all_but_memory, resolve_model
 
@@ -55,8 +56,11 @@ def mixed(texts: list[str], keep: str | None) -> list[str]:
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, list[int]]]:
     """Return texts as tokens, each with the token that ends it, all of which are predicted."""
-    rows = [tokenizer(text + str(tokenizer.eos_token)) for text in texts]
-    return [{**row, "labels": row["input_ids"]} for row in rows]
+    rows = [
+        [*found.ids, tokenizer.eos_token_id]
+        for found in encode_texts(tokenizer, texts, special_tokens=True)
+    ]
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in rows]
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:

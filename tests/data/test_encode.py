@@ -66,7 +66,7 @@ def test_a_long_text_is_encoded_in_slices_to_the_same_tokens(
     short, sliced, last = encode_texts(
         tokenizer, ["the", text, "land"], offsets=True, progress=done.append
     )
-    assert sliced == whole
+    assert (list(sliced.ids), sliced.offsets) == whole
     assert [short.ids, last.ids] == [t.ids for t in encode_texts(tokenizer, ["the", "land"])]
     assert sum(done) == len(text) + 7
     if make in (byte_level, chatml):

@@ -33,9 +33,10 @@ PLACES = (
     "Qaqortoq",
     "Upernavik",
     "Maniitsoq",
-    "Paamiut",
+    # Names of special tokens are text, for the harness too.
+    "Paamiut <|pad|>",
 )
-CODES = ("JAV old", "GOH old", "JHS", "JEG", "JJU", "JUV old", "JSU old", "JFR old")
+CODES = ("JAV old", "GOH old", "JHS", "JEG", "JJU", "JUV old", "JSU <|endoftext|>", "JFR old")
 MMLU_FILES = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 MMLU = [path.stem.removeprefix("mmlu_") for path in MMLU_FILES.glob("mmlu_*.yaml")]
 

@@ -135,7 +135,7 @@ class Generate(OfModel):
         from memory_layers.data.encode import encode_texts
 
         if not self.chat:
-            return next(encode_texts(tokenizer, [self.prompt], special_tokens=True)).ids
+            return [*next(encode_texts(tokenizer, [self.prompt], special_tokens=True)).ids]
         if not tokenizer.chat_template:
             raise UserError(
                 f"--chat: the tokenizer of {self.model} has no chat template. hint: a model that "

@@ -119,4 +119,4 @@ class ChatTemplate:
         return self.tokens(text, names) if names else self.whole(text)[0]
 
     def _text(self, text: str) -> list[int]:
-        return next(encode_texts(self._tokenizer, [text])).ids if text else []
+        return [*next(encode_texts(self._tokenizer, [text])).ids] if text else []

@@ -21,7 +21,8 @@ class DataConfig:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field. "builtin" for
-            the prose in the documentation of the installed Python.
+            the prose in the documentation of the installed Python. A line `<|endoftext|>` of a .txt
+            file begins another document.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
         templates: A file such as templates.yaml with wordings for the built-in facts, or "short"

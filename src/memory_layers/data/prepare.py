@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -267,7 +268,10 @@ def _encode(
     encoded = encode_texts(tokenizer, documents, offsets=len(answers) > 0, progress=progress)
     for n, (ids, offsets) in enumerate(encoded):
         predicted = answer_tokens(documents[n], offsets, *answers[n]) if answers else None
-        yield Document([*ids, tokenizer.eos_token_id], predicted)
+        # Lists would take nine times the memory, for all documents together.
+        ended = array("i", ids)
+        ended.append(tokenizer.eos_token_id)
+        yield Document(ended, predicted)
 
 
 def hold_out(documents: list[Document], share: float) -> tuple[list[Document], list[Document]]:

@@ -49,7 +49,7 @@ class Document:
         predicted: First token that is predicted, and the end. None: all.
     """
 
-    ids: list[int]
+    ids: Sequence[int]
     predicted: tuple[int, int] | None = None
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,6 @@ def _run(
 ) -> dict[str, Any]:
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     own = {name: question_tasks(name, asked, tokenizer) for name, asked in questions.items()}
     named = {name: list(_leaves(manager, name)) for name in tasks if name not in own}
@@ -110,7 +110,7 @@ def _run(
     if unsafe:
         tell_gaps(unsafe)
     with _quiet():
-        evaluated = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+        evaluated = _reader(model, tokenizer, options.batch_size)
     longest = evaluated.max_length
     with _quiet(), _adapted(manager, leaves, options.data_dir, longest):
         try:
@@ -139,6 +139,24 @@ def _run(
             ) from error
     short = sorted(str(leaf["task"]) for leaf in leaves if _too_long(leaf, longest))
     return {**(results or {}), "shortened": {task: _room(longest) for task in short}}
+
+
+def _reader(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerFast", batch_size: int) -> Any:  # noqa: ANN401
+    """Return the harness's model, which takes names of special tokens in documents for text."""
+    from lm_eval.models.huggingface import HFLM
+
+    end = str(tokenizer.eos_token)
+
+    class Reader(HFLM):
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            """Encode a question and an answer. An end of the text behind it is one."""
+            answer = continuation.removesuffix(end)
+            first, second = super()._encode_pair(context, answer)
+            return first, second + [tokenizer.eos_token_id] * (answer != continuation)
+
+    as_text = copy(tokenizer)
+    as_text.split_special_tokens = True
+    return Reader(pretrained=model, tokenizer=as_text, batch_size=batch_size)
 
 
 def load_manager() -> "TaskManager":

@@ -65,7 +65,7 @@ def _said(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Pro
     model.eval()
     (encoded,) = encode_texts(tokenizer, [probe.text], offsets=True)
     first, _ = answer_tokens(probe.text, encoded.offsets, probe.answer_start, probe.answer_end)
-    ids = encoded.ids[:first]
+    ids = [*encoded.ids[:first]]
     start = len(ids)
     while len(ids) < start + _MOST_TOKENS:
         row = torch.tensor([ids], device=model.device)

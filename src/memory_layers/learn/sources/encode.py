@@ -65,7 +65,7 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts without special tokens."""
-        return [found.ids for found in encode_texts(self.tokenizer, texts)]
+        return [list(found.ids) for found in encode_texts(self.tokenizer, texts)]
 
     def plain(self, contents: Sequence[Plain]) -> list[Encoded]:
         """Encode texts with the spans of their answers."""
@@ -95,7 +95,7 @@ class Encoder:
     ) -> Encoded:
         shift = len(self.begin)
         last = content.end == len(content.text)
-        ids = found.ids
+        ids = list(found.ids)
         first, end = answer_tokens(content.text, found.offsets, start, content.end)
         if ids[: len(head)] == head:
             first = len(head)
