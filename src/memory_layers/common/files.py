@@ -146,6 +146,18 @@ def new_folder(folder: Path, size: int = 0) -> Generator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, which a power cut does not take back.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(new):
+        sync(path.parent)
+
+
 @contextmanager
 def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
     """Let one process at a time in. A process that dies lets the next one in.
@@ -163,7 +175,7 @@ def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
     until = time.monotonic() + seconds
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # Not "w": the file says who is in.
             opened = path.open("a+", encoding="utf-8")
         except OSError as error:
