@@ -160,8 +160,8 @@ def test_no_config(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) 
         (["--optim.lrr", "1"], "--optim.lr"),
         (["--train.stepss", "1"], "--train.steps"),
         (["--train.steps", "many"], "many"),
-        (["--train.steps", "0"], "train.steps must be >= 1, got 0"),
-        (["--model.heads", "0"], "model.heads must be >= 1, got 0"),
+        (["--train.steps", "0"], "train.steps must be a whole number >= 1, got 0"),
+        (["--model.heads", "0"], "model.heads must be a whole number >= 1, got 0"),
         (["--optim.schedule", "step"], "cosine"),
     ],
 )

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -187,9 +187,11 @@ def test_runs_that_did_not_finish_are_reported(
     assert {run["status"] for run in runs} == {"ok"}
 
 
-def start(config: Path, out: Path) -> tuple[subprocess.Popen, list[Path]]:
+@contextmanager
+def started(config: Path, out: Path) -> Iterator[tuple[subprocess.Popen, list[Path]]]:
     """Start a comparison of two runs, and wait until both have written something."""
-    process = subprocess.Popen(
+    metrics = [out / "runs" / f"memory-seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    with subprocess.Popen(
         [sys.executable, "-m", "memory_layers", "compare", str(config), "--out", str(out),
          "--workers", "2"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -197,14 +199,18 @@ def start(config: Path, out: Path) -> tuple[subprocess.Popen, list[Path]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-    )  # fmt: skip
-    metrics = [out / "runs" / f"memory-seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if all(path.is_file() and path.stat().st_size for path in metrics):
-            break
-        time.sleep(0.05)
-    return process, [path.parent for path in metrics]
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while time.monotonic() < deadline and process.poll() is None:
+                if all(path.is_file() and path.stat().st_size for path in metrics):
+                    break
+                time.sleep(0.05)
+            yield process, [path.parent for path in metrics]
+        finally:
+            # Whatever is left of it, should a test fail.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 ENDLESS = {"steps": 10**7, "batch_size": 2, "seq_len": 32, "log_every": 1, "eval_every": 0}
@@ -214,9 +220,9 @@ ENDLESS = {"steps": 10**7, "batch_size": 2, "seq_len": 32, "log_every": 1, "eval
 def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
     """A terminal sends Ctrl-C to the parent and to all workers."""
     config = write_comparison(tmp_path, seeds=[0, 1], train=ENDLESS)
-    process, runs = start(config, tmp_path / "out")
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    with started(config, tmp_path / "out") as (process, runs):
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "every run has saved a checkpoint" in errors
     assert "run the same command again" in errors
@@ -231,17 +237,20 @@ def test_workers_of_a_killed_comparison_save_and_end(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     config = write_comparison(tmp_path, seeds=[0, 1], train=ENDLESS)
-    process, runs = start(config, tmp_path / "out")
     typed = ["compare", str(config), "--out", str(tmp_path / "out")]
-    assert main(typed) == 2
-    said = capsys.readouterr().err
-    assert f"out: another process works there, expected none, got process {process.pid} on" in said
-    process.kill()
-    process.communicate()
-    for run in runs:
-        with alone_in(run, seconds=60):
-            assert len(list((run / "checkpoints").iterdir())) == 1
-        assert "KeyboardInterrupt: stopped after step" in (run / "log.txt").read_text()
+    with started(config, tmp_path / "out") as (process, runs):
+        assert main(typed) == 2
+        said = capsys.readouterr().err
+        assert f"out: another process works there, expected none, got process {process.pid}" in said
+        process.kill()
+        process.wait()
+        for run in runs:
+            with alone_in(run, seconds=60):
+                assert len(list((run / "checkpoints").iterdir())) == 1
+        # The pipe ends when the last worker has.
+        process.communicate(timeout=60)
+        for run in runs:
+            assert "KeyboardInterrupt: stopped after step" in (run / "log.txt").read_text()
 
     # What is there goes on with what it was begun on, and with nothing else.
     facts = tmp_path / "facts" / "facts.jsonl"

@@ -16,6 +16,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import alone_in
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
+from memory_layers.parallel.world import World
 from memory_layers.train.claim import claim_folder
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import list_checkpoints
@@ -105,6 +106,23 @@ def test_other_versions_of_packages_and_of_prepared_data(
     monkeypatch.setattr(prepare, "LAYOUT_VERSION", 99)
     with pytest.raises(UserError, match=r"format of prepared data was '\d+', is '99'"):
         claim_folder(out, config, prepare.prepare_data(data).sources)
+
+
+def test_ranks_with_different_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played on one process: what the second rank has read."""
+
+    def all_gather(_: World, value: object) -> list:
+        assert isinstance(value, dict)
+        return [value, {**value, "data.facts: facts.jsonl": "other"}]
+
+    monkeypatch.setattr(World, "all_gather", all_gather)
+    with pytest.raises(
+        UserError, match=r"ranks have different data: data\.facts: facts\.jsonl\. h"
+    ):
+        train(tiny_run(tmp_path), tmp_path / "out", show=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_changes_while_it_is_read(

@@ -274,6 +274,21 @@ def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:
     assert after == [*before, *rates[4:]]
 
 
+def test_signals_of_a_terminal_and_of_a_parent_are_one_request() -> None:
+    """Also where the second one comes when what is inside has ended already."""
+    with StopSignal(show=False) as outer:
+        with StopSignal(show=False) as inner:
+            signal.raise_signal(signal.SIGINT)
+            assert inner.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert outer.requested
+        # What begins then stops after its first step.
+        with StopSignal(show=False) as later:
+            assert later.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
 def test_divergence_stops_with_the_checkpoint_intact(tmp_path: Path) -> None:
     config = tiny_run(
         tmp_path,

@@ -210,7 +210,7 @@ def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
     until = time.monotonic() + seconds
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # Not "w": the file says who is in.
             opened = path.open("a+", encoding="utf-8")
         except OSError as error:

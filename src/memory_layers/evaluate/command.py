@@ -140,7 +140,11 @@ def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model, path = run / "model", run / "config.json"
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
-        values = read_json(path)
+        try:
+            values = read_json(path)
+        except UserError:
+            # Damaged: what it was trained on is not known, and the model is there all the same.
+            values = None
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
     return name, {}

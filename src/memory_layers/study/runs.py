@@ -25,7 +25,7 @@ from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.study import outcome
-from memory_layers.train.claim import claim_folder
+from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import RunConfig
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.metrics import METRICS, read_lines
@@ -85,6 +85,8 @@ def run_jobs(
         UserError: A folder holds another run, or one on other data.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
+    for name, (_, _, run) in jobs.items():
+        check_folder(out / "runs" / name, run, prepared[run.data].sources)
     with ProgressLine() as line:
         for name, (_, _, run) in jobs.items():
             for told in claim_folder(out / "runs" / name, run, prepared[run.data].sources):
