@@ -23,7 +23,7 @@ for dtype in sys.argv[1:]:
     exact = gather_sum(table, slots, weights, impl="reference")
     torch.testing.assert_close(gather_sum(table, slots, weights, impl="cpu"), exact)
 from memory_layers.ops.read.cpu import _gather_sum_kernel
-print(sum(_gather_sum_kernel.stats.cache_hits.values()))
+print(sum(_gather_sum_kernel.parallel.stats.cache_hits.values()))
 """
 
 

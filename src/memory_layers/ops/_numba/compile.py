@@ -4,9 +4,10 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,8 @@ _PARALLEL = {
     ),
     "prange": True,
 }
+
+_ONE_AT_A_TIME = RLock()
 
 # Compiles a function that kernels alone call.
 helper = njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -59,15 +62,50 @@ def inner_loops() -> ModuleType:
     return import_module("memory_layers.ops._numba.plain")
 
 
-def kernel(function: Callable) -> Callable:
-    """Compile a function with a `prange` loop at its first call and keep the code on disk.
+class Kernel:
+    """A function with a `prange` loop, which threads and forked processes may call.
 
-    Where no folder can be written, each process compiles the function again. The body of the loop
-    is best a helper: Numba compiles what stands in the loop itself more slowly.
+    It is compiled at its first call, and the code is kept on disk. Where no folder can be written,
+    each process compiles the function again. The body of the loop is best a helper: Numba compiles
+    what stands in the loop itself more slowly.
     """
-    dispatcher = njit(**OPTIONS, parallel=_PARALLEL, no_cfunc_wrapper=True)(function)
-    keep_on_disk(dispatcher, inner_loops().__name__.rpartition(".")[2])
-    return dispatcher
+
+    def __init__(self, function: Callable) -> None:
+        self._function = function
+        self._loops = inner_loops().__name__.rpartition(".")[2]
+        self.parallel = njit(**OPTIONS, parallel=_PARALLEL, no_cfunc_wrapper=True)(function)
+        keep_on_disk(self.parallel, self._loops)
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run the loop in parallel, or one after the other where the threads are another's."""
+        if _owner_of_threads() != os.getpid():
+            self._serial(*arguments)
+        elif numba.threading_layer() == "workqueue":
+            # It ends the process when a second thread comes in.
+            with _ONE_AT_A_TIME:
+                self.parallel(*arguments)
+        else:
+            self.parallel(*arguments)
+
+    @cached_property
+    def _serial(self) -> Any:
+        serial = njit(**OPTIONS, no_cfunc_wrapper=True)(self._function)
+        keep_on_disk(serial, f"{self._loops}-serial")
+        return serial
+
+
+@cache
+def _owner_of_threads() -> int:
+    """Return the process that first called a kernel, also in those that are forked from it.
+
+    Threads do not come along into a forked process: kernels would wait for them, or be ended by
+    OpenMP. Nor do those of torch, so that it has to do without them too.
+    """
+    # Starts them, after which it is known of which kind they are.
+    follow_torch_threads()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    return os.getpid()
 
 
 def keep_on_disk(dispatcher: Any, loops: str) -> None:

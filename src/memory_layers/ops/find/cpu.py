@@ -8,7 +8,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.compile import Kernel, follow_torch_threads, helper, inner_loops
 from memory_layers.ops._numba.plain import LANES, MASK_BITS
 from memory_layers.ops._numba.rows import as_array
 from memory_layers.ops.find.cpu_sort import index_of, network, pack, score_of, staircase
@@ -131,13 +131,13 @@ def _score_half(sub_keys, places, query, n, half_scores):
     loops.dot_rows(sub_keys[half], places, query[half], half_scores[half], low, high)
 
 
-@kernel
+@Kernel
 def _score_one_kernel(sub_keys, places, query, half_scores):
     for n in prange(half_scores.shape[0] * PARTS):
         _score_half(sub_keys, places, query, n, half_scores)
 
 
-@kernel
+@Kernel
 def _select_pairs_kernel(half_scores, bounding, sorting, stairs, scores, slots):
     blocks = (half_scores.shape[2] + LANES - 1) // LANES
     for block in prange(blocks * half_scores.shape[0]):
@@ -157,7 +157,7 @@ def _query_gradient(d_scores, slots, sub_keys, d_query):
             loops.add_rows(sub_keys[h, p], halves[p], d_scores[h], d_query[h, p], 0, k)
 
 
-@kernel
+@Kernel
 def _backward_query_kernel(d_scores, slots, sub_keys, d_query):
     for t in prange(d_query.shape[0]):
         _query_gradient(d_scores[t], slots[t], sub_keys, d_query[t])
@@ -176,7 +176,7 @@ def _keys_gradient(h, p, d_scores, slots, query, d_sub_keys):
                 total[c] += factor * half[c]
 
 
-@kernel
+@Kernel
 def _backward_keys_kernel(d_scores, slots, query, d_sub_keys):
     # A thread owns one half of one head, so no two threads write one sub-key.
     for block in prange(d_sub_keys.shape[0] * 2):

@@ -4,7 +4,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.compile import Kernel, follow_torch_threads, helper, inner_loops
 from memory_layers.ops._numba.rows import as_array
 
 loops = inner_loops()
@@ -22,7 +22,7 @@ def _sum_token(table, places, factors, first, end, total):
     loops.add_rows(table, places, factors, total, first, end)
 
 
-@kernel
+@Kernel
 def _gather_sum_kernel(table, slots, weights, out):
     reads, places, factors = slots.shape[1], slots.reshape(-1), weights.reshape(-1)
     for t in prange(slots.shape[0]):
@@ -37,13 +37,13 @@ def _sum_part(table, slots, weights, n, sums):
     _sum_token(table, places, factors, t * reads + low, t * reads + high, sums[n])
 
 
-@kernel
+@Kernel
 def _gather_sum_parts_kernel(table, slots, weights, sums):
     for n in prange(sums.shape[0]):
         _sum_part(table, slots, weights, n, sums)
 
 
-@kernel
+@Kernel
 def _gather_dot_kernel(table, slots, x, out):
     reads, places, dots = slots.shape[1], slots.reshape(-1), out.reshape(-1)
     for t in prange(slots.shape[0]):
@@ -60,7 +60,7 @@ def _scatter_columns(low, slots, weights, x, out):
                 row[v] += weight * x[t, v]
 
 
-@kernel
+@Kernel
 def _scatter_sum_kernel(slots, weights, x, out):
     # A thread owns columns, so no two threads write one number and the order of sums is fixed.
     for block in prange((out.shape[1] + BLOCK_V - 1) // BLOCK_V):

@@ -11,7 +11,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from memory_layers.ops._numba.compile import follow_torch_threads, helper, inner_loops, kernel
+from memory_layers.ops._numba.compile import Kernel, follow_torch_threads, helper, inner_loops
 from memory_layers.ops._numba.rows import as_array, close_row, open_row
 from memory_layers.ops.write.cpu_factors import NO_ROW, next_row, prepare, start_of, sum_row
 from memory_layers.ops.write.entries import PLACE_BITS, Factors
@@ -35,7 +35,7 @@ def _sum_chunk(chunk, factors, rows, out):
         row = next_row(factors, heads, chunk)
 
 
-@kernel
+@Kernel
 def _row_sums_kernel(factors, rows, out):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
@@ -55,7 +55,7 @@ def _square_chunk(chunk, factors, width):
     return squares
 
 
-@kernel
+@Kernel
 def _row_squares_kernel(factors, width, squares):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
@@ -129,7 +129,7 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
         row = following
 
 
-@kernel
+@Kernel
 def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
@@ -147,7 +147,7 @@ def _copy_chunk(chunk, table, master, factors):
         row = next_row(factors, heads, chunk)
 
 
-@kernel
+@Kernel
 def _copy_rows_kernel(table, master, factors):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
