@@ -165,7 +165,7 @@ def question(text: str) -> str:
         pytest.param(
             statement('"{subjct} {answer}"'), 5, "did you mean '{subject}'", id="closest name"
         ),
-        pytest.param(statement('"\\ud800 {subject} {answer}"'), 5, "U\\+D800, expected letters", id="surrogate"),
+        pytest.param(statement('"\\ud800 {subject} {answer}"'), 5, "U\\+D800, exp", id="surrogate"),
         pytest.param(statement('"of {answer}"'), 5, "lacks {subject}", id="no subject"),
         pytest.param(statement('"of {subject}"'), 5, "lacks {answer}", id="no answer"),
         pytest.param(statement('"{subject} {answer} {answer}"'), 5, "more than once", id="twice"),

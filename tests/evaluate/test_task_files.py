@@ -179,7 +179,8 @@ def test_a_group_does_not_make_programs_harmless(loaded: Any, folder: Path) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "mine.yaml"), ("[]", "mine.yaml"), ("task: {", "not valid YAML"), ("task: 3", "a name"),
+        ("", "mine.yaml"), ("[]", "mine.yaml"), ("task: {", "not valid YAML"),
+            ("task: 3", "a name"),
         ("dataset_path: json", "must hold `task:` or `group:`"), ("task: [a]", "with a name"),
         ("task: x\ninclude: 3", "must name a file"), ("task: x\ninclude: mine.yaml", "itself"),
         ("task: x\ninclude: no.yaml", "no.yaml: cannot be read"), ("task: piqa", "rename yours"),
