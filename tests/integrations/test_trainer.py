@@ -204,11 +204,21 @@ def trained_on_two_ranks(optimizer: type, *, synced: bool) -> list[torch.Tensor]
     steps = optimizer(wrapped.parameters(), lr=0.05)
     for step in range(3):
         generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+        if synced:
+            look(model)
         wrapped(torch.randn(8, 4, generator=generator)).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 0.1)
         steps.step()
         steps.zero_grad()
     return [parameter.detach() for parameter in model.parameters()]
+
+
+def look(model: Reader) -> None:
+    """Take gradients that are not to be learned, of all parameters and of the table alone."""
+    loss = model(torch.ones(2, 4)).sum()
+    torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    loss.backward(inputs=[model.table.weight])
+    model.table.weight.grad = None
 
 
 def every_way_on_two_ranks() -> list[list[torch.Tensor]]:
