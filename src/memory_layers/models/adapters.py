@@ -40,6 +40,7 @@ from memory_layers.models.memory_files import (
     read_weights,
     write_memory,
 )
+from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
 from memory_layers.models.quantised import check_quantised
 from memory_layers.models.remote_code import FORMAT_VERSION
@@ -263,6 +264,7 @@ def put_memory(
             if mine.any():
                 table[(slots[mine] - first).to(table.device)] = values[mine].to(table)
     set_record(model, patch)
+    set_name(model, NOT_SAVED)
 
 
 def recorded(model: PreTrainedModel) -> tuple[Patch, Tensor, Tensor, list[str]]:

@@ -42,6 +42,7 @@ from memory_layers.models.families import (
     load_class,
 )
 from memory_layers.models.memory_files import DESCRIPTION, WEIGHTS
+from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
 from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
 
@@ -126,6 +127,8 @@ class MemoryModelMixin(PreTrainedModel):
             )
         self.config.written = count_written(self)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if self.name_or_path == NOT_SAVED and not self._hf_peft_config_loaded:
+            set_name(self, str(save_directory))
         # Other processes write nothing, and a folder of PEFT's adapters has no config.
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
             family = self.memory_family
