@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class LostRankError(RuntimeError):
     """A rank died, or did not join a collective in time. Names the rank and its step."""
+
+
+def placed(error: UserError, place: object) -> UserError:
+    """Return an error that names the file or folder that it is about, if it does not yet."""
+    return error if str(place) in str(error) else UserError(f"{place}: {error}")

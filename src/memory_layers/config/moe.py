@@ -57,10 +57,10 @@ class MoeConfig(BlocksConfig):
         self.check_choices()
         self.check_layers()
         self.check_named()
-        check_whole("experts", self.experts, 2)
+        check_whole("experts", self.experts, 2, 2**16)
         check_whole("top_k", self.top_k, 1)
         if self.expert_size is not None:
-            check_whole("expert_size", self.expert_size, 1)
+            check_whole("expert_size", self.expert_size, 1, 2**24)
         for name in ("capacity_factor", "balance_weight"):
             check_number(name, getattr(self, name))
         for name, routing in _READ_BY.items():

@@ -15,6 +15,7 @@ import torch
 from memory_layers.common.seeds import stable_number
 from memory_layers.data.facts import Probe
 from memory_layers.evaluate.batches import by_length, score_spans
+from memory_layers.evaluate.positions import check_lengths
 from memory_layers.evaluate.scores import score_answer
 
 if TYPE_CHECKING:
@@ -83,10 +84,14 @@ def ask(
         questions: To ask.
         max_tokens: Most tokens of an answer.
         progress: Called with a number of passes that are done, of `passes_needed`.
+
+    Raises:
+        UserError: A prompt, with an answer, is longer than the model can read.
     """
     was_training = model.training
     model.eval()
     prompts = [tokenizer(question.prompt)["input_ids"] for question in questions]
+    check_lengths(model, [question.prompt for question in questions], prompts, max_tokens)
     texts = [""] * len(prompts)
     for part in by_length(prompts, len(tokenizer), extra=max_tokens):
         ids = torch.tensor([prompts[n] for n in part], device=model.device)

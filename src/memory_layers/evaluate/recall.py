@@ -10,6 +10,7 @@ import torch
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
+from memory_layers.evaluate.positions import check_lengths
 from memory_layers.evaluate.scores import is_over
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ def recall_share(
             ranks that hold a part of the model each must.
         special_tokens: Begin texts as the tokenizer does by default. Not so in our training.
         progress: Called with a number of items that were asked.
+
+    Raises:
+        UserError: A text is longer than the model can read.
     """
     reader, readers = share
     ends = end_tokens(tokenizer)
@@ -73,6 +77,7 @@ def recall_share(
             item.text, encoded["offset_mapping"][index], item.answer_start, item.answer_end
         )
         rows.append((ids, span))
+    check_lengths(model, [item.text for item in items], [ids for ids, _ in rows])
     results: dict[int, SpanScore] = {}
     for part in by_length([ids for ids, _ in rows], len(tokenizer), times=readers):
         own = part[reader::readers]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from memory_layers.common.errors import UserError
+from memory_layers.common.errors import UserError, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
 from memory_layers.data.lines import shorten
@@ -57,25 +57,39 @@ def load_trained(
         UserError: There is no such model, tensors are missing or of other shapes, or the memory is
             that of another base.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from memory_layers.data.tokenizer import load_tokenizer
     from memory_layers.models import resolve_model
+    from memory_layers.models.classes import MemoryModelMixin
+    from memory_layers.models.intact import check_folder, check_numbers
 
     check_model(model, memory)
     found = resolve_model(model)
+    local = isinstance(found, Path)
     try:
+        if local:
+            check_folder(Path(found), trust_remote_code=trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found,
-            local_files_only=isinstance(found, Path),
+            local_files_only=local,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{model} cannot be loaded: {error}") from error
+    except UserError as error:
+        raise placed(error, found) from error
+    # What transformers makes of a config.json with wrong values is none of a few errors.
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
+        SafetensorError, StrictDataclassError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        place = f"{found / 'config.json'} makes no model" if local else f"{model} cannot be loaded"
+        reason = " ".join(str(error).split())
+        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
     base, report = loaded
     # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):
@@ -84,6 +98,9 @@ def load_trained(
                 f"{model}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
+    # A model with memory has been looked at when it was loaded.
+    if not isinstance(base, MemoryModelMixin):
+        check_numbers(base, Path(found))
     tokenizer = load_tokenizer(found)
     return complete(base.eval(), tokenizer, memory), tokenizer
 

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryFollower, MemoryLayer, ValueTable, WrittenTable
@@ -41,10 +42,11 @@ from memory_layers.models.families import (
     find_family,
     load_class,
 )
+from memory_layers.models.intact import check_numbers
 from memory_layers.models.memory_files import DESCRIPTION, WEIGHTS
 from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
-from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
+from memory_layers.models.remote_code import FORMAT_VERSION, check_fields, write_remote_code
 
 # Attribute of a backbone, and folder in that of a model: the patch that its memory is, if recorded.
 RECORD, RECORD_FOLDER = "_memory_patch", "memory_patch"
@@ -64,21 +66,15 @@ class MemoryModelMixin(PreTrainedModel):
         config: With `memory` or `moe`.
 
     Raises:
-        UserError: The config has both or neither, or is of a later version of this package.
+        UserError: The config has both or neither, a field of ours is wrong, or it is of a later
+            version of this package.
     """
 
     memory_family: ClassVar[Family]
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
         super().__init__(config)
-        check_format(config.memory_format)
-        if config.memory is None and config.moe is None:
-            raise UserError(
-                "config.memory is None, and config.moe too. "
-                "hint: build the plain model and call add_memory(model, ...)"
-            )
-        if config.memory is not None and config.moe is not None:
-            raise UserError("config.memory and config.moe are both set. hint: remove one")
+        check_fields(config)
         backbone, family = backbone_of(self), self.memory_family
         added = memory_config(config) if config.moe is None else MoeConfig.from_dict(config.moe)
         # After memory_config, which brings it up to date.
@@ -133,6 +129,7 @@ class MemoryModelMixin(PreTrainedModel):
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
             family = self.memory_family
             write_remote_code(Path(save_directory), family, memory_classes(family).all())
+            write_checksums(Path(save_directory), Path(save_directory).glob("model*.safetensors"))
             _write_record(self, Path(save_directory) / RECORD_FOLDER)
 
     @classmethod
@@ -150,12 +147,14 @@ class MemoryModelMixin(PreTrainedModel):
             **kwargs: As for any model.
 
         Raises:
-            UserError: The record of what it was taught is damaged.
+            UserError: Weights, or the record of what it was taught, are damaged.
         """
         folder = pretrained_model_name_or_path
         loaded = super().from_pretrained(folder, *args, **kwargs)
         if folder is None:
             return loaded
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_numbers(model, Path(folder, kwargs.get("subfolder") or ""))
         place = {name: kwargs[name] for name in _PLACE if name in kwargs}
         description = cached_file(
             folder,
@@ -167,7 +166,6 @@ class MemoryModelMixin(PreTrainedModel):
         if description is not None:
             # In a cache the two files may come one by one.
             cached_file(folder, f"{RECORD_FOLDER}/{WEIGHTS}", **place)
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
             patch = Patch.load(Path(description).parent)
             if patch.config != memory_config(model.config):
                 raise UserError(f"{description} is of another memory than the model beside it")

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
+from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.train.checkpoint import (
@@ -95,6 +96,7 @@ def export_checkpoint(
                 _write_table(files[-1], name, table, _read(folder, table, metadata), report)
             if tables:
                 _write_index(part, files, saved)
+            write_checksums(part, part.glob("model*.safetensors"))
             own = (".metadata", STATE_FILE, "config.json", "generation_config.json")
             for file in folder.iterdir():
                 if file.suffix != ".distcp" and file.name not in own:
