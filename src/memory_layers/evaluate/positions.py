@@ -1,4 +1,4 @@
-"""How many tokens a model can read. What it makes of more means nothing, if it takes them at all."""
+"""How many tokens a model can read: what it makes of more means nothing."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

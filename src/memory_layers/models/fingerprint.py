@@ -133,7 +133,7 @@ def is_fingerprint(known: Any) -> bool:  # noqa: ANN401
         values = base64.b64decode(known["values"], validate=True)
     except (KeyError, TypeError, ValueError):
         return False
-    return len(values) > 0 == len(values) % 2 and type(bits) in (int, float) and 0 < bits <= 64
+    return len(values) > 0 == len(values) % 2 and type(bits) in (int, float) and 1 <= bits <= 64
 
 
 def _values(known: Mapping[str, Any]) -> Tensor:

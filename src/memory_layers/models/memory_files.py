@@ -1,6 +1,7 @@
 """The two files of a memory without its base: memory.json and memory.safetensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,7 +45,8 @@ def read_description(path: Path) -> dict[str, Any]:
         UserError: It is damaged, or of a later version.
     """
     try:
-        description = parse_json(path.read_text("utf-8"), str(path))
+        with _reading(path):
+            description = parse_json(path.read_text("utf-8"), str(path))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged: {error}. hint: save the memory again") from error
     if not isinstance(description, dict):
@@ -81,7 +83,8 @@ def read_weights(folder: Path, crc: object = None) -> dict[str, Tensor]:
     """
     path = folder / WEIGHTS
     try:
-        tensors = load_file(path)
+        with _reading(path):
+            tensors = load_file(path)
     except SafetensorError as error:
         raise UserError(
             f"{path} is damaged or cut off: {error}. hint: save the memory again"
@@ -109,6 +112,18 @@ def write_memory(
         save_tensors(tensors, parts[0], {"format": "pt"})
         crc = {} if "skeleton" in description else {CRC: _crc_of(parts[0])}
         parts[1].write_bytes(json_bytes({**description, **crc}))
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Refuse a file that is there and cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} cannot be read: {reason}. hint: it must be a file") from error
 
 
 def _crc_of(path: Path) -> str:
