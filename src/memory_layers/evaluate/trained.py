@@ -87,9 +87,11 @@ def load_trained(
         ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
         SafetensorError, StrictDataclassError, TypeError, ValueError,
     ) as error:  # fmt: skip
-        place = f"{found / 'config.json'} makes no model" if local else f"{model} cannot be loaded"
         reason = " ".join(str(error).split())
-        raise UserError(f"{place}: {type(error).__name__}: {reason}") from error
+        if local and not isinstance(error, OSError):
+            place = Path(found, "config.json")
+            raise UserError(f"{place} is of no model: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{model} cannot be loaded: {reason}") from error
     base, report = loaded
     # transformers would continue with random weights.
     for problem in ("missing", "mismatched", "unexpected"):

@@ -25,7 +25,6 @@ from memory_layers.layers import (
 )
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import (
-    RECORD,
     backbone_of,
     count_written,
     family_of,
@@ -45,6 +44,7 @@ from memory_layers.models.memory_files import (
 from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
 from memory_layers.models.quantised import check_quantised
+from memory_layers.models.record import RECORD
 from memory_layers.models.remote_code import FORMAT_VERSION
 from memory_layers.models.surgery import ModelT, attach_memory, config_like
 from memory_layers.models.teachings import Teaching, current_rows

@@ -1,14 +1,14 @@
 """What a saved memory model has beside its weights: a format version and code that loads it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from memory_layers.common.checks import check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
-from memory_layers.models.families import Family
+from memory_layers.models.families import PARTS, Family
 
 FORMAT_VERSION = 1
 REMOTE_MODULE = "modeling_memory"
@@ -61,16 +61,14 @@ def check_fields(config: Any) -> None:  # noqa: ANN401
         check_whole("config.written", config.written, 0, 2**31)
 
 
-def write_remote_code(folder: Path, family: Family, classes: Sequence[type]) -> None:
+def write_remote_code(folder: Path, family: Family, classes: Mapping[str, type]) -> None:
     """Write the module by which Auto classes find ours, and its map into config.json.
 
     Args:
         folder: A folder that save_pretrained wrote.
         family: Of the model.
-        classes: Its config, backbone and causal LM, the last of which may be left out.
+        classes: By their names in PARTS.
     """
-    kinds = ("config", "backbone", "causal_lm")
-    autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
     lines = [
         '"""Needs: pip install memory-layers."""',
         "",
@@ -78,11 +76,11 @@ def write_remote_code(folder: Path, family: Family, classes: Sequence[type]) -> 
         "from memory_layers.models.families import Family",
         "",
         f"_classes = memory_classes({family!r})",
-        *(f"{cls.__name__} = _classes.{kind}" for kind, cls in zip(kinds, classes, strict=False)),
+        *(f"{cls.__name__} = _classes.{part}" for part, cls in classes.items()),
     ]
     write_file(folder / f"{REMOTE_MODULE}.py", "\n".join(lines) + "\n")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["auto_map"] = {
-        auto: f"{REMOTE_MODULE}.{cls.__name__}" for auto, cls in zip(autos, classes, strict=False)
+        PARTS[part]: f"{REMOTE_MODULE}.{cls.__name__}" for part, cls in classes.items()
     }
     write_file(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
