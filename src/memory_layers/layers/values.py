@@ -238,8 +238,8 @@ class _FactoredProduct(torch.autograd.Function):
         return product(weight, slots, token_side)
 
     @staticmethod
-    def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        weight, slots, token_side = ctx.saved_tensors
+    def backward(ctx: Any, *d_outs: Tensor) -> Any:  # noqa: ANN401
+        (d_out,), (weight, slots, token_side) = d_outs, ctx.saved_tensors
         d_weight = d_token_side = None
         if ctx.needs_input_grad[0]:
             # dTable = sum over t, j of weights[t, j] vectors[t], in row slots[t, j].

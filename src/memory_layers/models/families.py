@@ -174,7 +174,7 @@ class FamilyClasses:
     sequence_classifier: type[PreTrainedModel] | None = None
     token_classifier: type[PreTrainedModel] | None = None
 
-    def by_part(self) -> dict[str, type]:
+    def by_part(self) -> dict[str, Any]:
         """Return those that there are, by their names in PARTS."""
         found = {part: getattr(self, part) for part in PARTS}
         return {part: cls for part, cls in found.items() if cls is not None}
@@ -187,7 +187,7 @@ def base_classes(family: Family) -> FamilyClasses:
     return FamilyClasses(config, load_class(family.backbone), head, *classifiers_of(config))
 
 
-def classifiers_of(config: type[PreTrainedConfig]) -> list[type[PreTrainedModel] | None]:
+def classifiers_of(config: type[PreTrainedConfig]) -> list[Any]:
     """Return what classifies sequences, and tokens, with a config. None: transformers has none."""
     kinds = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
     return [kind.get(config, None) for kind in kinds]

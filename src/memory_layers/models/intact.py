@@ -171,13 +171,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).exists() or not (folder / _INDEX).exists():
         return [folder / _WEIGHTS] if (folder / _WEIGHTS).exists() else []
     places = _read_object(folder / _INDEX).get("weight_map")
-    names = places.values() if isinstance(places, dict) else [None]
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    given = [*places.values()] if isinstance(places, dict) else []
+    names = {name for name in given if isinstance(name, str) and Path(name).name == name}
+    if not given or not all(isinstance(name, str) and name in names for name in given):
         raise UserError(
             f"{folder / _INDEX}: weight_map must give each tensor a file of this folder, got "
             f"{json.dumps(places)[:80]}. hint: copy the folder again"
         )
-    return [folder / name for name in sorted(set(names))]
+    return [folder / name for name in sorted(names)]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

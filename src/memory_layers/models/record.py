@@ -50,6 +50,12 @@ def read_record(
         **place,
     )
     if description is None:
+        left = Path(folder, options.get("subfolder") or "", RECORD_FOLDER)
+        if left.exists():
+            raise UserError(
+                f"{left} has no {DESCRIPTION}, expected the record of what the model was taught. "
+                "hint: copy the folder again, or remove it to do without"
+            )
         return None
     # In a cache the two files may come one by one.
     cached_file(folder, f"{RECORD_FOLDER}/{WEIGHTS}", **place)

@@ -150,8 +150,8 @@ def remove_memory(model: ModelT) -> ModelT:
     own = ("memory", "moe", "value_dtype", "written", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)
-    name, part = backbone.__dict__.pop(_BASE_NAME, NOT_SAVED), model.memory_part
-    _become(model, classes, part, config_like(model, classes, fields))
+    name, role = backbone.__dict__.pop(_BASE_NAME, NOT_SAVED), str(model.memory_part)
+    _become(model, classes, role, config_like(model, classes, fields))
     set_name(model, name)
     return model
 
@@ -240,12 +240,12 @@ def config_like(
 
 
 def _become(
-    model: PreTrainedModel, classes: FamilyClasses, part: str, config: PreTrainedConfig
+    model: PreTrainedModel, classes: FamilyClasses, role: str, config: PreTrainedConfig
 ) -> None:
-    """Make a model this part of these classes, and give it and its modules another config."""
+    """Make a model one of these classes, by its name in PARTS, with another config."""
     backbone, old = backbone_of(model), model.config
     for module in model.modules():
         if getattr(module, "config", None) is old:
             setattr(module, "config", config)  # noqa: B010  (not a parameter or module)
-    take_class(model, classes.by_part()[part])
+    take_class(model, classes.by_part()[role])
     take_class(backbone, classes.backbone)
