@@ -249,6 +249,7 @@ def rewritten(change: Callable[[dict], None]) -> Callable[[Path], None]:
         tensors = load_file(folder / "model.safetensors")
         change(tensors)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        (folder / "checksums.json").unlink()
 
     return rewrite
 
@@ -264,10 +265,10 @@ TABLE = "model.memory_table.weight"
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (half, "cannot be loaded"),
+        (half, "model.safetensors is missing, damaged or cut off"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot be loaded"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged or cut off"),
+        (lambda folder: (folder / "config.json").write_text("{"), "the file is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "model_type"),
         (lambda folder: (folder / "config.json").unlink(), "is no model folder"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer"),

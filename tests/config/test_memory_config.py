@@ -60,6 +60,8 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
         ({"layers": (1.0,)}, "counted from 0, got 1.0"),
         ({"sub_keys": 0}, "sub_keys must be a whole number >= 1, got 0"),
         ({"sub_keys": 2.5}, "sub_keys must be a whole number >= 1, got 2.5"),
+        ({"sub_keys": 46_341}, "sub_keys must be a whole number >= 1 and <= 46340, got 46341"),
+        ({"value_dim": 10**12}, "value_dim must be a whole number >= 1 and <= 1048576, got 10"),
         ({"heads": -1}, "heads must be a whole number >= 1, got -1"),
         ({"heads": True}, "heads must be a whole number >= 1, got True"),
         ({"top_k": 0}, "top_k must be a whole number >= 1"),

@@ -91,13 +91,21 @@ def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> Non
     [
         ("config.json", {"attn_implementation": "a/b"}, "code that it brings: a/b. hint: read it"),
         ("config.json", "[]", "config.json must hold a JSON object, got list"),
-        ("config.json", "[" * 9999, "config.json is not a valid JSON file: maximum recursion"),
+        (
+            "config.json",
+            "[" * 9999,
+            "config.json: the file is not valid JSON .it is nested too deep",
+        ),
         ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
         ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),
         ("config.json", {"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError: "),
         ("config.json", {"model_type": []}, "cannot be loaded: unhashable type"),
         ("generation_config.json", "[]", "cannot be loaded: .*hint: look at its config.json and"),
-        ("generation_config.json", {"eos_token_id": "x"}, "must be a token id, got 'x'"),
+        (
+            "generation_config.json",
+            {"eos_token_id": "x"},
+            "must be the number of a token, or a list of these, got 'x'",
+        ),
         (
             "generation_config.json",
             {"penalty_alpha": 0.6, "top_k": 4},

@@ -1,5 +1,6 @@
 """Trainers that people use take our optimizer, in one process and in several."""
 
+import math
 import os
 import subprocess
 import sys
@@ -12,15 +13,23 @@ from types import ModuleType
 import pytest
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from example_models import write_example
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_models import tiny_llama, tiny_memory
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
+from trl import DPOConfig, DPOTrainer
 
 from memory_layers import MemoryAdamW, ValueTable
 from memory_layers.data.fact_files import load_facts
@@ -204,11 +213,21 @@ def trained_on_two_ranks(optimizer: type, *, synced: bool) -> list[torch.Tensor]
     steps = optimizer(wrapped.parameters(), lr=0.05)
     for step in range(3):
         generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
+        if synced:
+            look(model)
         wrapped(torch.randn(8, 4, generator=generator)).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(wrapped.parameters(), 0.1)
         steps.step()
         steps.zero_grad()
     return [parameter.detach() for parameter in model.parameters()]
+
+
+def look(model: Reader) -> None:
+    """Take gradients that are not to be learned, of all parameters and of the table alone."""
+    loss = model(torch.ones(2, 4)).sum()
+    torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    loss.backward(inputs=[model.table.weight])
+    model.table.weight.grad = None
 
 
 def every_way_on_two_ranks() -> list[list[torch.Tensor]]:
@@ -306,6 +325,56 @@ def test_lora_beside_a_trained_table_saves_loads_and_merges(tmp_path: Path, plac
     whole, kept = memory_layers_of(merged)[0], memory_layers_of(model)[0]
     assert torch.equal(whole.query.proj.weight, kept.query.proj.weight)
     assert not torch.equal(whole.gate.out.weight, kept.gate.out.weight)
+
+
+def with_memory(base: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory())
+
+
+def test_the_reference_of_preference_training_has_the_memory_too(tmp_path: Path) -> None:
+    """Where both are the same, the first loss is that of a coin. TRL loads it by its name."""
+    base, _ = write_example(tmp_path)
+    pairs = {"prompt": ["The code"], "chosen": [" of town"], "rejected": [" is"]}
+    options = {**OPTIONS, "max_steps": 1, "save_strategy": "no", "logging_steps": 1, "bf16": False}
+
+    def first_loss(model: PreTrainedModel) -> float:
+        trainer = DPOTrainer(
+            model,
+            args=DPOConfig(str(tmp_path / "out"), **options),
+            train_dataset=Dataset.from_dict(pairs),
+            processing_class=AutoTokenizer.from_pretrained(base),
+        )
+        trainer.train()
+        return trainer.state.log_history[0]["loss"]
+
+    with pytest.raises(OSError, match=r"not saved yet: model.save_pretrained\(folder\)"):
+        first_loss(with_memory(base))
+    saved = with_memory(base)
+    saved.save_pretrained(tmp_path / "whole")
+    assert first_loss(saved) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_an_adapter_finds_its_base_with_the_memory_by_itself(tmp_path: Path) -> None:
+    base, _ = write_example(tmp_path)
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["memory_table"]}
+    get_peft_model(with_memory(base), LoraConfig("CAUSAL_LM", **settings)).save_pretrained(
+        tmp_path / "lost"
+    )
+    for kind in (AutoModelForCausalLM, AutoPeftModelForCausalLM):
+        with pytest.raises(OSError, match="not saved yet"):
+            kind.from_pretrained(tmp_path / "lost")
+    model = with_memory(base)
+    model.save_pretrained(tmp_path / "whole")
+    adapted = get_peft_model(model, LoraConfig("CAUSAL_LM", **settings))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    ids = torch.arange(12).view(1, 12)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(ids).logits, adapted.eval()(ids).logits)
 
 
 def test_sft_trainer_teaches_the_memory_as_it_is_typed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from helpers import assert_within_budget, one_hot_sum
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce
+from torch.utils.checkpoint import checkpoint
 
 from memory_layers import MemoryAdamW
 from memory_layers.config import MemoryConfig
@@ -167,14 +168,23 @@ def test_dot_products_and_their_gradients(kind: str) -> None:
     torch.testing.assert_close(dense_gradient(table).double(), total, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["factored", "sparse"])
-def test_second_gradient_is_refused_where_it_would_be_wrong(kind: str) -> None:
-    table = new_table(kind)
-    weights = torch.rand(2, 3, requires_grad=True)
-    out = table(torch.tensor([[3, 3, 9], [9, 1, 3]]), weights)
-    (grad,) = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_read_can_be_differentiated_twice(kind: str) -> None:
+    """As a gradient penalty does, with the table among what is differentiated or without."""
+    results = {}
+    for name in (kind, "dense"):
+        torch.manual_seed(2)
+        table, slots = new_table(name), torch.tensor([[3, 3, 9], [9, 1, 3]])
+        x, weights = torch.randn(2, V, requires_grad=True), torch.rand(2, 3, requires_grad=True)
+        loss = (table(slots, weights * table.dot(slots, x)) ** 3).sum()
+        wanted = [x, weights, table.weight]
+        grads = torch.autograd.grad(loss, wanted, create_graph=True)
+        (some,) = torch.autograd.grad(loss, x, create_graph=True)
+        penalty = some.square().sum() + sum(grad.square().sum() for grad in grads)
+        penalty.backward()
+        results[name] = [x.grad, weights.grad, dense_gradient(table)]
+    for ours, dense in zip(results[kind], results["dense"], strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-5 * float(dense.abs().max()))
 
 
 def test_dense_gradient_can_be_differentiated_again() -> None:
@@ -209,6 +219,82 @@ def twins() -> tuple[ValueTable, ValueTable]:
     factored, dense = new_table("factored"), new_table("dense")
     dense.load_state_dict(factored.state_dict())
     return factored, dense
+
+
+# What is done with a loss that is not to be learned from, in the middle of a step.
+LOOKS = {
+    "grad": lambda model, loss, x: torch.autograd.grad(loss, x),
+    "grad of the table too": lambda model, loss, x: torch.autograd.grad(
+        loss, [x, *model.parameters()], allow_unused=True
+    ),
+    "twice": lambda model, loss, x: [
+        torch.autograd.grad(loss, x, retain_graph=True) for _ in range(2)
+    ],
+    "backward to the input": lambda model, loss, x: loss.backward(inputs=[x]),
+    "saliency": lambda model, loss, x: (loss.backward(), model.zero_grad()),
+    "a batch that is not finite": lambda model, loss, x: (
+        (loss * float("nan")).backward(),
+        [setattr(p, "grad", None) for p in model.parameters() if not p.grad.isfinite().all()],
+    ),
+    "kept aside": lambda model, loss, x: kept_aside(model, loss),
+    "zeros": lambda model, loss, x: (loss.backward(), model.zero_grad(set_to_none=False)),
+}
+
+
+def kept_aside(model: nn.Module, loss: Tensor) -> None:
+    """Put the gradients of a loss in the place of what is there, and back again."""
+    held = {p: p.grad for p in model.parameters()}
+    model.zero_grad()
+    loss.backward()
+    for parameter, grad in held.items():
+        parameter.grad = grad
+
+
+class Neurons(TwoReaders):
+    """A layer of experts, which reads two tables."""
+
+    def __init__(self, kind: str) -> None:
+        nn.Module.__init__(self)
+        config = MemoryConfig(
+            layers=(0,), sub_keys=6, heads=2, top_k=3, value_init_std=0.5, readout="experts"
+        )
+        self.memory_table, self.expert_table = new_table(kind), new_table(kind)
+        self.layer = MemoryLayer(config, DIM, owner=self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("kind", [TwoReaders, Neurons])
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_is_looked_at_is_not_learned(look: str, kind: type, checkpointed: bool) -> None:
+    """The model after three steps is to the bit that of a run that has not looked."""
+    trained = []
+    for looks in (False, True):
+        torch.manual_seed(3)
+        model = kind("dense")
+        optimizer = MemoryAdamW(model, lr=0.01, value_lr=0.1)
+
+        def loss_of(x: Tensor, model: nn.Module = model) -> Tensor:
+            out = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
+            return out.square().sum()
+
+        batches = torch.randn(3, 3, 5, DIM)
+        for mine, more, other in batches:
+            if looks:
+                x = other.clone().requires_grad_()
+                LOOKS[look](model, loss_of(x), x)
+            loss_of(mine).backward()
+            if looks and look not in ("saliency", "zeros", "a batch that is not finite"):
+                x = other.clone().requires_grad_()
+                LOOKS[look](model, loss_of(x), x)
+            loss_of(more).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained.append(model.state_dict())
+    for name, value in trained[0].items():
+        assert torch.equal(value, trained[1][name]), name
 
 
 def test_a_gradient_that_is_looked_at_is_not_kept() -> None:
@@ -253,7 +339,8 @@ def test_what_torch_computes_of_it_is_what_it_computes_of_a_dense_gradient() -> 
         "into another": lambda g: torch.ones(N, V).add_(g, alpha=0.5),
         "bfloat16": lambda g: g.to(torch.bfloat16),
         "finite": lambda g: g.isfinite(),
-        "row": lambda g: g[3],
+        "row": lambda g: g[3].clone(),
+        "rows": lambda g: torch.cat([g.T[2], g.view(-1)[:3], g.unbind()[4]]),
         "copy": lambda g: g.clone().to_dense(),
     }.items():
         torch.testing.assert_close(as_dense(compute(factored)), compute(dense), msg=name)
@@ -288,6 +375,25 @@ def test_what_would_change_a_copy_in_its_place_is_refused() -> None:
         grad.clamp_(max=0.1)
     with pytest.raises(RuntimeError, match="DistributedDataParallel would send"):
         torch.mul(grad, 2.0, out=torch.empty(N, V))
+
+
+@pytest.mark.parametrize("change", [
+    lambda grad: grad.__setitem__(3, 0),
+    lambda grad: grad.__setitem__(slice(3), 0),
+    lambda grad: grad.__setitem__(grad > 0, 0),
+    lambda grad: grad.data[3].zero_(),
+    lambda grad: grad.view(-1).mul_(2),
+    lambda grad: grad.T[2].copy_(torch.ones(N)),
+    lambda grad: torch._foreach_zero_(list(grad.unbind())),
+])  # fmt: skip
+def test_a_change_of_a_part_of_it_is_not_lost_in_silence(change: Callable) -> None:
+    """A row that is not to be learned, say."""
+    grad = backward(new_table("factored"))
+    with pytest.raises(RuntimeError, match=r"cannot change .* hint: weight.grad = "):
+        change(grad)
+    dense = grad.to_dense()
+    change(dense)
+    assert torch.equal(grad[3].clone().zero_(), torch.zeros(V))
 
 
 def test_a_copy_into_it_may_come_from_itself() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,16 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from memory_layers import MemoryAdamW
 from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
-from memory_layers.models import add_memory, backbone_of, memory_layers_of
+from memory_layers.models import (
+    Patch,
+    add_memory,
+    apply_patch,
+    backbone_of,
+    load_memory,
+    memory_layers_of,
+    remove_memory,
+    save_memory,
+)
 
 IDS = torch.arange(18).view(2, 9) * 7 % 40
 PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
@@ -323,3 +333,49 @@ def test_training_lowers_the_loss_and_moves_every_parameter(placement: str) -> N
     assert losses[-1] < 0.7 * losses[0]
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name]), name
+
+
+def names_of(model: LlamaForCausalLM) -> set[str]:
+    """Return every name by which somebody would load the model again."""
+    return {
+        name
+        for part in (model, model.model)
+        for name in (part.name_or_path, part.config.name_or_path, part.config._name_or_path)
+    }
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_model_that_got_memory_is_not_named_as_its_base(base: Path, tmp_path: Path) -> None:
+    """TRL loads the reference by it, PEFT names the base of an adapter by it."""
+    model = add_memory(AutoModelForCausalLM.from_pretrained(base), tiny_memory())
+    (name,) = names_of(model)
+    with pytest.raises(OSError, match=r"not saved yet: model.save_pretrained\(folder\)"):
+        AutoModelForCausalLM.from_pretrained(name)
+    model.save_pretrained(tmp_path / "whole")
+    assert names_of(model) == {str(tmp_path / "whole")}
+    model.save_pretrained(tmp_path / "later")
+    assert names_of(model) == {str(tmp_path / "whole")}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert names_of(loaded) == {str(tmp_path / "whole")}
+
+
+def test_what_loads_or_removes_memory_names_the_model_too(base: Path, tmp_path: Path) -> None:
+    beside = tiny_memory(placement="beside", value_init_std=0)
+    taught = add_memory(AutoModelForCausalLM.from_pretrained(base), beside)
+    taught.save_pretrained(tmp_path / "whole")
+    save_memory(taught, tmp_path / "memory")
+    assert names_of(remove_memory(taught)) == {str(base)}
+    unsaved = names_of(add_memory(AutoModelForCausalLM.from_pretrained(base), beside))
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    assert names_of(load_memory(plain, tmp_path / "memory")) == unsaved
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert names_of(load_memory(whole, tmp_path / "memory")) == unsaved
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert names_of(remove_memory(whole)) == unsaved
+    patched = AutoModelForCausalLM.from_pretrained(base)
+    assert names_of(apply_patch(patched, Patch.load(tmp_path / "memory"))) == unsaved

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     LlamaForCausalLM,
+    LlamaForQuestionAnswering,
     LlamaForSequenceClassification,
     PreTrainedModel,
 )
@@ -30,6 +34,7 @@ from memory_layers.models import (
     save_memory,
 )
 
+AUTO_CLASSIFIERS = [AutoModelForSequenceClassification, AutoModelForTokenClassification]
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 
 
@@ -265,14 +270,65 @@ def test_other_classes_are_not_lost() -> None:
         """A user's own model, of the same model_type."""
 
     config = tiny_model("llama").config
-    for model in (Derived(config), LlamaForSequenceClassification(config)):
+    for model, says in (
+        (Derived(config), r"Derived is not the llama model of .* add_memory\(model, .*target_m"),
+        (
+            LlamaForQuestionAnswering(config),
+            r"LlamaForQuestionAnswering is none .*save it for Auto",
+        ),
+    ):
         kind = type(model)
-        with pytest.raises(ValueError, match=f"{kind.__name__} is not the llama model of trans"):
+        with pytest.raises(ValueError, match=says):
             add_memory(model, tiny_memory())
         assert type(model) is kind
         assert not memory_layers_of(model)
     with pytest.raises(ValueError, match="cannot be imported by that name"):
         add_memory(Derived(config), tiny_memory(), target_module="mlp")
+
+
+@pytest.mark.parametrize("auto", AUTO_CLASSIFIERS)
+@every_family
+def test_classifiers_have_the_memory_of_the_folder(name: str, auto: Any, tmp_path: Path) -> None:
+    """As a reward model, say, is made of a language model."""
+    model = add_memory(tiny_model(name), tiny_memory())
+    model.save_pretrained(tmp_path / "language")
+    if type(tiny_model(name).config) not in auto._model_mapping:
+        with pytest.raises(ValueError, match="Unrecognized configuration class"):
+            auto.from_pretrained(tmp_path / "language")
+        return
+    classifier = auto.from_pretrained(tmp_path / "language", num_labels=3).eval()
+    assert len(memory_layers_of(classifier)) == 2
+    with torch.no_grad():
+        hidden = [backbone_of(m)(IDS).last_hidden_state for m in (model, classifier)]
+        assert torch.equal(*hidden)
+        out = classifier(IDS).logits
+        classifier.save_pretrained(tmp_path / "classifier")
+        loaded = auto.from_pretrained(tmp_path / "classifier").eval()
+        assert type(loaded) is type(pickle.loads(pickle.dumps(classifier)))
+        assert torch.equal(loaded(IDS).logits, out)
+    assert names_of_tables(loaded) == names_of_tables(model)
+
+
+def names_of_tables(model: PreTrainedModel) -> list[str]:
+    return [name for name, _ in model.named_parameters() if "memory_table" in name]
+
+
+def test_a_plain_classifier_gets_memory_and_gives_it_back(tmp_path: Path) -> None:
+    plain = LlamaForSequenceClassification(tiny_model("llama").config).eval()
+    kind, before = type(plain), plain(IDS[:1]).logits
+    model = add_memory(plain, tiny_memory(placement="beside"))
+    assert torch.equal(model(IDS[:1]).logits, before)
+    open_gates(model)
+    changed = model(IDS[:1]).logits
+    assert not torch.allclose(changed, before)
+    save_memory(model, tmp_path)
+    assert type(remove_memory(model)) is kind
+    assert torch.equal(load_memory(model, tmp_path)(IDS[:1]).logits, changed)
+
+
+def open_gates(model: PreTrainedModel) -> None:
+    for layer in memory_layers_of(model):
+        torch.nn.init.normal_(layer.gate.out.weight)
 
 
 def test_the_former_name_of_target_module_says_the_new_one() -> None:

@@ -147,7 +147,9 @@ def replicated_steps(slots: int, replicas: int, memory: int) -> dict[str, Any]:
     optimizer = MemoryAdamW(holder, lr=0.1, eps=1e-3, value_weight_decay=0.1)
     norms, reads = [], []
     for step in range(2):
+        look(table, value_dim, rank)
         step_read(table, value_dim, rank, step)
+        look(table, value_dim, rank)
         reads.append(len(table.row_gradient().entries))
         norms.append(float(optimizer.clip_grad_norm_(None, 0.5)[1]))
         optimizer.step()
@@ -167,6 +169,14 @@ def replicated_steps(slots: int, replicas: int, memory: int) -> dict[str, Any]:
         "reads": reads,
         "late": late,
     }
+
+
+def look(table: ValueTable, value_dim: int, reader: int) -> None:
+    """Take gradients of a read that are not to be learned."""
+    slots, weights, d_out = batch(value_dim, reader)
+    out = table(slots, weights.requires_grad_())
+    torch.autograd.grad(out, [weights, table.weight], d_out, retain_graph=True)
+    out.backward(d_out, inputs=[weights])
 
 
 def step_read(table: ValueTable, value_dim: int, reader: int, step: int) -> None:

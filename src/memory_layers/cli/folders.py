@@ -17,6 +17,7 @@ from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
+from memory_layers.evaluate.positions import check_lengths
 from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 from memory_layers.train.folders import check_replaceable, find_checkpoint
 
@@ -112,6 +113,7 @@ class Generate(OfModel):
         )
         fuse_for_inference(model)
         inputs = torch.tensor([self._prompt_ids(tokenizer)])
+        check_lengths(model, [self.prompt], inputs.tolist(), most)
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:

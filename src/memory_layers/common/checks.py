@@ -27,7 +27,8 @@ def check_whole(name: str, value: object, least: int, most: float = math.inf) ->
         UserError: It is something else.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        limit = f" and <= {most}" if isinstance(value, int) and value > most else ""
+        is_above = isinstance(value, int | float) and value > most
+        limit = f" and <= {most}" if is_above else ""
         raise UserError(f"{name} must be a whole number >= {least}{limit}, got {value!r}")
 
 

@@ -20,3 +20,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, RuntimeError) and is_full)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
+
+
+def placed(error: UserError, place: object) -> UserError:
+    """Return an error that names the file or folder that it is about, if it does not yet."""
+    return error if str(place) in str(error) else UserError(f"{place}: {error}")

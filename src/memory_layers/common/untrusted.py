@@ -3,7 +3,6 @@
 Its files lie in it, and none of them is run unless that is asked for.
 """
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.text_files import read_json
 
 # Fields that earlier versions of transformers wrote, in the place of which it looks in the folder.
 _REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file")
@@ -70,13 +70,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is no JSON object in UTF-8.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    # Of nested lists the reader raises RecursionError, of very long numbers ValueError.
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a valid JSON file: {error}. hint: copy the file again"
-        ) from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path} must hold a JSON object, got {type(content).__name__}. "

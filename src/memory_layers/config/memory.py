@@ -20,6 +20,9 @@ Readout = Literal["values", "experts", "linear_experts"]
 Lookup = Literal["each", "first"]
 Match = Literal["slots", "nearest"]
 
+# Slots are numbered in 31 bits.
+MOST_SUB_KEYS = 46_340
+
 
 @dataclass(frozen=True)
 class MemorySizes:
@@ -117,11 +120,11 @@ class MemoryConfig(BlocksConfig):
         self.check_layers()
         self.check_choices()
         for name in ("sub_keys", "heads", "top_k"):
-            check_whole(name, getattr(self, name), 1, MOST_WIDE)
+            check_whole(name, getattr(self, name), 1, MOST_SUB_KEYS)
         for name in ("key_dim", "value_dim"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1, MOST_WIDE)
-        check_whole("random_slots", self.random_slots, 0, MOST_WIDE)
+        check_whole("random_slots", self.random_slots, 0, MOST_SUB_KEYS)
         if self.top_k > self.sub_keys:
             raise UserError(
                 f"top_k must be at most sub_keys = {self.sub_keys}, got {self.top_k}. "

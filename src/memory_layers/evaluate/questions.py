@@ -16,6 +16,7 @@ from memory_layers.common.seeds import stable_number
 from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.evaluate.batches import by_length, score_spans
+from memory_layers.evaluate.positions import check_lengths
 from memory_layers.evaluate.scores import first_lines, matches, score_answer
 
 if TYPE_CHECKING:
@@ -84,12 +85,16 @@ def ask(
         tokenizer: Its tokenizer. Texts get the special tokens that it adds by default.
         questions: To ask.
         progress: Called with a number of passes that are done, of `passes_needed`.
+
+    Raises:
+        UserError: A prompt, with an answer, is longer than the model can read.
     """
     was_training = model.training
     model.eval()
     encoded = encode_texts(tokenizer, [asked.prompt for asked in questions], special_tokens=True)
     prompts = [prompt.ids for prompt in encoded]
     max_tokens = longest_answer(tokenizer, questions)
+    check_lengths(model, [question.prompt for question in questions], prompts, max_tokens)
     texts = [""] * len(prompts)
     for part in by_length(prompts, len(tokenizer), extra=max_tokens):
         ids = torch.tensor([prompts[n] for n in part], device=model.device)

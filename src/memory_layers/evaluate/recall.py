@@ -11,6 +11,7 @@ from memory_layers.data.encode import encode_texts
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import SpanScore, by_length, score_spans
+from memory_layers.evaluate.positions import check_lengths
 from memory_layers.evaluate.scores import is_over
 
 if TYPE_CHECKING:
@@ -58,12 +59,17 @@ def recall_share(
             ranks that hold a part of the model each must.
         special_tokens: Begin texts as the tokenizer does by default. Not so in our training.
         progress: Called with a number of items that were asked.
+
+    Raises:
+        UserError: A text is longer than the model can read.
     """
     reader, readers = share
     ends = end_tokens(tokenizer)
     was_training = model.training
     model.eval()
     rows = _rows(tokenizer, items, special_tokens=special_tokens)
+    for item, asked in zip(items, rows, strict=True):
+        check_lengths(model, [item.text] * len(asked), [ids for ids, _ in asked])
     results: dict[int, SpanScore] = {}
     # Together go items whose answers are of the same lengths, one answer of each in a pass.
     alike: dict[tuple[int, ...], list[int]] = defaultdict(list)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from memory_layers.common.errors import UserError
+from memory_layers.common.errors import UserError, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
 from memory_layers.common.paths import IS_PATH
@@ -64,31 +64,41 @@ def load_trained(
             of other shapes, the tokenizer has tokens that the model has not, or the memory is that
             of another base.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from memory_layers.data.tokenizer import load_tokenizer
     from memory_layers.models import resolve_model
+    from memory_layers.models.classes import MemoryModelMixin
+    from memory_layers.models.intact import check_folder, check_numbers
 
     check_model(model, memory)
     found = resolve_model(model)
-    if isinstance(found, Path):
-        check_inside(found)
+    local = isinstance(found, Path)
+    if local:
+        check_inside(Path(found))
     settings = read_settings(found, "config.json")
     if not trust_remote_code and (kernels := _kernels(settings)):
         raise code_refused(str(model), kernels)
     try:
+        if local:
+            check_folder(Path(found), trust_remote_code=trust_remote_code)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             found,
-            local_files_only=isinstance(found, Path),
+            local_files_only=local,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
         )
-    except ImportError:
-        raise
+    except UserError as error:
+        raise placed(error, found) from error
     # What is wrong in its files ends transformers with errors of many kinds.
-    except Exception as error:
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
+        SafetensorError, StrictDataclassError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise code_refused(str(model), code_of(settings)) from error
         reason = " ".join(str(error).split())
@@ -106,6 +116,9 @@ def load_trained(
                 f"{model}: {len(names)} {problem} tensors, such as {names[0]}. "
                 "hint: the folder is not what save_pretrained wrote, copy it again"
             )
+    # A model with memory has been looked at when it was loaded.
+    if not isinstance(base, MemoryModelMixin):
+        check_numbers(base, Path(found))
     tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
     _check_vocabulary(base, tokenizer, str(model))
     _check_generation(base, str(model))
@@ -134,13 +147,6 @@ def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
             f"{name}: generation_config.json asks for {asked.value.replace('_', ' ')}, which needs "
             "code of the hub. hint: take it out of that file"
         )
-    ends = model.generation_config.eos_token_id
-    for end in ends if isinstance(ends, list) else [ends]:
-        if not isinstance(end, int | None):
-            raise UserError(
-                f"{name}: eos_token_id of generation_config.json must be a token id, got {end!r}. "
-                "hint: correct that file"
-            )
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401

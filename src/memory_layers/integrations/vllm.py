@@ -12,5 +12,5 @@ from memory_layers.models.classes import memory_classes, register_families
 def register() -> None:
     """Make transformers, and so vLLM, know every family with memory. May be called again."""
     for family in register_families():
-        for cls in memory_classes(family).all():
+        for cls in memory_classes(family).by_part().values():
             setattr(transformers, cls.__name__, cls)

@@ -96,7 +96,54 @@ class FactoredGradient(Tensor):
             return None
         _refuse_changes(func, args, kwargs)
         args, kwargs = tree_map_only(cls, cls.to_dense, (args, kwargs))
-        return func(*args, **kwargs)
+        return _read_only(func, func(*args, **kwargs))
+
+
+class DensePart(Tensor):
+    """What a view of a FactoredGradient shows: a part of its dense copy, to be looked at alone.
+
+    A change of it would be lost, and is refused.
+
+    Args:
+        dense: The part.
+    """
+
+    dense: Tensor
+    __torch_function__ = (  # ty: ignore[incompatible-method-override]
+        torch._C._disabled_torch_function_impl  # noqa: SLF001
+    )
+
+    @staticmethod
+    def __new__(cls: type, dense: Tensor) -> "DensePart":
+        """Make a tensor of the shape of the part."""
+        return Tensor._make_wrapper_subclass(  # noqa: SLF001
+            cls, dense.shape, strides=dense.stride(), dtype=dense.dtype, device=dense.device
+        )
+
+    def __init__(self, dense: Tensor) -> None:
+        self.dense = dense
+
+    def __repr__(self) -> str:  # ty: ignore[incompatible-method-override]
+        """Show the numbers."""
+        return repr(self.dense)
+
+    @classmethod
+    def __torch_dispatch__(  # ty: ignore[incompatible-method-override]
+        cls,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run a function on the part."""
+        del types
+        _refuse_changes(func, args, kwargs or {})
+        args, kwargs = tree_map_only(cls, lambda part: part.dense, (args, kwargs or {}))
+        return _read_only(func, func(*args, **kwargs))
+
+
+def _read_only(func: Any, result: Any) -> Any:  # noqa: ANN401
+    return tree_map_only(Tensor, DensePart, result) if func.is_view else result
 
 
 def _refuse_changes(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:  # noqa: ANN401
@@ -134,7 +181,7 @@ def _refuse_changes(func: Any, args: tuple, kwargs: dict[str, Any]) -> None:  # 
 
 def _holds_factors(given: object) -> bool:
     parts = given if isinstance(given, (list, tuple)) else (given,)
-    return any(isinstance(part, FactoredGradient) for part in parts)
+    return any(isinstance(part, (FactoredGradient, DensePart)) for part in parts)
 
 
 def _view(gradient: FactoredGradient, *_: object, **__: object) -> FactoredGradient:
@@ -156,9 +203,11 @@ def _empty_like(gradient: FactoredGradient, size: Any, *_: object, **__: object)
 def _copy_(gradient: FactoredGradient, source: Tensor, *_: object) -> Any:  # noqa: ANN401
     if source.shape != gradient.shape:
         return NotImplemented
-    read = _by_row(source)  # Before clear(): it may be a view of the same gradient.
-    gradient.reads.clear()
-    gradient.reads.join(read)
+    if isinstance(source, FactoredGradient):
+        gradient.reads.become(source.reads)
+    else:
+        gradient.reads.clear()
+        gradient.reads.join(by_row(source))
     return gradient
 
 

@@ -69,11 +69,6 @@ class PendingReads:
         """
         if read is None:
             return
-        if self._is_exchanged:
-            raise RuntimeError(
-                "a backward pass after the gradient was added up over replicas. hint: clip and "
-                "step after the last backward pass of a step, then zero_grad"
-            )
         held = self.local_gradient()
         self._gradient = read if held is None else held.joined(read)
         self._is_scaled = False
@@ -87,9 +82,13 @@ class PendingReads:
 
     def copy(self) -> "PendingReads":
         """Return a list of the same reads, sharing all tensors."""
-        other = PendingReads(self.fold_bytes, self._exchange)
-        other.__dict__.update(self.__dict__)
+        other = PendingReads()
+        other.become(self)
         return other
+
+    def become(self, other: "PendingReads") -> None:
+        """Take over the reads of another list of the same table, sharing all tensors."""
+        self.__dict__.update(other.__dict__)
 
     def scale(self, factor: float | Tensor) -> None:
         """Multiply the gradient of all reads so far, as clipping does."""
@@ -116,7 +115,16 @@ class PendingReads:
         return self._gradient
 
     def local_gradient(self) -> RowGradient | None:
-        """Return the gradient of the reads of this replica, of scale 1."""
+        """Return the gradient of the reads of this replica, of scale 1.
+
+        Raises:
+            RuntimeError: The list has been added up over replicas.
+        """
+        if self._is_exchanged:
+            raise RuntimeError(
+                "a backward pass after the gradient was added up over replicas. hint: clip and "
+                "step after the last backward pass of a step, then zero_grad"
+            )
         held = self._gradient
         if held is None or not self._is_scaled:
             return held

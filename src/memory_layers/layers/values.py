@@ -14,7 +14,7 @@ from memory_layers.layers.draw import draw_normal
 from memory_layers.layers.factored import FactoredGradient
 from memory_layers.layers.pending import FOLD_BYTES, PendingReads, by_row
 from memory_layers.ops.huge_pages import advise_huge_pages
-from memory_layers.ops.read import gather_dot, gather_sum
+from memory_layers.ops.read import gather_dot, gather_sum, scatter_sum
 from memory_layers.ops.write import RowGradient
 
 
@@ -238,15 +238,19 @@ class _FactoredProduct(torch.autograd.Function):
         return product(weight, slots, token_side)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, d_out):  # noqa: ANN001, ANN205
-        weight, slots, token_side = ctx.saved_tensors
+    def backward(ctx: Any, *d_outs: Tensor) -> Any:  # noqa: ANN401
+        (d_out,), (weight, slots, token_side) = d_outs, ctx.saved_tensors
         d_weight = d_token_side = None
         if ctx.needs_input_grad[0]:
             # dTable = sum over t, j of weights[t, j] vectors[t], in row slots[t, j].
             weights, vectors = (token_side, d_out) if ctx.is_sum else (d_out, token_side)
-            d_weight = ctx.table.gradient_of_read(slots, weights, vectors)
+            if torch.is_grad_enabled():
+                # create_graph: what is differentiated again is a function, which factors are not.
+                d_weight = scatter_sum(slots, weights, vectors, len(weight)).to(weight.dtype)
+            else:
+                d_weight = ctx.table.gradient_of_read(slots, weights, vectors)
         if ctx.needs_input_grad[2]:
             adjoint = gather_dot if ctx.is_sum else gather_sum
-            d_token_side = adjoint(weight, slots, d_out).to(token_side.dtype)
+            d_token_side = _FactoredProduct.apply(weight, slots, d_out, ctx.table, adjoint)
+            d_token_side = d_token_side.to(token_side.dtype)
         return d_weight, None, d_token_side, None, None

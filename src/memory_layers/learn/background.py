@@ -17,6 +17,7 @@ from memory_layers.common.progress import Report, counted
 from memory_layers.common.tensors import save_tensors
 from memory_layers.data.text import help_text, iter_text
 from memory_layers.data.tokenizer import vocabulary_size
+from memory_layers.evaluate.positions import longest_text
 from memory_layers.learn.sources.encode import Encoder
 from memory_layers.learn.turns import frame_of_turns
 from memory_layers.models import base_digest
@@ -226,11 +227,6 @@ def users_text(
             f"{2 * length} tokens. hint: give more text"
         )
     return _spread(rows, tokens)
-
-
-def longest_text(model: "PreTrainedModel") -> int:
-    """Return how many tokens a model can read."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
 
 
 def _cut(documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase", length: int) -> Tensor:

@@ -20,12 +20,12 @@ from memory_layers.common.packages import needs
 from memory_layers.common.progress import counter
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions
 from memory_layers.common.seeds import stable_number
+from memory_layers.evaluate.positions import longest_text
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.learn.ask import all_right, ask
 from memory_layers.learn.background import (
     LENGTH,
-    longest_text,
     own_questions,
     own_text,
     packaged_text,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from memory_layers.common.errors import UserError
+from memory_layers.common.errors import UserError, placed
 from memory_layers.config import MemoryConfig
 from memory_layers.layers import (
     MemoryBeside,
@@ -25,7 +25,6 @@ from memory_layers.layers import (
 )
 from memory_layers.layers.walk import memory_layers_of
 from memory_layers.models.classes import (
-    RECORD,
     backbone_of,
     count_written,
     family_of,
@@ -34,14 +33,18 @@ from memory_layers.models.classes import (
 )
 from memory_layers.models.families import Family, family_by_child
 from memory_layers.models.fingerprint import Weights
+from memory_layers.models.intact import check_finite, check_shapes
 from memory_layers.models.memory_files import (
+    CRC,
     DESCRIPTION,
     read_description,
     read_weights,
     write_memory,
 )
+from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
 from memory_layers.models.quantised import check_quantised
+from memory_layers.models.record import RECORD
 from memory_layers.models.remote_code import FORMAT_VERSION
 from memory_layers.models.surgery import ModelT, attach_memory, config_like
 from memory_layers.models.teachings import Teaching, current_rows
@@ -60,12 +63,13 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
         folder: Made if it is missing. Files of an earlier call are replaced.
 
     Raises:
-        UserError: The model has no memory, or its tables are sharded.
+        UserError: The model has no memory, its tables are sharded, or a number is not finite.
     """
     if _config_of(model).value_init_std == 0:
         patch_of(model).save(folder)
         return
     weights = {name: tensor.detach().contiguous() for name, tensor in _memory_of(model).items()}
+    check_finite(weights, "the model's memory")
     write_memory(Path(folder), _describe(model), weights)
 
 
@@ -84,8 +88,11 @@ def load_memory(model: ModelT, folder: str | Path) -> ModelT:
     folder = Path(folder)
     description = read_description(folder / DESCRIPTION)
     patch = Patch.load(folder) if "teachings" in description else None
-    weights = read_weights(folder) if patch is None else patch.skeleton
-    put_memory(model, description, weights, patch, str(folder))
+    weights = read_weights(folder, description.get(CRC)) if patch is None else patch.skeleton
+    try:
+        put_memory(model, description, weights, patch, str(folder))
+    except UserError as error:
+        raise placed(error, folder) from error
     return model
 
 
@@ -162,8 +169,8 @@ def _config_of(model: PreTrainedModel) -> MemoryConfig:
 def _memory_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return parameters and buffers of the memory, checked to be whole."""
     memory = {name: tensor.detach() for name, tensor in _split(model)[0].items()}
-    shapes = _shapes(model, _config_of(model), family_of(model))
-    _check_shapes(memory, shapes, "the model's memory, is it sharded?")
+    wanted = _wanted(model, _config_of(model), family_of(model))
+    check_shapes(memory, wanted, "the model's memory, is it sharded?")
     return memory
 
 
@@ -235,12 +242,13 @@ def put_memory(
         where: What it is, for errors.
     """
     config, family = fit_base(model, description, where)
-    shapes = _shapes(model, config, family)
-    tables = {name: shapes.pop(name) for name in list(shapes) if patch and _is_table(name)}
-    _check_shapes(weights, shapes, where)
+    wanted = _wanted(model, config, family)
+    tables = {name: wanted.pop(name) for name in list(wanted) if patch and _is_table(name)}
+    check_shapes(weights, wanted, where)
+    check_finite(weights, where)
     slots, values = (torch.empty(0), torch.empty(0)) if patch is None else patch.rows()
-    for name, shape in tables.items():
-        width = shape[-1]
+    for name, table in tables.items():
+        width = table.shape[-1]
         if name.endswith(".weight") and len(slots) and values.shape[1] != width:
             raise UserError(f"{name} has rows of width {width}, got {values.shape[1]}: {where}")
     if not memory_layers_of(model):
@@ -263,6 +271,7 @@ def put_memory(
             if mine.any():
                 table[(slots[mine] - first).to(table.device)] = values[mine].to(table)
     set_record(model, patch)
+    set_name(model, NOT_SAVED)
 
 
 def recorded(model: PreTrainedModel) -> tuple[Patch, Tensor, Tensor, list[str]]:
@@ -365,24 +374,14 @@ def _is_table(name: str) -> bool:
     return name.startswith("memory_table.") or name.endswith(".memory_table.weight")
 
 
-def _shapes(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, torch.Size]:
-    """Return the shapes of what `_split` calls memory, of a model that may not have it yet."""
+def _wanted(model: PreTrainedModel, config: MemoryConfig, family: Family) -> dict[str, Tensor]:
+    """Return what `_split` calls memory, without numbers, of a model that may not have it yet."""
     classes = memory_classes(family)
     sizes = count_written(model)
     fields = {**model.config.to_dict(), "memory": config.to_dict(), "written": sizes}
     with torch.device("meta"):
         twin = classes.backbone(config_like(model, classes, fields))
-    return {name: tensor.shape for name, tensor in _split(twin)[0].items()}
-
-
-def _check_shapes(
-    weights: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str
-) -> None:
-    for name in sorted(weights.keys() | expected.keys()):
-        found = list(weights[name].shape) if name in weights else None
-        wanted = list(expected[name]) if name in expected else None
-        if found != wanted:
-            raise UserError(f"{name} must have shape {wanted}, got {found}: {where}")
+    return _split(twin)[0]
 
 
 def _head_of(model: PreTrainedModel) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The generated classes: a config, a backbone and a causal LM with memory for each family.
+"""The generated classes: a config, a backbone and models with heads, for each family.
 
 A generated model builds its base, then replaces the feed-forward blocks that `config.memory` or
 `config.moe` (the baseline: a mixture of experts) names. So `from_pretrained`, `save_pretrained` and
@@ -6,7 +6,6 @@ the Auto classes work as for any other model.
 """
 
 import copy
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,13 +17,11 @@ from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
 
+from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryFollower, MemoryLayer, ValueTable, WrittenTable
@@ -35,20 +32,18 @@ from memory_layers.layers.query import QueryProjection
 from memory_layers.layers.read import SinkValue, build_tables
 from memory_layers.models.families import (
     FAMILIES,
+    PARTS,
     Family,
     FamilyClasses,
     base_classes,
     find_family,
     load_class,
 )
-from memory_layers.models.memory_files import DESCRIPTION, WEIGHTS
+from memory_layers.models.intact import check_numbers
+from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.patches import Patch
-from memory_layers.models.remote_code import FORMAT_VERSION, check_format, write_remote_code
-
-# Attribute of a backbone, and folder in that of a model: the patch that its memory is, if recorded.
-RECORD, RECORD_FOLDER = "_memory_patch", "memory_patch"
-# What says where a model is, for a file beside it.
-_PLACE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from memory_layers.models.record import RECORD, read_record, write_record
+from memory_layers.models.remote_code import FORMAT_VERSION, check_fields, write_remote_code
 
 _OWN_MODULES = (
     ValueTable, ProductKeys, QueryProjection, SinkValue, SiluGate, SigmoidGate, PlainOutput,
@@ -63,26 +58,25 @@ class MemoryModelMixin(PreTrainedModel):
         config: With `memory` or `moe`.
 
     Raises:
-        UserError: The config has both or neither, or is of a later version of this package.
+        UserError: The config has both or neither, a field of ours is wrong, or it is of a later
+            version of this package.
     """
 
     memory_family: ClassVar[Family]
+    memory_part: ClassVar[str]
 
     def __init__(self, config: Any) -> None:  # noqa: ANN401
+        if self.memory_part.endswith("classifier"):
+            # Those of transformers take their backbone from its Auto classes, most of them.
+            register_family(self.memory_family)
         super().__init__(config)
-        check_format(config.memory_format)
-        if config.memory is None and config.moe is None:
-            raise UserError(
-                "config.memory is None, and config.moe too. "
-                "hint: build the plain model and call add_memory(model, ...)"
-            )
-        if config.memory is not None and config.moe is not None:
-            raise UserError("config.memory and config.moe are both set. hint: remove one")
+        check_fields(config)
         backbone, family = backbone_of(self), self.memory_family
         added = memory_config(config) if config.moe is None else MoeConfig.from_dict(config.moe)
         # After memory_config, which brings it up to date.
         value_dtype = None if config.value_dtype is None else getattr(torch, config.value_dtype)
-        install(backbone, added, family, value_dtype, written=config.written)
+        if backbone is self or not isinstance(backbone, MemoryModelMixin):
+            install(backbone, added, family, value_dtype, written=config.written)
         if backbone is not self:
             take_class(backbone, memory_classes(family).backbone)
         self.post_init()
@@ -126,11 +120,14 @@ class MemoryModelMixin(PreTrainedModel):
             )
         self.config.written = count_written(self)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if self.name_or_path == NOT_SAVED and not self._hf_peft_config_loaded:
+            set_name(self, str(save_directory))
         # Other processes write nothing, and a folder of PEFT's adapters has no config.
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
-            family = self.memory_family
-            write_remote_code(Path(save_directory), family, memory_classes(family).all())
-            _write_record(self, Path(save_directory) / RECORD_FOLDER)
+            folder, family = Path(save_directory), self.memory_family
+            write_remote_code(folder, family, memory_classes(family).by_part())
+            write_checksums(folder, folder.glob("model*.safetensors"))
+            write_record(_recorded(self), folder)
 
     @classmethod
     def from_pretrained(
@@ -147,27 +144,18 @@ class MemoryModelMixin(PreTrainedModel):
             **kwargs: As for any model.
 
         Raises:
-            UserError: The record of what it was taught is damaged.
+            UserError: Weights, or the record of what it was taught, are damaged.
         """
         folder = pretrained_model_name_or_path
         loaded = super().from_pretrained(folder, *args, **kwargs)
         if folder is None:
             return loaded
-        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-        description = cached_file(
-            folder,
-            f"{RECORD_FOLDER}/{DESCRIPTION}",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **place,
-        )
-        if description is not None:
-            # In a cache the two files may come one by one.
-            cached_file(folder, f"{RECORD_FOLDER}/{WEIGHTS}", **place)
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            patch = Patch.load(Path(description).parent)
-            if patch.config != memory_config(model.config):
-                raise UserError(f"{description} is of another memory than the model beside it")
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_numbers(model, Path(folder, kwargs.get("subfolder") or ""))
+        # Experts were taught nothing.
+        memory = None if model.config.memory is None else memory_config(model.config)
+        patch = read_record(folder, memory, kwargs)
+        if patch is not None:
             setattr(backbone_of(model), RECORD, patch)
         return loaded
 
@@ -221,7 +209,7 @@ def memory_classes(family: Family) -> FamilyClasses:
         }
         return type(f"Memory{base.__name__}", (MemoryModelMixin, base), body)
 
-    return FamilyClasses(config, model("backbone"), model("causal_lm"))
+    return FamilyClasses(config, **{part: model(part) for part in PARTS if part != "config"})
 
 
 def memory_config(config: Any) -> MemoryConfig:  # noqa: ANN401
@@ -278,9 +266,10 @@ def register_family(family: Family) -> None:
             "hint: use one process for each"
         )
     AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
-    AutoModel.register(classes.config, classes.backbone, exist_ok=True)
-    if classes.causal_lm is not None:
-        AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
+    for part, cls in classes.by_part().items():
+        if part != "config":
+            auto: Any = getattr(transformers, PARTS[part])
+            auto.register(classes.config, cls, exist_ok=True)
 
 
 def install(
@@ -359,25 +348,22 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
 def __getattr__(name: str) -> Any:  # noqa: ANN401
     # Pickled classes, and the code in model folders of earlier versions, name what is generated.
     for family in FAMILIES:
-        for cls in memory_classes(family).all():
+        for cls in memory_classes(family).by_part().values():
             if cls.__name__ == name:
                 return cls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _write_record(model: PreTrainedModel, folder: Path) -> None:
-    """Save the patch that a model's memory is, if recorded. None that was there before is left."""
+def _recorded(model: PreTrainedModel) -> Patch | None:
+    """Return the patch that the memory of a model is, if something is recorded."""
     record = getattr(backbone_of(model), RECORD, None)
-    if record is None:
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        return
+    # What is offloaded, to memory or disk, cannot have been trained.
+    if record is None or any(weight.is_meta for weight in model.parameters()):
+        return record
     # Not at the top, it imports this file.
     from memory_layers.models.adapters import patch_of
 
-    # What is offloaded, to memory or disk, cannot have been trained.
-    offloaded = any(weight.is_meta for weight in model.parameters())
-    (record if offloaded else patch_of(model)).save(folder)
+    return patch_of(model)
 
 
 def _reduce(

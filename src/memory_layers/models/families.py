@@ -1,12 +1,19 @@
 """Which model families can get memory, and where their feed-forward blocks are."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from memory_layers.common.errors import UserError
 
@@ -114,12 +121,13 @@ def family_by_child(model: PreTrainedModel, target_module: str) -> Family:
     for family in FAMILIES:
         if (family.blocks, family.mlp) == (found[0], target_module) and is_of(model, family):
             return family
+    is_known = model is backbone or type(model) in classifiers_of(type(model.config))
     return Family(
         # Not that of the table, which may say otherwise.
         f"{model.config.model_type}_{target_module}",
         config=_path(type(model.config)),
         backbone=_path(type(backbone)),
-        causal_lm=None if model is backbone else _path(type(model)),
+        causal_lm=None if is_known else _path(type(model)),
         blocks=found[0],
         mlp=target_module,
     )
@@ -144,24 +152,45 @@ def _refuse_more_inputs(child: nn.Module, target_module: str) -> None:
         )
 
 
+# Parts of a family, and the Auto class of transformers that finds each.
+PARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "config": "AutoConfig",
+        "backbone": "AutoModel",
+        "causal_lm": "AutoModelForCausalLM",
+        "sequence_classifier": "AutoModelForSequenceClassification",
+        "token_classifier": "AutoModelForTokenClassification",
+    }
+)
+
+
 @dataclass(frozen=True)
 class FamilyClasses:
-    """The classes of a family itself, or those generated with memory. Some have no head."""
+    """The classes of a family itself, or those generated with memory. Not all have every head."""
 
     config: type[PreTrainedConfig]
     backbone: type[PreTrainedModel]
-    causal_lm: type[PreTrainedModel] | None
+    causal_lm: type[PreTrainedModel] | None = None
+    sequence_classifier: type[PreTrainedModel] | None = None
+    token_classifier: type[PreTrainedModel] | None = None
 
-    def all(self) -> tuple[type, ...]:
-        """Return those that there are: config, backbone, causal LM."""
-        head = () if self.causal_lm is None else (self.causal_lm,)
-        return (self.config, self.backbone, *head)
+    def by_part(self) -> dict[str, Any]:
+        """Return those that there are, by their names in PARTS."""
+        found = {part: getattr(self, part) for part in PARTS}
+        return {part: cls for part, cls in found.items() if cls is not None}
 
 
 def base_classes(family: Family) -> FamilyClasses:
     """Return the classes of transformers, or of a user, that a family names."""
     head = None if family.causal_lm is None else load_class(family.causal_lm)
-    return FamilyClasses(load_class(family.config), load_class(family.backbone), head)
+    config = load_class(family.config)
+    return FamilyClasses(config, load_class(family.backbone), head, *classifiers_of(config))
+
+
+def classifiers_of(config: type[PreTrainedConfig]) -> list[Any]:
+    """Return what classifies sequences, and tokens, with a config. None: transformers has none."""
+    kinds = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    return [kind.get(config, None) for kind in kinds]
 
 
 def is_of(model: PreTrainedModel, family: Family) -> bool:
@@ -169,7 +198,7 @@ def is_of(model: PreTrainedModel, family: Family) -> bool:
     backbone, classes = model.base_model, base_classes(family)
     if (type(model.config), type(backbone)) != (classes.config, classes.backbone):
         return False
-    return model is backbone or type(model) is classes.causal_lm
+    return type(model) in classes.by_part().values()
 
 
 def load_class(path: str) -> Any:  # noqa: ANN401

@@ -122,6 +122,20 @@ def same_weight(one: Any, other: Any) -> bool:  # noqa: ANN401
     return bool((found - values).norm() <= noise * values.norm())
 
 
+def is_fingerprint(known: Any) -> bool:  # noqa: ANN401
+    """Say whether something from a file is what `fingerprint` returns, or an earlier version's."""
+    if not isinstance(known, dict):
+        return isinstance(known, str)
+    shape, bits = known.get("shape"), known.get("bits", 16)
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        return False
+    try:
+        values = base64.b64decode(known["values"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return False
+    return len(values) > 0 == len(values) % 2 and type(bits) in (int, float) and 1 <= bits <= 64
+
+
 def _values(known: Mapping[str, Any]) -> Tensor:
     raw = bytearray(base64.b64decode(known["values"]))
     return torch.frombuffer(raw, dtype=torch.bfloat16).double()

@@ -15,7 +15,6 @@ from memory_layers.layers import MemoryBeside, MemoryLayer, ValueTable
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.layers.walk import find_tables, memory_layers_of
 from memory_layers.models.classes import (
-    RECORD,
     backbone_of,
     family_of,
     install,
@@ -31,10 +30,14 @@ from memory_layers.models.families import (
     find_family,
     is_of,
 )
+from memory_layers.models.names import NOT_SAVED, set_name
 from memory_layers.models.quantised import check_quantised, let_gradients_pass
+from memory_layers.models.record import RECORD
 from memory_layers.models.room import check_room, reference_of, warn_of_size
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+# Attribute of a backbone: the name that the model had before it was given memory.
+_BASE_NAME = "_memory_base_name"
 
 
 def add_memory(
@@ -53,7 +56,7 @@ def add_memory(
     model computes what it computed before until it is trained.
 
     Args:
-        model: A causal language model or backbone.
+        model: A causal language model, a sequence or token classifier, or a backbone.
         config: Sizes and choices, among them which blocks get a memory layer.
         target_module: For a model of no supported family: the attribute of its blocks that is
             their feed-forward part, called with hidden states [..., D] alone and returning the
@@ -147,7 +150,9 @@ def remove_memory(model: ModelT) -> ModelT:
     own = ("memory", "moe", "value_dtype", "written", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)
-    _become(model, classes, config_like(model, classes, fields))
+    name, role = backbone.__dict__.pop(_BASE_NAME, NOT_SAVED), str(model.memory_part)
+    _become(model, classes, role, config_like(model, classes, fields))
+    set_name(model, name)
     return model
 
 
@@ -158,6 +163,8 @@ def _add(
     value_dtype: torch.dtype | None = None,
 ) -> ModelT:
     backbone, classes = backbone_of(model), memory_classes(family)
+    plain = base_classes(family).by_part()
+    role = next(name for name, cls in plain.items() if cls is type(model))
     check_quantised(backbone)
     reference = reference_of(backbone)
     kind = "memory" if isinstance(config, MemoryConfig) else "moe"
@@ -179,7 +186,9 @@ def _add(
     for part in (model, backbone):
         if getattr(part, "_weight_conversions", None) is not None:
             setattr(part, "_weight_conversions", None)  # noqa: B010  (not a parameter or module)
-    _become(model, classes, changed)
+    setattr(backbone, _BASE_NAME, model.name_or_path)
+    _become(model, classes, role, changed)
+    set_name(model, NOT_SAVED)
     return model
 
 
@@ -199,9 +208,17 @@ def _family_of_plain(model: PreTrainedModel, target_module: str | None = None) -
     except ValueError as error:
         raise UserError(f"{error}. hint: {name}") from error
     if not is_of(model, family):
+        kind = type(model)
+        if kind.__module__.startswith("transformers."):
+            raise UserError(
+                f"memory is for causal language models, sequence and token classifiers and "
+                f"backbones, {kind.__name__} is none of these. hint: give a causal language model "
+                "memory, and save it for AutoModelForSequenceClassification or "
+                "AutoModelForTokenClassification"
+            )
         raise UserError(
-            f"{type(model).__name__} is not the {family.model_type} model of transformers but "
-            f"another class, which would be lost. hint: {name}, or give model.base_model memory"
+            f"{kind.__name__} is not the {family.model_type} model of transformers but another "
+            f"class, which would be lost. hint: {name}"
         )
     return family
 
@@ -222,13 +239,13 @@ def config_like(
     return classes.config(**fields)
 
 
-def _become(model: PreTrainedModel, classes: FamilyClasses, config: PreTrainedConfig) -> None:
-    """Make a model an instance of these classes, and give it and its modules another config."""
+def _become(
+    model: PreTrainedModel, classes: FamilyClasses, role: str, config: PreTrainedConfig
+) -> None:
+    """Make a model one of these classes, by its name in PARTS, with another config."""
     backbone, old = backbone_of(model), model.config
     for module in model.modules():
         if getattr(module, "config", None) is old:
             setattr(module, "config", config)  # noqa: B010  (not a parameter or module)
-    if backbone is not model:
-        assert classes.causal_lm is not None
-        take_class(model, classes.causal_lm)
+    take_class(model, classes.by_part()[role])
     take_class(backbone, classes.backbone)

@@ -155,6 +155,8 @@ class Teaching:
         read = {"fact_reads", "read_offsets"} if texts and "fact_reads" in tensors else set()
         if tensors.keys() != names | read:
             raise UserError(f"its tensors must be {sorted(names)}, got {sorted(tensors)}")
+        if not all(tensor.dim() for tensor in tensors.values()):
+            raise UserError("its tensors must have a dimension at least, one has none")
         if len(tensors["slots"]) != count:
             raise UserError(f"it must have {count} slots, got {len(tensors['slots'])}")
         facts: list[Fact] = []

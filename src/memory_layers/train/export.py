@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import memory_layers.models  # noqa: F401  (registers memory models)
+from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import new_folder
 from memory_layers.train.checkpoint import not_written
@@ -110,6 +111,7 @@ def export_checkpoint(
                 _write_table(files[-1], name, table, _read(stored, table), report)
             if tables:
                 _write_index(part, files, saved)
+            write_checksums(part, part.glob("model*.safetensors"))
             for name in tokenizer:
                 (part / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(folder / name, part / name)

@@ -24,6 +24,7 @@ from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
+from memory_layers.evaluate.positions import check_texts
 from memory_layers.evaluate.recall import recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.layers.experts import balance_loss
@@ -194,6 +195,8 @@ class _Run:
         pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         self.stream = TokenStream(self.data.folder, settings.seq_len, settings.seed, pad_id)
         self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
+        # Not when they are asked for the first time, after hours.
+        check_texts(self.model, tokenizer, [probe.text for probe in self.data.probes])
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
         if reads is not None and self.world.is_rank_0:
