@@ -94,17 +94,17 @@ def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> Non
         (
             "config.json",
             "[" * 9999,
-            "config.json: the file is not valid JSON .it is nested too deep",
+            "config.json: the file is not valid JSON",
         ),
         ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
         ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),
         ("config.json", {"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError: "),
         ("config.json", {"model_type": []}, "cannot be loaded: unhashable type"),
-        ("generation_config.json", "[]", "cannot be loaded: .*hint: look at its config.json and"),
+        ("generation_config.json", "[]", "generation_config.json must hold a JSON object, got list"),
         (
             "generation_config.json",
             {"eos_token_id": "x"},
-            "must be the number of a token, or a list of these, got 'x'",
+            "must be the number of a token",
         ),
         (
             "generation_config.json",
