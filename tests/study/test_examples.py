@@ -1,6 +1,6 @@
 """The answers that a report shows are the model's own, and the same in each run."""
 
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ class Letters:
     """A tokenizer of one token a letter. Token 0 ends a text."""
 
     eos_token_id = 0
+    all_special_ids, all_special_tokens, added_tokens_decoder = (0,), ("\0",), MappingProxyType({})
 
-    def __call__(self, text: str, **_options: object) -> dict[str, Any]:
-        offsets = [(i, i + 1) for i in range(len(text))]
-        return {"input_ids": [ord(letter) for letter in text], "offset_mapping": offsets}
+    def __call__(self, texts: list[str], **_options: object) -> dict[str, Any]:
+        offsets = [[(i, i + 1) for i in range(len(text))] for text in texts]
+        return {"input_ids": [[*map(ord, text)] for text in texts], "offset_mapping": offsets}
 
     def decode(self, ids: list[int]) -> str:
         return "".join(map(chr, ids))
