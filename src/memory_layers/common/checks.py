@@ -48,3 +48,25 @@ def check_number(name: str, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < math.inf:
         raise UserError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse what is no text, such as words of a command line that are not UTF-8.
+
+    Args:
+        name: Argument name for the error.
+        value: What was given.
+
+    Raises:
+        UserError: It has halves of a surrogate pair, which stand for bytes, or NUL.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise UserError(
+            f"{name} must be UTF-8 text, got {value[error.start : error.end]!r} as letter {place}. "
+            "hint: check the encoding of the terminal or of the file it comes from"
+        ) from error
+    if "\0" in value:
+        raise UserError(f"{name} must be text, got NUL. hint: take it out")
