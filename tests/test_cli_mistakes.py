@@ -1,6 +1,7 @@
 """Each first mistake at the command line: one line that says what to do, and exit code 2."""
 
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -307,6 +308,7 @@ def test_wrong_folders_and_values(
     assert f"did you mean {run / 'model'}?" in error_of(capsys, "generate", run, "a")
     assert "is no model folder" in error_of(capsys, "eval", tmp_path, "--facts", "builtin")
     facts = write_facts(tmp_path / "facts")
+    os.mkfifo(tmp_path / "pipe")
     for flags, says in (
         (["--facts", tmp_path / "no"], "data.facts must be a folder"),
         (["--facts", facts, "--relations", "capital"], "select built-in facts"),
@@ -315,7 +317,12 @@ def test_wrong_folders_and_values(
         (["--facts", facts, "--shown-fraction", "0.001"], "leaves no shown subject"),
         (["--facts", facts, "--tasks", "piqa"], "--facts has no effect on these tasks"),
         (["--tasks", "facts"], "--facts is missing"),
-        (["--tasks", "piqa", "--limit", "0"], "--limit must be >= 1, got 0"),
+        (["--tasks", "piqa", "--limit", "0"], "--limit must be a whole number >= 1"),
+        (["--tasks", "piqa", "--limit", "9" * 30], "--limit must be a whole number >= 1"),
+        (["--tasks", "piqa", "--device", "meta"], "--device meta"),
+        (["--facts", facts, "--seed", str(2**64)], "--seed must be"),
+        (["--facts", facts, "--out", model / "config.json"], "holds no results of eval"),
+        (["--facts", facts, "--out", tmp_path / "pipe"], "holds no results of eval"),
         (["--tasks", "piqa", "--device", "cuda:9"], "--device cuda:9"),
         (["--facts", facts, "--data-dir", facts], "--data-dir has no effect without --tasks"),
         (["--facts", facts, "--out", tmp_path / "no" / "a.json"], "there is no folder"),
@@ -324,11 +331,40 @@ def test_wrong_folders_and_values(
     ):
         assert says in error_of(capsys, "eval", model, *flags)
     assert "the prompt is empty" in error_of(capsys, "generate", model, "")
-    assert "--max-tokens must be >= 1" in error_of(
-        capsys, "generate", model, "a", "--max-tokens", "0"
-    )
-    assert "--temperature >= 0" in error_of(capsys, "generate", model, "a", "--temperature", "-1")
     assert "--seed must be" in error_of(capsys, "generate", model, "a", "--seed", str(2**64))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "flags", "says"),
+    [
+        ("a", "--max-tokens 0", "--max-tokens must be a whole number >= 1, got 0"),
+        ("a", f"--max-tokens {10**30}", "hint: --max-tokens 255"),
+        ("Place 3 " * 200, "", "hint: a shorter PROMPT"),
+        ("a", "--temperature -1", "--temperature must be a finite number >= 0, got -1.0"),
+        ("a", "--temperature nan", "--temperature must be a finite number >= 0, got nan"),
+        ("a", "--temperature inf", "--temperature must be a finite number >= 0, got inf"),
+        ("a", "--temperature 1e-320", "--temperature must be 0 or >= 0.001"),
+        ("a\udcff", "", "PROMPT must be UTF-8 text, got '\\udcff' as letter 2"),
+        ("a\0", "", "PROMPT must be text, got NUL"),
+    ],
+)
+def test_prompts_and_numbers_that_cannot_be_used(
+    model: Path, prompt: str, flags: str, says: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert says in error_of(capsys, "generate", model, prompt, *flags.split())
+
+
+@pytest.mark.parametrize(
+    "values",
+    ["{", "[" * 100_000, '{"data": {"facts": [1]}}', '{"data": {"facts": "builtin", "seed": "x", '
+     '"exposures": 3}}'],
+    ids=["cut", "deep", "facts", "exposures"],
+)  # fmt: skip
+def test_the_configuration_of_a_run_that_is_damaged(
+    model: Path, values: str, capsys: pytest.CaptureFixture
+) -> None:
+    (model.parent / "config.json").write_text(values)
+    assert "config.json" in error_of(capsys, "eval", model)
 
 
 def test_generate_is_greedy_or_seeded(model: Path, capsys: pytest.CaptureFixture) -> None:

@@ -11,15 +11,24 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from memory_layers.common.checks import check_folder_name, check_seed
+from memory_layers.common.checks import (
+    check_folder_name,
+    check_number,
+    check_seed,
+    check_text,
+    check_whole,
+)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
-from memory_layers.evaluate.positions import check_lengths
+from memory_layers.evaluate.positions import longest_text
 from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 from memory_layers.train.folders import check_replaceable, find_checkpoint
+
+# Below it, what is divided by the temperature leaves the range of numbers.
+LEAST_TEMPERATURE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -93,13 +102,16 @@ class Generate(OfModel):
     """Seed of the sampling."""
 
     def __call__(self) -> str:
-        most = (256 if self.chat else 32) if self.max_tokens is None else self.max_tokens
-        if most < 1 or self.temperature < 0:
+        if self.max_tokens is not None:
+            check_whole("--max-tokens", self.max_tokens, 1)
+        check_number("--temperature", self.temperature)
+        if 0 < self.temperature < LEAST_TEMPERATURE:
             raise UserError(
-                f"--max-tokens must be >= 1 and --temperature >= 0, got {most} and "
-                f"{self.temperature}"
+                f"--temperature must be 0 or >= {LEAST_TEMPERATURE}, got {self.temperature}. hint: "
+                "0 takes the most likely token"
             )
         check_seed("--seed", self.seed)
+        check_text("PROMPT", self.prompt)
         if not self.prompt:
             raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
         check_model(self.model, self.memory)
@@ -113,7 +125,7 @@ class Generate(OfModel):
         )
         fuse_for_inference(model)
         inputs = torch.tensor([self._prompt_ids(tokenizer)])
-        check_lengths(model, [self.prompt], inputs.tolist(), most)
+        most = self._room(model, inputs.shape[1])
         torch.manual_seed(self.seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
@@ -131,6 +143,19 @@ class Generate(OfModel):
             ids = ids[inputs.shape[1] :]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip() if self.chat else text
+
+    def _room(self, model: Any, given: int) -> int:  # noqa: ANN401
+        """Return how many tokens to add at most, of those that the model has positions for."""
+        positions = longest_text(model)
+        wanted = (256 if self.chat else 32) if self.max_tokens is None else self.max_tokens
+        left = positions - given
+        if left < 1 or (self.max_tokens is not None and left < wanted):
+            hint = f"--max-tokens {left}" if left > 0 else "a shorter PROMPT"
+            raise UserError(
+                f"PROMPT has {given} tokens and --max-tokens is {wanted}, but the model reads "
+                f"{positions} in all. hint: {hint}"
+            )
+        return min(wanted, left)
 
     def _prompt_ids(self, tokenizer: Any) -> list[int]:  # noqa: ANN401
         from memory_layers.data.chat import ChatTemplate

@@ -99,3 +99,25 @@ def check_path(name: str, value: str) -> None:
         is_path = False
     if not is_path:
         raise UserError(f"{name} must be a path, got {value!r}. hint: leave it out, or name one")
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuse what is no text, such as words of a command line that are not UTF-8.
+
+    Args:
+        name: Argument name for the error.
+        value: What was given.
+
+    Raises:
+        UserError: It has halves of a surrogate pair, which stand for bytes, or NUL.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise UserError(
+            f"{name} must be UTF-8 text, got {value[error.start : error.end]!r} as letter {place}. "
+            "hint: check the encoding of the terminal or of the file it comes from"
+        ) from error
+    if "\0" in value:
+        raise UserError(f"{name} must be text, got NUL. hint: take it out")

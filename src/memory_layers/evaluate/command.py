@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from memory_layers.common.checks import check_seed, check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.common.packages import needs, quiet_transformers
@@ -98,6 +99,8 @@ class Eval(TaskOptions, OfModel):
             place = torch.empty(0, device=self.device).device
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device {self.device}: {error}. hint: cpu, or cuda:0") from error
+        if place.type == "meta":
+            raise UserError("--device meta holds no numbers. hint: cpu, or cuda:0")
         from memory_layers.data.facts import probes_of
         from memory_layers.data.prepare import corpus_of, read_facts
         from memory_layers.evaluate.questions import questions_of
@@ -142,9 +145,8 @@ def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
         try:
             values = read_json(path)
-        except UserError:
-            # Damaged: what it was trained on is not known, and the model is there all the same.
-            values = None
+        except UserError as error:
+            raise UserError(f"{error}. hint: copy {model} elsewhere, and give --facts") from error
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
             return model, values["data"]
     return name, {}
@@ -164,6 +166,12 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
             raise UserError(f"{_flag(name)} has no effect without --facts. hint: leave it out")
         return None, "", False
     own = trained_on.get("facts")
+    wrong = (
+        "config.json of the run: `data:` holds a value of a wrong type: {}. hint: give the folder "
+    )
+    wrong += "of the model, with --facts"
+    if not isinstance(own, str | None):
+        raise UserError(wrong.format(f"facts: {own!r}"))
     facts = asked.facts or own
     if facts is None:
         raise UserError("--facts is missing. hint: --facts builtin, or --tasks nq_open")
@@ -191,6 +199,8 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
     try:
         told = same or not given.keys().isdisjoint({"shown_fraction", "exposures", "seed"})
         return DataConfig(**{**values, **given}), note, told
+    except TypeError as error:
+        raise UserError(wrong.format(error)) from error
     except ValueError as error:
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
         hint = ". hint: --facts FOLDER says where it is now" if moved else ""
@@ -204,19 +214,37 @@ def _flag(name: str) -> str:
 def _check(asked: Eval) -> None:
     for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1), ("answered", 0)):
         value = getattr(asked, name)
-        if value is not None and value < least:
-            raise UserError(f"{_flag(name)} must be >= {least}, got {value}")
+        if value is not None:
+            check_whole(_flag(name), value, least, sys.maxsize)
     if asked.tasks and asked.answered != Eval.answered:
         raise UserError("--answered has no effect with --tasks. hint: --limit")
     for field in () if asked.tasks else fields(TaskOptions):
         if getattr(asked, field.name) != field.default:
             flag = _flag(field.name)
             raise UserError(f"{flag} has no effect without --tasks. hint: leave it out")
-    out = asked.out
-    if out is not None and out.is_dir():
+    if asked.seed is not None:
+        check_seed("--seed", asked.seed)
+    if asked.out is not None:
+        _check_out(asked.out)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to write where something else is: a folder, a device, or a file of another kind."""
+    if out.is_dir():
         raise UserError(f"--out {out} is a folder. hint: {out / 'results.json'}")
-    if out is not None and not out.parent.is_dir():
+    if "\0" in str(out) or not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
+    if not out.exists():
+        return
+    try:
+        # What is no file, such as a device, is not even opened.
+        before = json.loads(out.read_bytes()) if out.is_file() else None
+    except (ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict) or not {"recall", "results"} & before.keys():
+        raise UserError(
+            f"--out {out} exists and holds no results of eval. hint: choose another name"
+        )
 
 
 def _ask_facts(

@@ -97,10 +97,14 @@ def _run(
 
     own = {name: question_tasks(name, asked, tokenizer) for name, asked in questions.items()}
     named = {name: list(_leaves(manager, name)) for name in tasks if name not in own}
-    found = Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
+    found = Counter(tasks)
+    found |= Counter(task for part in named.values() for task in {str(t["task"]) for t in part})
     if twice := sorted(task for task, count in found.items() if count > 1):
         raise UserError(f"{', '.join(tasks)} name {twice[0]} twice. hint: leave one of them out")
     leaves = [leaf for part in named.values() for leaf in part]
+    fixed = [task for part in own.values() for task in part] + leaves
+    if options.num_fewshot is not None and all(task.get("num_fewshot") == 0 for task in fixed):
+        raise UserError("--num-fewshot has no effect on these tasks. hint: leave it out")
     unsafe = sorted({str(leaf["task"]) for leaf in leaves if leaf.get("unsafe_code")})
     if unsafe and not options.run_code:
         raise UserError(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def is_task_file(name: str) -> bool:
     """Tell whether a name is that of a task file, or of a folder, and not that of a task."""
-    return name.endswith((".yaml", ".yml")) or Path(name).expanduser().is_dir()
+    return name.endswith((".yaml", ".yml")) or (name != "" and Path(name).expanduser().is_dir())
 
 
 def read_tasks(place: str, *, trusted: bool = False) -> tuple[dict[str, "Entry"], list[str]]:
