@@ -167,6 +167,8 @@ def test_a_checkpoint_is_exported_without_its_code(
     (checkpoint / "own.py").write_text(f"open({str(ran)!r}, 'w')")
     autos = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "own.Own")
     edit(checkpoint / "config.json", auto_map=autos)
+    # Of an earlier version, which had none.
+    (checkpoint / "checksums.json").unlink()
     assert main(["export", str(checkpoint), str(tmp_path / "model")]) == 0
     edit(checkpoint / "config.json", model_type="own_llama")
     assert main(["export", str(checkpoint), str(tmp_path / "other")]) == 2

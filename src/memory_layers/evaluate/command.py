@@ -91,8 +91,8 @@ class Eval(TaskOptions, OfModel):
         quiet_transformers()
         folder, trained_on = _run_of(self.model)
         check_model(folder, self.memory)
-        data, note, split = _facts(self, trained_on)
         _check(self)
+        data, note, split = _facts(self, trained_on)
         import torch
 
         try:
@@ -204,7 +204,8 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
     except ValueError as error:
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
         hint = ". hint: --facts FOLDER says where it is now" if moved else ""
-        raise UserError(f"{error}{hint}") from error
+        place = "config.json of the run: " if same and not given else ""
+        raise UserError(f"{place}{error}{hint}") from error
 
 
 def _flag(name: str) -> str:

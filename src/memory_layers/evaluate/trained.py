@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from pickle import PickleError
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
@@ -96,8 +97,8 @@ def load_trained(
         raise placed(error, found) from error
     # What is wrong in its files ends transformers with errors of many kinds.
     except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError,
-        SafetensorError, StrictDataclassError, TypeError, ValueError,
+        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, PickleError,
+        RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError,
     ) as error:  # fmt: skip
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise code_refused(str(model), code_of(settings)) from error
