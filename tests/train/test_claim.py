@@ -175,6 +175,9 @@ def test_records_that_were_lost_are_written_again(
     if content is not None:
         path.write_bytes(content)
     sources = prepare.prepare_data(run.data).sources
+    if name == "config.json":
+        with pytest.raises(UserError, match="holds a run on other data: tokenizer was"):
+            claim_folder(Path("out"), run, {**sources, "tokenizer": "other"})
     (told,) = claim_folder(Path("out"), run, sources)
     assert f"{name} cannot be read or is not there" in told
     assert path.read_bytes() == good

@@ -266,7 +266,9 @@ def _lock(file: TextIO, path: Path) -> bool:
 
 @contextmanager
 def alone_in(folder: Path, *, seconds: float = 0) -> Generator[None]:
-    """Let one process at a time work in a folder, which is made, and stays if it has something.
+    """Let one process at a time work in a folder.
+
+    It is made, with those above it. What is made and still empty at the end is removed.
 
     Args:
         folder: The folder.
@@ -276,16 +278,17 @@ def alone_in(folder: Path, *, seconds: float = 0) -> Generator[None]:
         UserError: Another process works there.
         OSError: The folder cannot be written.
     """
-    is_new, lock = not folder.exists(), folder / ".lock"
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / ".lock"
     with locked(lock, seconds=seconds):
         try:
             yield
         finally:
             with suppress(OSError):
                 lock.unlink()
-            if is_new:
-                with suppress(OSError):
-                    folder.rmdir()
+            with suppress(OSError):
+                for path in new:
+                    path.rmdir()
 
 
 def cache_folder() -> Path:

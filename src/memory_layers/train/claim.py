@@ -48,21 +48,21 @@ def check_folder(
     Raises:
         UserError: Another configuration has run there, or one on other data. What differs is named.
     """
-    old, before = read_object(out / SETTINGS), read_object(out / DATA)
-    if old is None or not has_saved(out):
+    if not has_saved(out):
         return config.train.steps
-    old, new = _upgraded(old), _values(config)
-    planned = _in(old, "train", "steps")
-    if not isinstance(planned, int):
-        planned = config.train.steps
-    if longer and planned < config.train.steps:
-        new["train"]["steps"] = planned
-    free = _FREE if before is None else (*_FREE, *_PLACES)
-    if differing := _differences(old, new, free):
-        raise UserError(
-            f"{out} holds a run with another configuration: {'; '.join(differing)}. "
-            "hint: choose another --out, or delete the folder"
-        )
+    old, before = read_object(out / SETTINGS), read_object(out / DATA)
+    planned = config.train.steps
+    if old is not None:
+        old, new = _upgraded(old), _values(config)
+        steps = _in(old, "train", "steps")
+        if longer and isinstance(steps, int) and steps < planned:
+            planned = new["train"]["steps"] = steps
+        free = _FREE if before is None else (*_FREE, *_PLACES)
+        if differing := _differences(old, new, free):
+            raise UserError(
+                f"{out} holds a run with another configuration: {'; '.join(differing)}. "
+                "hint: choose another --out, or delete the folder"
+            )
     if before is not None and sources is not None and dict(sources) != before:
         raise UserError(
             f"{out} holds a run on other data: {'; '.join(_changes(before, sources))}. "
