@@ -16,6 +16,7 @@ from tiny_served import CONTEXT, write_served
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
+from memory_layers.integrations.serving.tokens import Tokens
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = [
@@ -186,6 +187,18 @@ def test_logprobs_are_those_of_the_model(tiny: Tiny) -> None:
         == (choice["message"]["content"])
     )
     assert all(one["top_logprobs"][0]["logprob"] == one["logprob"] for one in content)
+
+
+def test_of_tokens_of_one_name_the_likelier_is_shown(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokens, "name", lambda *_: "same")
+    (choice,) = tiny.post(prompt=PROMPTS[0], echo=True, logprobs=1, max_tokens=0)["choices"]
+    found = choice["logprobs"]
+    best = [top["same"] for top in found["top_logprobs"][1:]]
+    own = found["token_logprobs"][1:]
+    assert all(high >= low for high, low in zip(best, own, strict=True))
+    assert best != own
 
 
 def test_a_seed_has_the_same_text_whatever_is_asked_beside_it(tiny: Tiny) -> None:
