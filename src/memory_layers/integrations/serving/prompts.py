@@ -1,12 +1,13 @@
 """Prompts and chats as token ids. What users write is text: it never becomes a control token."""
 
 import copy
-import re
-import secrets
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+from memory_layers.common.errors import UserError
+from memory_layers.data.chat import ChatTemplate
+from memory_layers.data.encode import encode_texts
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.protocol import Message
 
@@ -27,12 +28,7 @@ class Encoder:
         self.tokenizer = copy.deepcopy(tokenizer)
         self.vocabulary, self.most = vocabulary, most
         self.lock = threading.Lock()
-        marks = {
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        # Of two marks that begin alike, the longer one.
-        ordered = sorted(marks, key=len, reverse=True)
-        self.marks = re.compile("|".join(map(re.escape, ordered)) if marks else r"(?!)")
+        self.template = ChatTemplate(self.tokenizer) if tokenizer.chat_template else None
 
     def prompt(self, prompt: str | list[int]) -> list[int]:
         """Return the token ids of a prompt, with what the tokenizer begins a text with.
@@ -63,7 +59,7 @@ class Encoder:
         Raises:
             RequestError: There is no chat template, or it does not take such messages.
         """
-        if not self.tokenizer.chat_template:
+        if self.template is None:
             raise RequestError(
                 "this model has no chat template, so it cannot chat. hint: /v1/completions",
                 param="messages",
@@ -71,54 +67,25 @@ class Encoder:
         if len(messages) > self.most:
             raise self._too_long(len(messages), "messages")
         self._check_length("".join(message.content for message in messages), "messages")
-        from jinja2 import TemplateError
-
-        # Stands for a mark while the template is filled in.
-        stand_in = f"\ue000{secrets.token_hex(8)}\ue001"
-        found: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            found.append(match.group())
-            return f"{stand_in}{len(found) - 1}\ue002"
-
-        shown = [
-            {
-                "role": "system" if message.role == "developer" else message.role,
-                "content": self.marks.sub(hide, message.content),
-            }
-            for message in messages
-        ]
-        with self.lock:
-            try:
-                text = self.tokenizer.apply_chat_template(
-                    shown, add_generation_prompt=True, tokenize=False
-                )
-            except (TemplateError, TypeError, ValueError) as error:
-                raise RequestError(
-                    f"`messages`: the chat template of this model refuses them: {error}"[:400],
-                    param="messages",
-                ) from error
-        # At odd places, the numbers of the marks.
-        parts = re.split(f"{stand_in}([0-9]+)\ue002", text)
-        ids: list[int] = []
-        for place, part in enumerate(parts):
-            if place % 2 == 1:
-                ids += self._text_ids(found[int(part)])
-            else:
-                with self.lock:
-                    ids += self.tokenizer(part, add_special_tokens=False, verbose=False).input_ids
-        return ids
+        roles = ["system" if m.role == "developer" else m.role for m in messages]
+        try:
+            with self.lock:
+                return self.template.asked(roles, [message.content for message in messages])
+        except UserError as error:
+            raise RequestError(f"`messages`: {error}"[:400], param="messages") from error
 
     def _text_ids(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Return the token ids of a text of a user."""
-        with self.lock:
-            return self.tokenizer(
-                text,
-                add_special_tokens=special_tokens,
-                split_special_tokens=True,
-                # It would warn of the length, which is checked.
-                verbose=False,
-            ).input_ids
+        """Return the token ids of a text of a user.
+
+        Raises:
+            RequestError: It names a special token that the tokenizer cannot write otherwise.
+        """
+        try:
+            with self.lock:
+                (found,) = encode_texts(self.tokenizer, [text], special_tokens=special_tokens)
+        except UserError as error:
+            raise RequestError(f"`prompt`: {error}"[:400], param="prompt") from error
+        return found.ids
 
     def _check_length(self, text: str, param: str) -> None:
         size = LETTERS * self.most
