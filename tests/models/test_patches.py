@@ -556,8 +556,10 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     refused("missing or surplus")
     save_file({k: t for k, t in tensors.items() if not k.endswith("gain")}, weights)
     refused("missing or surplus")
-    path.write_text(json.dumps({**values, "base": {**values["base"], "norm.weight": {}}}), "utf-8")
-    refused("description or skeleton is not as it was written")
+    for wrong, says in (("0", "skeleton is not as it was written"), ({}, "damaged, it lacks base")):
+        base_of = {**values["base"], "norm.weight": wrong}
+        path.write_text(json.dumps({**values, "base": base_of}), "utf-8")
+        refused(says)
     with_entry(author="somebody else")
     refused("is not as it was written")
     with_entry(rows=4)

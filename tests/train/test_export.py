@@ -69,7 +69,8 @@ def test_same_model_as_save_pretrained_writes(
     model.save_pretrained(tmp_path / "saved")
     exported, saved = tmp_path / "exported", tmp_path / "saved"
     for file in saved.iterdir():
-        if file.suffix != ".safetensors":
+        # The files of the weights are cut otherwise.
+        if file.suffix != ".safetensors" and file.name != "checksums.json":
             assert (exported / file.name).read_text() == file.read_text(), file.name
     tensors = {}
     for file in exported.glob("*.safetensors"):
