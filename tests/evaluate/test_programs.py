@@ -31,6 +31,10 @@ GOOD = {
         "head = f(1)\nhead.next = f(2)\nassert head.all() == [1, 2]\nassert head.next.v == 2",
     ),
     "generator": ("def f(n): yield from range(n)", "assert list(f(3)) == [0, 1, 2]"),
+    "truth": (
+        "import re\ndef f(text): return re.match('a', text)",
+        "assert f('ab')\nassert not f('b')",
+    ),
     "lambda": ("def f(n): return lambda m: n + m", "assert f(3)(4) == 7"),
     "error": (
         "def f(n): raise KeyError(n)",

@@ -86,6 +86,9 @@ class _Remote:
     def __len__(self) -> int:
         return self._ask("len", self)
 
+    def __bool__(self) -> bool:
+        return self._ask("bool", self)
+
 
 def _number(value: object) -> int:
     if not isinstance(value, _Remote):
@@ -111,6 +114,7 @@ def _serve(program: str, reader: Any, writer: Any) -> None:  # noqa: ANN401
         "item": lambda holder, key: holder[key],
         "list": list,
         "len": len,
+        "bool": bool,
     }
     # Only now does the program begin: what stands before it cannot be its own.
     writer.write(b"\n")
