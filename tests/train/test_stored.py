@@ -208,6 +208,26 @@ def test_a_flipped_bit_is_refused_or_harms_nothing(saved: Path, copy: Callable) 
     assert all("hint: " in line for line in refused)
 
 
+@pytest.mark.parametrize("part", ["weight", "rows", "state"])
+def test_a_flipped_bit_of_a_number_is_refused(saved: Path, copy: Callable, part: str) -> None:
+    folder = copy(saved)
+    model, optimizer = trained(CASES["full"])
+    table = model.model.memory_table.weight
+    tensors = {"weight": model.lm_head.weight, "rows": table}
+    number = tensors.get(part, optimizer.state[table]["exp_avg"]).detach()[-2:].numpy().tobytes()
+    shard = (saved / "__0_0.distcp").read_bytes()
+    # The least bit of a number, which no look at the numbers could tell.
+    (folder / "__0_0.distcp").write_bytes(flipped(shard, 8 * shard.index(number)))
+    said = r"__0_0\.distcp cannot be read: a checksum differs.*hint"
+    with pytest.raises(DamagedCheckpointError, match=said):
+        load_checkpoint(folder, *build(CASES["full"], seed=1))
+    if part == "state":
+        assert export(folder) == export(copy(saved.parent) / saved.name)
+    else:
+        with pytest.raises(DamagedCheckpointError, match=said):
+            export(folder)
+
+
 @pytest.mark.parametrize("name", [CHECKSUMS, "config.json", "tokenizer.json", ".metadata"])
 def test_a_file_that_is_missing_is_named(saved: Path, copy: Callable, name: str) -> None:
     folder = copy(saved)
