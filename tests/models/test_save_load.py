@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,14 @@ def test_process_that_never_imported_us_can_load(tmp_path: Path) -> None:
     torch.save(logits(model), folder / "logits.pt")
     printed = fresh_interpreter(LOAD, str(folder), HF_HOME=str(tmp_path / "home"))
     assert printed.split() == ["True", "True", "True"]
+
+
+def test_others_may_read_what_is_saved_as_other_new_files(tmp_path: Path) -> None:
+    """safetensors writes files that nobody but their user may read."""
+    before = os.umask(0o022)
+    try:
+        trained().save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    finally:
+        os.umask(before)
+    modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()}
+    assert modes == {"0o644"}

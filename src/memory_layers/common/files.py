@@ -50,7 +50,7 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     try:
         yield parts
         for part in parts:
-            _finish(part)
+            finish(part)
         try:
             for path in reversed(paths) if len(paths) > 1 else ():
                 # A folder that is in the way stays there, so that its replacement fails.
@@ -323,7 +323,7 @@ def publish(part: Path, folder: Path) -> None:
         OSError: The disk is full or cannot be written.
     """
     for path in [*part.rglob("*"), part]:
-        _finish(path)
+        finish(path)
     settle(folder)
     if folder.exists():
         os.replace(folder, _older(folder))
@@ -350,7 +350,7 @@ def _older(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def _finish(path: Path) -> None:
+def finish(path: Path) -> None:
     """Bring a file or folder to the disk, with the mode that new ones have.
 
     safetensors 0.8 lets nobody but its user read what it writes, tempfile nobody else in.

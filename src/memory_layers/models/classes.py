@@ -23,6 +23,7 @@ from transformers import (
 
 from memory_layers.common.checksums import write_checksums
 from memory_layers.common.errors import UserError
+from memory_layers.common.files import finish
 from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.layers import MemoryBeside, MemoryFollower, MemoryLayer, ValueTable, WrittenTable
 from memory_layers.layers.experts import Experts, routed_experts
@@ -126,7 +127,10 @@ class MemoryModelMixin(PreTrainedModel):
         if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
             folder, family = Path(save_directory), self.memory_family
             write_remote_code(folder, family, memory_classes(family).by_part())
-            write_checksums(folder, folder.glob("model*.safetensors"))
+            weights = [*folder.glob("model*.safetensors")]
+            write_checksums(folder, weights)
+            for path in weights:
+                finish(path)
             write_record(_recorded(self), folder)
 
     @classmethod

@@ -210,7 +210,8 @@ def _work(job: Job, out: Path, threads: int) -> None:
 
     from memory_layers.study.measure import measure_run
 
-    log = os.open(out / outcome.LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    log = os.open(out / outcome.LOG, flags, 0o666)
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     # To the end of the process: a signal that comes when the run has saved must not keep it from

@@ -85,7 +85,7 @@ class Encoder:
                 (found,) = encode_texts(self.tokenizer, [text], special_tokens=special_tokens)
         except UserError as error:
             raise RequestError(f"`prompt`: {error}"[:400], param="prompt") from error
-        return found.ids
+        return list(found.ids)
 
     def _check_length(self, text: str, param: str) -> None:
         size = LETTERS * self.most
