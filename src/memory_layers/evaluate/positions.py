@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def longest_text(model: "PreTrainedModel") -> int:
-    """Return how many tokens a model can read."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**20
+    """Return how many tokens a model can read. Where it does not say: 2^20."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    return getattr(text, "max_position_embeddings", None) or 2**20
 
 
 def check_lengths(
