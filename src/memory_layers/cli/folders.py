@@ -3,6 +3,7 @@
 Those of `eval` and `serve` stand beside what they call: evaluate/command.py, integrations/serve.py.
 """
 
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -177,9 +178,14 @@ class Init:
     """Folder to copy the example scripts of the guides to."""
 
     def __call__(self) -> str:
+        import yaml
+
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
-        if path.name == ".yaml":
-            raise UserError(f"NAME: a run needs one, got {self.name!r}. hint: my_run")
+        if not re.fullmatch(r"\w[\w.-]*", path.stem):
+            raise UserError(
+                f"NAME: a run needs one of letters, digits, - and _, got {self.name!r}. "
+                "hint: my_run"
+            )
         for new in (path, self.examples):
             if new is not None and new.exists():
                 raise UserError(f"{new} exists already. hint: choose another name")
@@ -190,7 +196,9 @@ class Init:
             scripts = next(folder for folder in places if folder.is_dir())
             shutil.copytree(scripts, self.examples, ignore=shutil.ignore_patterns("__pycache__"))
         lines = find_config("tiny").read_text("utf-8").splitlines()[1:]
-        lines = [f"name: {path.stem}" if line == "name: tiny" else line for line in lines]
+        # Quoted where it would be read as something else.
+        name = yaml.safe_dump({"name": path.stem}, allow_unicode=True).strip()
+        lines = [name if line == "name: tiny" else line for line in lines]
         head = f"# A small model with memory on real facts: memory-layers train {path}"
         write_file(path, "\n".join([head, *lines]) + "\n")
         return f"{path}\nnext: memory-layers train {path}"
