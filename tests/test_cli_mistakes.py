@@ -18,7 +18,7 @@ from memory_layers.common.reader import from_dict
 from memory_layers.evaluate import command
 from memory_layers.models import build_model
 from memory_layers.study.measure import count_parameters
-from memory_layers.train.config import RunConfig
+from memory_layers.train.config import RunConfig, load_run
 
 COMMANDS = ("train", "compare", "eval", "generate", "show")
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
@@ -95,6 +95,12 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("serve smolm2", "smolm2 is no model folder. hint: did you mean smollm2?"),
         ("init ''", "NAME must be the name of a folder, not a path"),
         ("init mine", "mine.yaml exists already"),
+        ("init ' '", "NAME: a run needs one of letters"),
+        ("init 'a: b'", "NAME: a run needs one of letters"),
+        ("train tiny --out ''", "--out is empty"),
+        ("report mine.yaml --out=", "--out is empty"),
+        ("show " + "x" * 9999, "x..."),
+        ("show 'x\0'", "an argument has U+0000"),
     ],
 )
 def test_in_a_folder_of_ones_own(
@@ -229,7 +235,7 @@ def test_refused_comparisons(config: Path, tmp_path: Path, capsys: pytest.Captur
         path.write_text(yaml.safe_dump({**values, "variants": {"a": {}}, **changes}))
         return error_of(capsys, "compare", path, "--out", tmp_path / "out", *flags)
 
-    assert "--workers must be >= 1" in refused("--workers", "0")
+    assert "--workers must be a whole number >= 1" in refused("--workers", "0")
     assert "--seeds must be different" in refused("--seeds", "1", "1")
     assert "--train.seed has no effect" in refused("--train.seed", "3")
     lr = {"a": {"optim": {"lr": 0.1}}}
@@ -539,6 +545,9 @@ def test_init_writes_a_run_to_start_from(
     assert text.count("#") > 10
     assert "my_run.yaml exists already" in error_of(capsys, "init", "my_run")
     assert Path("my_run.yaml").read_text() == text
+    # What YAML would read as a number is in quotes there.
+    assert main(["init", "2024"]) == 0
+    assert load_run(Path("2024.yaml")).name == "2024"
     small = ["--train.steps", "2", "--data.max-subjects", "20", "--data.cache-dir", "cache"]
     assert main(["train", "my_run.yaml", *small]) == 0
     assert Path("runs/my_run/model/config.json").is_file()

@@ -4,6 +4,7 @@ Next: runs.py and folders.py, the subcommands. `--help` loads neither torch nor 
 """
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -87,6 +88,8 @@ def _run(arguments: list[str]) -> int:
         _print_help()
         return 0 if arguments else 2
     name, *rest = arguments
+    if "\0" in "".join(arguments):
+        raise UserError("an argument has U+0000, expected text, got no character. hint: remove it")
     if name not in COMMANDS:
         raise UserError(f"unknown command `{name}`. hint: {did_you_mean(name, COMMANDS)}")
     try:
@@ -139,4 +142,6 @@ def _tell(message: str, *, own: bool = False) -> None:
     if own and size > 1:
         message = f"rank {rank}: {message}"
     if own or rank == 0:
-        print(message, file=sys.stderr, flush=True)
+        # What was typed may be a file's content by mistake.
+        shown = re.sub(r"\S{500,}", lambda word: f"{word[0][:200]}...", message)
+        print(shown, file=sys.stderr, flush=True)

@@ -204,7 +204,14 @@ class Init:
     """Folder to copy the example scripts of the guides to."""
 
     def __call__(self) -> str:
+        import yaml
+
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
+        # A file of this name would be hidden, or taken for a flag.
+        if path.name[:1] in ".-":
+            raise UserError(
+                f"NAME must not begin with {path.name[0]}, got {self.name!r}. hint: my_run"
+            )
         check_folder_name("NAME", path.name.removesuffix(".yaml"))
         for new in (path, self.examples):
             if new is not None and new.exists():
@@ -216,7 +223,9 @@ class Init:
             scripts = next(folder for folder in places if folder.is_dir())
             shutil.copytree(scripts, self.examples, ignore=shutil.ignore_patterns("__pycache__"))
         lines = find_config("tiny").read_text("utf-8").splitlines()[1:]
-        lines = [f"name: {path.stem}" if line == "name: tiny" else line for line in lines]
+        # Quoted where it would be read as something else.
+        name = yaml.safe_dump({"name": path.stem}, allow_unicode=True).strip()
+        lines = [name if line == "name: tiny" else line for line in lines]
         head = f"# A small model with memory on real facts: memory-layers train {path}"
         write_file(path, "\n".join([head, *lines]) + "\n")
         return f"{path}\nnext: memory-layers train {path}"

@@ -32,7 +32,7 @@ def parse(name: str, kind: Any, arguments: Sequence[str], default: Any = None) -
         UserError: Values do not fit together.
         SystemExit: A flag is unknown or a value of the wrong type, or help was asked for.
     """
-    _refuse_repeats(arguments)
+    _check_flags(arguments)
     extra = {} if default is None else {"default": default}
     try:
         return _expanded(tyro.cli(kind, prog=f"memory-layers {name}", args=arguments, **extra))
@@ -41,13 +41,24 @@ def parse(name: str, kind: Any, arguments: Sequence[str], default: Any = None) -
         raise UserError(str(error)) from error
 
 
-def _refuse_repeats(arguments: Sequence[str]) -> None:
-    """Refuse a flag that stands twice, of which the last alone would count."""
-    flags = list(takewhile(lambda word: word != "--", arguments))
-    seen: set[str] = set()
-    for word in flags:
-        flag = word.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag in seen:
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuse a flag that stands twice, of which the last alone would count, or has no value.
+
+    An empty path would be the folder that the command is called in.
+    """
+    before, seen = "", set()
+    for word in takewhile(lambda word: word != "--", arguments):
+        flag, equals, value = word.partition("=")
+        if not value and (equals or not word) and (flag or before).startswith("--"):
+            raise UserError(
+                f"{flag or before} is empty, expected a value. hint: leave it out, or look at the "
+                "variable that it comes from"
+            )
+        before = word
+        if not word.startswith("--"):
+            continue
+        flag = flag.replace("_", "-")
+        if flag in seen:
             raise UserError(
                 f"{flag} is there more than once, expected each flag once. hint: leave one out, "
                 "or put all values behind one"

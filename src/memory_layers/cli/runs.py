@@ -19,6 +19,7 @@ from tyro.conf import (
     arg,
 )
 
+from memory_layers.common.checks import check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.reader import read_yaml
@@ -225,8 +226,8 @@ class Show(OfConfig):
 
 def _check_counts(**values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be >= 1, got {value}")
+        if value is not None:
+            check_whole(f"--{name}", value, 1, 4096)
 
 
 def _resolved(run: RunConfig) -> RunConfig:

@@ -50,8 +50,14 @@ def plan_text(run: RunConfig, ranks: int, device: str, *, as_json: bool) -> str:
         raise UserError(f"--ranks {ranks}: {error}") from error
     shared = _shared(run, layout)
     job = Job(shared, layout)
-    prediction = predict(job, found)
-    fewest = smallest(job, found)
+    try:
+        prediction = predict(job, found)
+        fewest = smallest(job, found)
+    except OverflowError as error:
+        raise UserError(
+            f"the run is larger than anything that can be computed with ({error}), expected sizes "
+            "of some machine. hint: look at --ranks, and the sizes of model and batch"
+        ) from error
     if as_json:
         return json.dumps(_as_values(prediction, fewest), indent=2)
     notes = []
