@@ -95,8 +95,8 @@ def model(untrained: Path, tmp_path: Path) -> Path:
         ("serve smolm2", "smolm2 is no model folder. hint: did you mean smollm2?"),
         ("init ''", "NAME must be the name of a folder, not a path"),
         ("init mine", "mine.yaml exists already"),
-        ("init ' '", "NAME: a run needs one of letters"),
-        ("init 'a: b'", "NAME: a run needs one of letters"),
+        ("init ' '", "NAME must be the name of a folder"),
+        ("init 'a: b'", "NAME must be the name of a folder"),
         ("train tiny --out ''", "--out is empty"),
         ("report mine.yaml --out=", "--out is empty"),
         ("show " + "x" * 9999, "x..."),
@@ -351,7 +351,7 @@ def test_wrong_folders_and_values(
         ("a", "--temperature inf", "--temperature must be a finite number >= 0, got inf"),
         ("a", "--temperature 1e-320", "--temperature must be 0 or >= 0.001"),
         ("a\udcff", "", "PROMPT must be UTF-8 text, got '\\udcff' as letter 2"),
-        ("a\0", "", "PROMPT must be text, got NUL"),
+        ("a\0", "", "expected text, got no character"),
     ],
 )
 def test_prompts_and_numbers_that_cannot_be_used(

@@ -207,12 +207,11 @@ class Init:
         import yaml
 
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
-        # A file of this name would be hidden, or taken for a flag.
-        if path.name[:1] in ".-":
-            raise UserError(
-                f"NAME must not begin with {path.name[0]}, got {self.name!r}. hint: my_run"
-            )
-        check_folder_name("NAME", path.name.removesuffix(".yaml"))
+        name = path.name.removesuffix(".yaml")
+        check_folder_name("NAME", name)
+        # Hidden, or taken for a flag.
+        if name[0] in ".-":
+            raise UserError(f"NAME must not begin with {name[0]}, got {self.name!r}. hint: my_run")
         for new in (path, self.examples):
             if new is not None and new.exists():
                 raise UserError(f"{new} exists already. hint: choose another name")
@@ -224,8 +223,8 @@ class Init:
             shutil.copytree(scripts, self.examples, ignore=shutil.ignore_patterns("__pycache__"))
         lines = find_config("tiny").read_text("utf-8").splitlines()[1:]
         # Quoted where it would be read as something else.
-        name = yaml.safe_dump({"name": path.stem}, allow_unicode=True).strip()
-        lines = [name if line == "name: tiny" else line for line in lines]
+        quoted = yaml.safe_dump({"name": name}, allow_unicode=True).strip()
+        lines = [quoted if line == "name: tiny" else line for line in lines]
         head = f"# A small model with memory on real facts: memory-layers train {path}"
         write_file(path, "\n".join([head, *lines]) + "\n")
         return f"{path}\nnext: memory-layers train {path}"
