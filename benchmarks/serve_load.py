@@ -6,7 +6,6 @@ was just added and answers as the model does. Every client asks again as soon as
 
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -211,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " ".join(["python -m benchmarks.serve_load", *words]),
         {"variants": variants},
         sizes=sizes,
-        cores=os.cpu_count(),
+        cores=torch.get_num_threads(),
     )
     complete = load.clients == Load.clients and load.seconds == Load.seconds
     print(write_result(record, load.out or default_path(record, complete=complete)))
