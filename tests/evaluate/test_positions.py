@@ -27,7 +27,7 @@ def probe(text: str) -> Probe:
 
 ASKED: dict[str, Callable[..., Any]] = {
     "recall": lambda m, t, text: recall_items(m, t, [probe(LINES[0]), probe(text)]),
-    "questions": lambda m, t, text: ask(m, t, [Question(text, ("1",))], max_tokens=4),
+    "questions": lambda m, t, text: ask(m, t, [Question(text, ("1",))]),
     "training": lambda m, t, text: check_texts(m, t, [LINES[0], text]),
 }
 
@@ -46,4 +46,4 @@ def test_a_text_beyond_the_positions_is_refused(
     assert main(["generate", name, LINES[1], "--max-tokens", "2"]) == 0
     for arguments in ([LONG], [LINES[1], "--max-tokens", "64"]):
         assert main(["generate", name, *arguments]) == 2
-        assert "to be added, and the model reads at most 64" in capsys.readouterr().err
+        assert "the model reads 64 in all" in capsys.readouterr().err

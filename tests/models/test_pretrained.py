@@ -1,6 +1,8 @@
 """A model by name or folder: what is found, what is refused, and the one that is a package."""
 
 import json
+import platform
+import re
 import shutil
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +137,8 @@ def test_what_broke_off_leaves_no_half_folder(
 ) -> None:
     models = package / "memory-layers" / "models"
     # As a killed process leaves it.
-    (models / ".smollm2-9.9.part-killed").mkdir(parents=True)
+    host = re.sub(r"\W", "_", platform.node())
+    (models / f".smollm2-9.9.{host}.999999999.killed.part").mkdir(parents=True)
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(1000))

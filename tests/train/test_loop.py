@@ -325,12 +325,6 @@ def test_a_last_step_that_overflows_is_not_kept(
         run(config, out)
     assert not list_checkpoints(out)
     assert not (out / "model").exists()
-    # One that an earlier version kept is not gone on from.
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "count_not_finite", lambda *_: 0)
-        run(config, out)
-    with pytest.raises(FloatingPointError, match=r"step-00000001 holds \d+ numbers that are NaN"):
-        run(config, out)
 
 
 @pytest.mark.parametrize("memory", [True, False], ids=["memory", "dense"])

@@ -1,7 +1,6 @@
 """Tasks of lm-evaluation-harness: the field's, the paper's as group `paper`, and our questions.
 
-Datasets come from the hub, or from a folder that stands in for it. Next: tasks/, our task files,
-and scores.py, how they score.
+Datasets come from the hub, or from a folder in its place. Next: tasks/, and scores.py.
 """
 
 import logging
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 TASKS = Path(__file__).parent / "tasks"
 # Of the harness, where a task says nothing.
 DEFAULT_ANSWER_TOKENS = 256
-# Where a task has no data set of the hub: it makes its own, or names files.
+# Tasks without a data set of the hub make their own, or name files.
 NO_DATASET = (None, "", "json", "csv", "parquet", "text")
 
 

@@ -121,11 +121,14 @@ class MemoryModelMixin(PreTrainedModel):
             )
         self.config.written = count_written(self)
         super().save_pretrained(save_directory, *args, **kwargs)
+        folder, family = Path(save_directory), self.memory_family
+        # A folder of PEFT's adapters has no config.
+        if not (folder / "config.json").is_file():
+            return
         if self.name_or_path == NOT_SAVED and not self._hf_peft_config_loaded:
-            set_name(self, str(save_directory))
-        # Other processes write nothing, and a folder of PEFT's adapters has no config.
-        if kwargs.get("is_main_process", True) and (Path(save_directory) / "config.json").is_file():
-            folder, family = Path(save_directory), self.memory_family
+            set_name(self, str(folder))
+        # Other processes write nothing.
+        if kwargs.get("is_main_process", True):
             write_remote_code(folder, family, memory_classes(family).by_part())
             weights = [*folder.glob("model*.safetensors")]
             write_checksums(folder, weights)

@@ -98,7 +98,7 @@ class _Matcher:
     def count(self, measure: str, name: str, run: RunConfig) -> float:
         """Count FLOPs of a token, or parameters, of a configuration of a variant."""
         vocab_size = self._vocab_sizes[name]
-        key = (measure, vocab_size, replace(run, name=""))
+        key = (measure, vocab_size, replace(run, name="any"))
         if key not in self._counts:
             model = shape_of(run, vocab_size)
             if measure == "flops":

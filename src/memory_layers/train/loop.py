@@ -110,13 +110,6 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         world.on_rank_0(lambda: told.extend(claim_folder(out, config, data.sources, longer=True)))
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
-        bad = world.sum(count_not_finite(model, optimizer) if done else 0)[0]
-        if bad:
-            newest = list_checkpoints(out)[-1]
-            raise FloatingPointError(
-                f"{newest} holds {bad:.0f} numbers that are NaN or infinite, expected none. hint: "
-                "delete it to go on from the one before, with a lower optim.lr or optim.value_lr"
-            )
         lines = counters.pop("lines", 0)
         with (
             StopSignal(show=world.is_rank_0) as stop,
