@@ -350,7 +350,7 @@ def test_wrong_folders_and_values(
         ("a", "--temperature nan", "--temperature must be a finite number >= 0, got nan"),
         ("a", "--temperature inf", "--temperature must be a finite number >= 0, got inf"),
         ("a", "--temperature 1e-320", "--temperature must be 0 or >= 0.001"),
-        ("a\udcff", "", "PROMPT must be UTF-8 text, got '\\udcff' as letter 2"),
+        ("a\udcff", "", "PROMPT has half of a surrogate pair"),
         ("a\0", "", "expected text, got no character"),
     ],
 )

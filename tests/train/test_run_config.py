@@ -239,7 +239,7 @@ def test_a_name_is_one_of_a_folder(name: str) -> None:
         from_dict(RunConfig, {"name": name}, "run")
 
 
-@pytest.mark.parametrize("name", ["x", "..x", "con_1", "été 2", "x.y-z", "x" * 100])
+@pytest.mark.parametrize("name", ["x", "con_1", "été 2", "x.y-z", "x" * 100])
 def test_other_names_are_taken(name: str) -> None:
     assert from_dict(RunConfig, {"name": name}, "run").name == name
 

@@ -15,7 +15,6 @@ from memory_layers.common.checks import (
     check_folder_name,
     check_number,
     check_seed,
-    check_text,
     check_whole,
 )
 from memory_layers.common.errors import UserError
@@ -23,6 +22,7 @@ from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
+from memory_layers.data.lines import check_complete
 from memory_layers.evaluate.positions import longest_text
 from memory_layers.evaluate.trained import OfModel, check_model, load_trained
 from memory_layers.train.folders import check_replaceable, find_checkpoint
@@ -111,7 +111,7 @@ class Generate(OfModel):
                 "0 takes the most likely token"
             )
         check_seed("--seed", self.seed)
-        check_text("PROMPT", self.prompt)
+        check_complete("PROMPT", self.prompt)
         if not self.prompt:
             raise UserError("PROMPT: the prompt is empty. hint: give at least one word")
         check_model(self.model, self.memory)
@@ -209,9 +209,6 @@ class Init:
         path = Path(f"{self.name.removesuffix('.yaml')}.yaml")
         name = path.name.removesuffix(".yaml")
         check_folder_name("NAME", name)
-        # Hidden, or taken for a flag.
-        if name[0] in ".-":
-            raise UserError(f"NAME must not begin with {name[0]}, got {self.name!r}. hint: my_run")
         for new in (path, self.examples):
             if new is not None and new.exists():
                 raise UserError(f"{new} exists already. hint: choose another name")

@@ -70,7 +70,9 @@ def check_folder_name(name: str, value: str) -> None:
     Raises:
         UserError: It is a path, empty, too long, or has letters that a file system refuses.
     """
-    is_whole = value == value.strip() and value.strip(".") and not value.endswith(".")
+    # What begins so is hidden, or taken for a flag or a home.
+    is_whole = value == value.strip() and not value.startswith((".", "-", "~"))
+    is_whole = is_whole and not value.endswith(".")
     if (
         not is_whole or _NOT_IN_NAMES.search(value) or _DEVICES.fullmatch(value)
         or not 0 < len(value.encode("utf-8", "surrogatepass")) <= _LONGEST_NAME
@@ -99,25 +101,3 @@ def check_path(name: str, value: str) -> None:
         is_path = False
     if not is_path:
         raise UserError(f"{name} must be a path, got {value!r}. hint: leave it out, or name one")
-
-
-def check_text(name: str, value: str) -> None:
-    """Refuse what is no text, such as words of a command line that are not UTF-8.
-
-    Args:
-        name: Argument name for the error.
-        value: What was given.
-
-    Raises:
-        UserError: It has halves of a surrogate pair, which stand for bytes, or NUL.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        place = error.start + 1
-        raise UserError(
-            f"{name} must be UTF-8 text, got {value[error.start : error.end]!r} as letter {place}. "
-            "hint: check the encoding of the terminal or of the file it comes from"
-        ) from error
-    if "\0" in value:
-        raise UserError(f"{name} must be text, got NUL. hint: take it out")

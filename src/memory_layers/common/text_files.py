@@ -5,6 +5,7 @@ Next: yaml_files.py, the same for YAML.
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,8 @@ def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
             raise UserError(twice(f"{where}:{second}", name, first))
         return fields
 
-    def whole(digits: str) -> int:
-        if len(digits) > LONGEST_NUMBER:
-            raise UserError(f"{where}: {long_number(digits)}")
-        return int(digits)
-
     try:
-        return json.loads(text, object_pairs_hook=once, parse_int=whole)
+        return json.loads(text, object_pairs_hook=once, parse_int=partial(whole_number, where))
     except json.JSONDecodeError as error:
         problem = f"{error.msg} at column {error.colno}"
         raise UserError(
@@ -75,6 +71,21 @@ def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}: the file is not valid JSON (it is nested too deep)") from error
+
+
+def whole_number(where: str, digits: str) -> int:
+    """Return the value of a whole number in a JSON text.
+
+    Args:
+        where: Place of the text, for errors.
+        digits: The number.
+
+    Raises:
+        UserError: It is longer than any computation takes.
+    """
+    if len(digits) > LONGEST_NUMBER:
+        raise UserError(f"{where}: {long_number(digits)}")
+    return int(digits)
 
 
 def _repeated(text: str) -> tuple[str, int, int]:

@@ -6,7 +6,7 @@ template writes control tokens around what is said.
 
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -108,10 +108,15 @@ def _encoded(
         ids = found["input_ids"][n]
         places = found["offset_mapping"][n] if offsets else []
         # Where the vocabulary is searched for whole words, as Unigram does, names are found there.
-        if not names.keys().isdisjoint(ids):
+        if not names.keys().isdisjoint(ids) and _says_one_of(names.values(), text):
             places = places or call([text], with_offsets=True)["offset_mapping"][0]
             ids, places = _spelled(tokenizer, text, Tokens(ids, places), names)
         yield Tokens(ids, places if offsets else [])
+
+
+def _says_one_of(names: Iterable[str], text: str) -> bool:
+    plain = unicodedata.normalize("NFKC", text)
+    return any(name in plain for name in names)
 
 
 def _spelled(tokenizer: Any, text: str, found: Tokens, names: Mapping[int, str]) -> Tokens:  # noqa: ANN401

@@ -4,10 +4,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
+from memory_layers.common.text_files import whole_number
 
 # Spaces without width, which str.strip leaves.
 NO_WIDTH = "\u200b\u2060\ufeff"
@@ -70,7 +72,9 @@ def parse_object(where: str, line: str) -> dict[str, object]:
         return row
 
     try:
-        parsed = json.loads(line, object_pairs_hook=no_repeats)
+        parsed = json.loads(
+            line, object_pairs_hook=no_repeats, parse_int=partial(whole_number, where)
+        )
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -173,7 +177,7 @@ def check_complete(what: str, text: str) -> None:
         raise UserError(
             f"{what} has half of a surrogate pair, expected complete characters, got "
             f"{text[error.start]!a}. "
-            "hint: write the character itself, or both halves of its \\u escape"
+            "hint: write the character itself, or both halves of its \\u escape, in UTF-8"
         ) from error
 
 

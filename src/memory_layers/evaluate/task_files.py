@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.reader import read_yaml
+from memory_layers.common.yaml_files import read_yaml_values
 from memory_layers.evaluate.task_checks import check, find_data, is_in, refuse_in
 
 if TYPE_CHECKING:
@@ -160,7 +160,9 @@ def _values(file: Path, root: Path, including: Sequence[Path]) -> dict[str, Any]
         raise UserError(f"{file}: includes itself. hint: take the include out")
     for tag in _tags(file):
         refuse(f"runs code: `{tag}`")
-    own = read_yaml(file)
+    own = read_yaml_values(file)
+    if not isinstance(own, dict):
+        raise UserError(f"{file}: must hold `task:` or `group:`, and what these are")
     merged: dict[str, Any] = {}
     included = own.pop("include", [])
     for name in included if isinstance(included, list) else [included]:
@@ -181,5 +183,5 @@ def _tags(file: Path) -> Iterator[str]:
             if isinstance(tag, str) and (tag.startswith("!") or "python" in tag):
                 yield f"{tag} {getattr(event, 'value', '')}".strip()
     except (OSError, ValueError, yaml.YAMLError):
-        # read_yaml says what is wrong.
+        # read_yaml_values says what is wrong.
         return

@@ -183,7 +183,7 @@ def learn(
         "model": str(name), "data": [look.digest for look in taught.look.sources],
         "weights": [look.weight for look in taught.look.sources], "max_length": longest,
         "shown_fraction": shown_fraction, "chat": chat, "wordings": wordings,
-        "background": users is not None and stable_number(0, str(users.tolist())),
+        "background": [] if users is None else [stable_number(0, str(users.tolist()))],
         "keep": [_digest_of(one) for one in kept_files], "onto": earlier and earlier.ids,
         "known": known, "lr": lr, "seed": seed,
     }  # fmt: skip

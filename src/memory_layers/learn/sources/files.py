@@ -1,7 +1,6 @@
 """Rows of files: JSON lines, CSV and Parquet, each with its place."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
+from memory_layers.common.text_files import parse_json
 from memory_layers.data.lines import empty_file, parse_object, read_lines, shorten
 from memory_layers.data.text import documents_of
 
@@ -124,11 +124,11 @@ def _cells(where: str, names: list[str], cells: list[str]) -> dict[str, Any]:
     for name in LISTS:
         if row.get(name):
             try:
-                row[name] = json.loads(row[name])
-            except (ValueError, RecursionError) as error:
+                row[name] = parse_json(row[name], f"{where}: column {name!r}")
+            except UserError as error:
                 raise UserError(
-                    f"{where}: column {name!r} is not valid JSON ({error}), expected a list as "
-                    f"JSON, got {shorten(row[name])}. hint: JSON lines are easier for lists"
+                    f"{error}, expected a list as JSON, got {shorten(row[name])}. hint: JSON lines "
+                    "are easier for lists"
                 ) from error
     for name in (*LISTS, "heldout", "group"):
         if row.get(name) == "":
