@@ -114,8 +114,7 @@ def _run(
         tell_gaps(unsafe)
     with _quiet():
         evaluated = _reader(model, tokenizer, options.batch_size)
-    longest = evaluated.max_length
-    with _quiet(), _adapted(manager, leaves, options.data_dir, longest):
+    with _quiet(), _adapted(manager, leaves, options.data_dir, evaluated.max_length):
         try:
             results = simple_evaluate(
                 evaluated,
