@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from memory_layers.evaluate.questions import Question
 
 TASKS = Path(__file__).parent / "tasks"
-# Of the harness, where a task says nothing.
-DEFAULT_ANSWER_TOKENS = 256
+DEFAULT_ANSWER_TOKENS = 256  # Of the harness.
 # Tasks without a data set of the hub make their own, or name files.
 NO_DATASET = (None, "", "json", "csv", "parquet", "text")
 
@@ -114,7 +113,8 @@ def _run(
         tell_gaps(unsafe)
     with _quiet():
         evaluated = _reader(model, tokenizer, options.batch_size)
-    with _quiet(), _adapted(manager, leaves, options.data_dir, evaluated.max_length):
+    longest = evaluated.max_length
+    with _quiet(), _adapted(manager, leaves, options.data_dir, longest):
         try:
             results = simple_evaluate(
                 evaluated,
