@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
 
 from memory_layers.evaluate.trained import load_trained
+from memory_layers.integrations.serving import caches
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
 from memory_layers.integrations.serving.tokens import Tokens
@@ -352,17 +353,63 @@ def test_more_than_may_wait_is_told_to_come_back(start: Callable[..., Tiny]) -> 
     assert tiny.client.post(TEXT, json=long).status_code == 503
 
 
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("forward", torch.OutOfMemoryError("out of memory")),
+        ("forward", IndexError("index out of range")),
+        ("forward", RuntimeError("CUDA error: out of memory")),
+        ("cache", MemoryError("none left")),
+    ],
+)
 def test_a_model_that_fails_is_told_and_serves_on(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    place: str, error: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("out of memory")
+        raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(tiny.model, "forward", fail)
+        if place == "forward":
+            patched.setattr(tiny.model, "forward", fail)
+        else:
+            patched.setattr(caches, "new_cache", fail)
         answer = tiny.client.post(TEXT, json={"model": "tiny", "prompt": "The"})
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == "the model failed: out of memory"
+    assert answer.json()["error"]["message"] == f"the model failed: {error}"
+    assert tiny.texts(prompt="The", max_tokens=4) == [tiny.alone("The", 4)]
+
+
+def test_batches_that_cannot_join_are_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    endless = {"logit_bias": {str(tiny.tokenizer.eos_token_id): -100}}
+    body = {"model": "tiny", "prompt": "The code", "max_tokens": 3000, **endless}
+    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(caches, "join", fail)
+        first = pool.submit(tiny.client.post, TEXT, json=body)
+        while not tiny.engine.groups:
+            time.sleep(0.01)
+        second = pool.submit(tiny.client.post, TEXT, json=body)
+        assert [one.result().status_code for one in (first, second)] == [500, 500]
+    assert tiny.texts(prompt="The", max_tokens=4) == [tiny.alone("The", 4)]
+
+
+def test_a_device_that_is_lost_ends_the_server(
+    start: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    tiny = start()
+    monkeypatch.setattr(tiny.model, "forward", fail)
+    assert tiny.client.post(TEXT, json={"model": "tiny", "prompt": "The"}).status_code == 500
+    tiny.engine.thread.join(5)
+    assert tiny.client.get("/health").status_code == 503
+
+
+def test_numbers_that_are_not_finite_are_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         head = tiny.model.get_output_embeddings()
         patched.setattr(head, "forward", lambda hidden: hidden.new_full((1, 1, 300), torch.nan))

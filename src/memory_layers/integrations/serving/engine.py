@@ -17,6 +17,11 @@ from memory_layers.integrations.serving.row import Row
 
 # Padding may at most double what a batch takes.
 MOST_PADDED = 2
+# What a model raises at some rows. Others still get their answers.
+FAULTS = (
+    RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError,
+    AssertionError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,18 +167,17 @@ class Engine:
                         break
                     taken = rows
                 self.waiting.popleft()
-            if taken:
+        if taken:
+            try:
                 self.groups.append(Group(self.model, taken, self.ends, batched=self.batched))
+            except FAULTS as error:
+                _fail(taken, error)
 
     def _advance(self, group: Group) -> None:
         try:
             group.advance()
-        # Torch's own error, such as no memory. Others still get their answers.
-        except RuntimeError as error:
-            traceback.print_exc(file=sys.stderr)
-            detail = str(error).partition("\n")[0][:200]
-            for row in group.rows:
-                row.fail(RequestError(f"the model failed: {detail}", status=500))
+        except FAULTS as error:
+            _fail(group.rows, error)
             group.rows = []
 
     def _join(self) -> None:
@@ -183,8 +187,13 @@ class Engine:
             into = next((one for one in joined if self._fits(one, group)), None)
             if into is None:
                 joined.append(group)
-            else:
+                continue
+            try:
                 into.join(group)
+            except FAULTS as error:
+                # Their cache is half of one batch and half of two.
+                _fail([*into.rows, *group.rows], error)
+                joined.remove(into)
         self.groups = joined
 
     def _fits(self, one: Group, other: Group) -> bool:
@@ -201,6 +210,21 @@ class Engine:
     @staticmethod
     def _reserved(groups: Sequence[Group]) -> int:
         return sum(len(group.rows) * group.most for group in groups)
+
+
+def _fail(rows: Sequence[Row], error: Exception) -> None:
+    """Tell the rows at which the model failed.
+
+    Raises:
+        Exception: The same, where the device is lost, which fails all that comes.
+    """
+    text = str(error)
+    for row in rows:
+        detail = text.partition("\n")[0][:200]
+        row.fail(RequestError(f"the model failed: {detail}", status=500))
+    if "CUDA error" in text and "out of memory" not in text:
+        raise error
+    traceback.print_exc(file=sys.stderr)
 
 
 def shutting_down() -> RequestError:
