@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +19,7 @@ from memory_layers.evaluate.trained import load_trained
 from memory_layers.integrations.serving import caches
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
+from memory_layers.integrations.serving.sampling import Sampling, choose
 from memory_layers.integrations.serving.tokens import Tokens
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -240,6 +243,30 @@ def test_what_is_drawn_follows_temperature_and_top_p(tiny: Tiny) -> None:
         assert share(temperature=temperature, **biased) == pytest.approx(expected, abs=0.1)
     assert share(temperature=1.0, top_p=0.3, **biased) == 1.0
     assert share(temperature=1.0, top_p=0.0) == 1.0
+
+
+@pytest.mark.parametrize(("spread", "top_p"), [(0.1, 0.9), (4.0, 0.9), (4.0, 0.5), (4.0, 1.0)])
+def test_a_large_vocabulary_is_drawn_from_without_being_sorted(
+    spread: float, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are those of a sort, which is made where the likeliest ones do not suffice."""
+    logits = spread * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    # Many are alike, as in bf16.
+    logits = logits.bfloat16().float()
+    chances, tokens = logits.double().softmax(-1).sort(descending=True, stable=True)
+    count = int((chances.cumsum(-1) < top_p).sum()) + 1
+    allowed = set(tokens[:count].tolist())
+    sizes, sort = [], torch.Tensor.sort
+    monkeypatch.setattr(
+        torch.Tensor, "sort", lambda self, *a, **k: sizes.append(len(self)) or sort(self, *a, **k)
+    )
+    sampling, source = Sampling(temperature=1.0, top_p=top_p), random.Random(0)
+    drawn = [choose(logits, sampling, Counter(), source) for _ in range(400)]
+    assert set(drawn) <= allowed
+    assert max(sizes, default=0) <= 1024 or spread == 0.1
+    share = sum(one in tokens[: count // 3].tolist() for one in drawn) / 400
+    expected = float(chances[: count // 3].sum() / chances[:count].sum())
+    assert share == pytest.approx(expected, abs=0.1)
 
 
 def test_penalties_count_what_was_generated(tiny: Tiny) -> None:
