@@ -19,6 +19,8 @@ from memory_layers.evaluate.trained import load_trained
 from memory_layers.integrations.serving import caches
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
+from memory_layers.integrations.serving.errors import RequestError
+from memory_layers.integrations.serving.row import Row
 from memory_layers.integrations.serving.sampling import Sampling, choose
 from memory_layers.integrations.serving.tokens import Tokens
 
@@ -378,6 +380,31 @@ def test_more_than_may_wait_is_told_to_come_back(start: Callable[..., Tiny]) -> 
         assert {one.result().status_code for one in (first, *others)} == {503}
     assert tiny.client.get("/health").status_code == 503
     assert tiny.client.post(TEXT, json=long).status_code == 503
+
+
+def row_of(tiny: Tiny, prompt: int, most: int, told: list[Any]) -> Row:
+    return Row(
+        [5] * prompt, most, sampling=Sampling(bias={tiny.tokenizer.eos_token_id: -100}), seed=0,
+        stops=(), top=None, score_prompt=False, tokenizer=tiny.tokenizer, of_prompt=False,
+        send=told.append,
+    )  # fmt: skip
+
+
+def test_those_who_have_left_do_not_fill_the_queue(tiny: Tiny) -> None:
+    engine = Engine(tiny.model, Limits(batch=2, queue=3, cache_tokens=2100))
+    told: list[Any] = []
+    engine.thread.start()
+    engine.submit([row_of(tiny, 5, 2000, told)])
+    while not engine.groups:
+        time.sleep(0.01)
+    # There is no room in the cache beside it.
+    waiting = [row_of(tiny, 5, 2000, told) for _ in range(3)]
+    engine.submit(waiting)
+    engine.leave(waiting[1:])
+    engine.submit([row_of(tiny, 5, 2000, told) for _ in range(2)])
+    with pytest.raises(RequestError, match="3 texts wait already"):
+        engine.submit([row_of(tiny, 5, 2000, told)])
+    engine.stop()
 
 
 @pytest.mark.parametrize(

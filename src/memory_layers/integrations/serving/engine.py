@@ -101,6 +101,7 @@ class Engine:
         with self.changed:
             if not self.alive:
                 raise shutting_down()
+            self.waiting = deque(row for row in self.waiting if not row.left)
             if len(self.waiting) + len(rows) > limits.queue:
                 raise RequestError(
                     f"{len(self.waiting)} texts wait already, this server lets at most "
