@@ -393,7 +393,7 @@ def row_of(tiny: Tiny, prompt: int, most: int, told: list[Any]) -> Row:
 def test_those_who_have_left_do_not_fill_the_queue(tiny: Tiny) -> None:
     engine = Engine(tiny.model, Limits(batch=2, queue=3, cache_tokens=2100))
     told: list[Any] = []
-    engine.thread.start()
+    engine.start()
     engine.submit([row_of(tiny, 5, 2000, told)])
     while not engine.groups:
         time.sleep(0.01)
@@ -404,6 +404,27 @@ def test_those_who_have_left_do_not_fill_the_queue(tiny: Tiny) -> None:
     engine.submit([row_of(tiny, 5, 2000, told) for _ in range(2)])
     with pytest.raises(RequestError, match="3 texts wait already"):
         engine.submit([row_of(tiny, 5, 2000, told)])
+    engine.stop()
+
+
+def test_what_has_room_overtakes_what_has_none_but_not_for_ever(tiny: Tiny) -> None:
+    engine = Engine(tiny.model, Limits(batch=1, queue=200, cache_tokens=2100))
+    first, large, small = [], [], []
+    began: list[int] = []
+    blocker, waits = row_of(tiny, 5, 1000, first), row_of(tiny, 5, 2000, large)
+    rows = [row_of(tiny, 5, 1, small) for _ in range(100)]
+    waits.send = lambda _: began or began.append(len(small))
+    engine.start()
+    engine.submit([blocker, waits, *rows])
+    while len(small) < 60:
+        time.sleep(0.01)
+    assert not began
+    time.sleep(0.3)
+    assert len(small) < 80
+    engine.leave([blocker])
+    while len(small) < 100:
+        time.sleep(0.01)
+    assert 60 <= began[0] < 80
     engine.stop()
 
 

@@ -17,6 +17,8 @@ from memory_layers.integrations.serving.row import Row
 
 # Padding may at most double what a batch takes.
 MOST_PADDED = 2
+# Texts that begin while the first of the queue waits for room.
+MOST_OVERTAKEN = 64
 # What a model raises at some rows. Others still get their answers.
 FAULTS = (
     RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError,
@@ -36,7 +38,7 @@ class Limits:
 
     batch: int = 32
     queue: int = 512
-    cache_tokens: int = 65_536
+    cache_tokens: int = 131_072
 
 
 class Engine:
@@ -56,6 +58,7 @@ class Engine:
         self.batched = can_batch(model)
         self.changed = threading.Condition()
         self.waiting: deque[Row] = deque()
+        self.overtaken = 0
         self.groups: list[Group] = []
         self.open: set[Row] = set()
         self.stopping = False
@@ -125,7 +128,7 @@ class Engine:
         with self.changed:
             self.stopping = True
             self.changed.notify()
-        for row in self.open:
+        for row in tuple(self.open):
             row.fail(shutting_down())
 
     def _run(self) -> None:
@@ -152,22 +155,33 @@ class Engine:
             return not self.stopping
 
     def _admit(self) -> None:
-        """Take rows that wait, as many as fit together, as a new group."""
+        """Take rows that wait, as many as fit together, as a new group.
+
+        A first one that has no room is overtaken by those that have, though not for ever.
+        """
         free = self.limits.cache_tokens - self._reserved(self.groups)
         most = self.limits.batch if self.batched else 1
         taken: list[Row] = []
+        kept: deque[Row] = deque()
+        prompts = longest = answer = 0
         with self.changed:
-            while self.waiting and len(taken) < most:
-                row = self.waiting[0]
-                if not row.left:
-                    rows = [*taken, row]
-                    lengths = [len(one.prompt) for one in rows]
-                    size = max(lengths) + max(one.max_tokens for one in rows)
-                    padded = len(rows) * max(lengths)
-                    if len(rows) * size > free or padded > MOST_PADDED * sum(lengths):
-                        break
-                    taken = rows
-                self.waiting.popleft()
+            for row in self.waiting:
+                if row.left:
+                    continue
+                count, size = len(taken) + 1, len(row.prompt)
+                columns, room = max(longest, size), max(answer, row.max_tokens)
+                if (
+                    count > most
+                    or (kept and self.overtaken >= MOST_OVERTAKEN)
+                    or count * (columns + room) > free
+                    or count * columns > MOST_PADDED * (prompts + size)
+                ):
+                    kept.append(row)
+                    continue
+                prompts, longest, answer = prompts + size, columns, room
+                self.overtaken = self.overtaken + 1 if kept else 0
+                taken.append(row)
+            self.waiting = kept
         if taken:
             try:
                 self.groups.append(Group(self.model, taken, self.ends, batched=self.batched))
