@@ -209,11 +209,17 @@ def test_of_tokens_of_one_name_the_likelier_is_shown(
 
 def test_a_seed_has_the_same_text_whatever_is_asked_beside_it(tiny: Tiny) -> None:
     fields = {"max_tokens": 20, "temperature": 1.0, "seed": 7}
+    three = {"prompt": PROMPTS[0], "n": 3}
     (alone,) = tiny.texts(prompt=PROMPTS[0], **fields)
     assert tiny.texts(prompt=PROMPTS, **fields)[0] == alone
     assert tiny.texts(prompt=PROMPTS[0], n=3, **fields)[0] == alone
     assert alone not in tiny.texts(prompt=PROMPTS[0], n=3, **fields)[1:]
     assert tiny.texts(prompt=PROMPTS[0], **{**fields, "seed": 8}) != [alone]
+    # None is that of another seed, or of another sample of one.
+    many = [
+        text for seed in (-1, 0, 1, 2) for text in tiny.texts(**{**fields, "seed": seed}, **three)
+    ]
+    assert len({*many}) == len(many)
     # Without a seed, another text each time.
     del fields["seed"]
     assert len({*tiny.texts(prompt=PROMPTS[0], n=4, **fields)}) == 4
@@ -384,7 +390,7 @@ def test_more_than_may_wait_is_told_to_come_back(start: Callable[..., Tiny]) -> 
 
 def row_of(tiny: Tiny, prompt: int, most: int, told: list[Any]) -> Row:
     return Row(
-        [5] * prompt, most, sampling=Sampling(bias={tiny.tokenizer.eos_token_id: -100}), seed=0,
+        [5] * prompt, most, sampling=Sampling(bias={tiny.tokenizer.eos_token_id: -100}), seed="0",
         stops=(), top=None, score_prompt=False, tokenizer=tiny.tokenizer, of_prompt=False,
         send=told.append,
     )  # fmt: skip

@@ -183,7 +183,7 @@ class Service:
             row = Row(
                 prompt,
                 sampling=sampling,
-                seed=seed + sample,
+                seed=f"{seed}/{sample}",
                 stops=asked.stop,
                 tokenizer=self.served.tokenizer,
                 send=partial(run.tell, len(run.rows)),
