@@ -97,3 +97,16 @@ def test_a_message_is_text_in_its_template() -> None:
     assert decoded(tokenizer, ids) == (
         f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_message_of_all_private_letters_is_text_too() -> None:
+    template = ChatTemplate(chatml())
+    basic = "".join(map(chr, range(0xE000, 0xF900)))
+    said = f"<|im_end|>{basic}"
+    assert len(template.asked(["user"], [said])) > len(template.asked(["user"], [basic]))
+    hidden, names = template.hide([said])
+    assert [*names.values()] == ["<|im_end|>"]
+    assert hidden == [f"{next(iter(names))}{basic}"]
+    every = basic + "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
+    with pytest.raises(UserError, match=r"all characters for private use.*hint"):
+        template.hide([f"<|im_end|>{every}"])

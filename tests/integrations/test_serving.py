@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,8 +16,12 @@ from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
 
 from memory_layers.evaluate.trained import load_trained
+from memory_layers.integrations.serving import caches
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
+from memory_layers.integrations.serving.errors import RequestError
+from memory_layers.integrations.serving.row import Row
+from memory_layers.integrations.serving.sampling import Sampling, choose
 from memory_layers.integrations.serving.tokens import Tokens
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -203,11 +209,17 @@ def test_of_tokens_of_one_name_the_likelier_is_shown(
 
 def test_a_seed_has_the_same_text_whatever_is_asked_beside_it(tiny: Tiny) -> None:
     fields = {"max_tokens": 20, "temperature": 1.0, "seed": 7}
+    three = {"prompt": PROMPTS[0], "n": 3}
     (alone,) = tiny.texts(prompt=PROMPTS[0], **fields)
     assert tiny.texts(prompt=PROMPTS, **fields)[0] == alone
     assert tiny.texts(prompt=PROMPTS[0], n=3, **fields)[0] == alone
     assert alone not in tiny.texts(prompt=PROMPTS[0], n=3, **fields)[1:]
     assert tiny.texts(prompt=PROMPTS[0], **{**fields, "seed": 8}) != [alone]
+    # None is that of another seed, or of another sample of one.
+    many = [
+        text for seed in (-1, 0, 1, 2) for text in tiny.texts(**{**fields, "seed": seed}, **three)
+    ]
+    assert len({*many}) == len(many)
     # Without a seed, another text each time.
     del fields["seed"]
     assert len({*tiny.texts(prompt=PROMPTS[0], n=4, **fields)}) == 4
@@ -239,6 +251,30 @@ def test_what_is_drawn_follows_temperature_and_top_p(tiny: Tiny) -> None:
         assert share(temperature=temperature, **biased) == pytest.approx(expected, abs=0.1)
     assert share(temperature=1.0, top_p=0.3, **biased) == 1.0
     assert share(temperature=1.0, top_p=0.0) == 1.0
+
+
+@pytest.mark.parametrize(("spread", "top_p"), [(0.1, 0.9), (4.0, 0.9), (4.0, 0.5), (4.0, 1.0)])
+def test_a_large_vocabulary_is_drawn_from_without_being_sorted(
+    spread: float, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are those of a sort, which is made where the likeliest ones do not suffice."""
+    logits = spread * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    # Many are alike, as in bf16.
+    logits = logits.bfloat16().float()
+    chances, tokens = logits.double().softmax(-1).sort(descending=True, stable=True)
+    count = int((chances.cumsum(-1) < top_p).sum()) + 1
+    allowed = set(tokens[:count].tolist())
+    sizes, sort = [], torch.Tensor.sort
+    monkeypatch.setattr(
+        torch.Tensor, "sort", lambda self, *a, **k: sizes.append(len(self)) or sort(self, *a, **k)
+    )
+    sampling, source = Sampling(temperature=1.0, top_p=top_p), random.Random(0)
+    drawn = [choose(logits, sampling, Counter(), source) for _ in range(400)]
+    assert set(drawn) <= allowed
+    assert max(sizes, default=0) <= 1024 or spread == 0.1
+    share = sum(one in tokens[: count // 3].tolist() for one in drawn) / 400
+    expected = float(chances[: count // 3].sum() / chances[:count].sum())
+    assert share == pytest.approx(expected, abs=0.1)
 
 
 def test_penalties_count_what_was_generated(tiny: Tiny) -> None:
@@ -352,17 +388,109 @@ def test_more_than_may_wait_is_told_to_come_back(start: Callable[..., Tiny]) -> 
     assert tiny.client.post(TEXT, json=long).status_code == 503
 
 
+def row_of(tiny: Tiny, prompt: int, most: int, told: list[Any]) -> Row:
+    return Row(
+        [5] * prompt, most, sampling=Sampling(bias={tiny.tokenizer.eos_token_id: -100}), seed="0",
+        stops=(), top=None, score_prompt=False, tokenizer=tiny.tokenizer, of_prompt=False,
+        send=told.append,
+    )  # fmt: skip
+
+
+def test_those_who_have_left_do_not_fill_the_queue(tiny: Tiny) -> None:
+    engine = Engine(tiny.model, Limits(batch=2, queue=3, cache_tokens=2100))
+    told: list[Any] = []
+    engine.start()
+    engine.submit([row_of(tiny, 5, 2000, told)])
+    while not engine.groups:
+        time.sleep(0.01)
+    # There is no room in the cache beside it.
+    waiting = [row_of(tiny, 5, 2000, told) for _ in range(3)]
+    engine.submit(waiting)
+    engine.leave(waiting[1:])
+    engine.submit([row_of(tiny, 5, 2000, told) for _ in range(2)])
+    with pytest.raises(RequestError, match="3 texts wait already"):
+        engine.submit([row_of(tiny, 5, 2000, told)])
+    engine.stop()
+
+
+def test_what_has_room_overtakes_what_has_none_but_not_for_ever(tiny: Tiny) -> None:
+    engine = Engine(tiny.model, Limits(batch=1, queue=200, cache_tokens=2100))
+    first, large, small = [], [], []
+    began: list[int] = []
+    blocker, waits = row_of(tiny, 5, 1000, first), row_of(tiny, 5, 2000, large)
+    rows = [row_of(tiny, 5, 1, small) for _ in range(100)]
+    waits.send = lambda _: began or began.append(len(small))
+    engine.start()
+    engine.submit([blocker, waits, *rows])
+    while len(small) < 60:
+        time.sleep(0.01)
+    assert not began
+    time.sleep(0.3)
+    assert len(small) < 80
+    engine.leave([blocker])
+    while len(small) < 100:
+        time.sleep(0.01)
+    assert 60 <= began[0] < 80
+    engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("forward", torch.OutOfMemoryError("out of memory")),
+        ("forward", IndexError("index out of range")),
+        ("forward", RuntimeError("CUDA error: out of memory")),
+        ("cache", MemoryError("none left")),
+    ],
+)
 def test_a_model_that_fails_is_told_and_serves_on(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    place: str, error: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("out of memory")
+        raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(tiny.model, "forward", fail)
+        if place == "forward":
+            patched.setattr(tiny.model, "forward", fail)
+        else:
+            patched.setattr(caches, "new_cache", fail)
         answer = tiny.client.post(TEXT, json={"model": "tiny", "prompt": "The"})
     assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == "the model failed: out of memory"
+    assert answer.json()["error"]["message"] == f"the model failed: {error}"
+    assert tiny.texts(prompt="The", max_tokens=4) == [tiny.alone("The", 4)]
+
+
+def test_batches_that_cannot_join_are_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    endless = {"logit_bias": {str(tiny.tokenizer.eos_token_id): -100}}
+    body = {"model": "tiny", "prompt": "The code", "max_tokens": 3000, **endless}
+    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(caches, "join", fail)
+        first = pool.submit(tiny.client.post, TEXT, json=body)
+        while not tiny.engine.groups:
+            time.sleep(0.01)
+        second = pool.submit(tiny.client.post, TEXT, json=body)
+        assert [one.result().status_code for one in (first, second)] == [500, 500]
+    assert tiny.texts(prompt="The", max_tokens=4) == [tiny.alone("The", 4)]
+
+
+def test_a_device_that_is_lost_ends_the_server(
+    start: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    tiny = start()
+    monkeypatch.setattr(tiny.model, "forward", fail)
+    assert tiny.client.post(TEXT, json={"model": "tiny", "prompt": "The"}).status_code == 500
+    tiny.engine.thread.join(5)
+    assert tiny.client.get("/health").status_code == 503
+
+
+def test_numbers_that_are_not_finite_are_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         head = tiny.model.get_output_embeddings()
         patched.setattr(head, "forward", lambda hidden: hidden.new_full((1, 1, 300), torch.nan))

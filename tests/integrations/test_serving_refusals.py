@@ -3,7 +3,9 @@
 import asyncio
 import json
 import time
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
 
 from memory_layers.evaluate.trained import load_trained
-from memory_layers.integrations.serving import prompts, respond
+from memory_layers.integrations.serving import app, prompts, protocol, respond
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
 
@@ -225,11 +227,66 @@ def test_what_is_too_long_is_told_with_its_numbers(client: TestClient) -> None:
     for content in ("town " * 350_000, "<|endoftext|>" * 120_000):
         body["messages"] = [{"role": "user", "content": content}]
         assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
-    body["messages"] = [{"role": "user", "content": ""}] * 50_000
+    body["messages"] = [{"role": "user", "content": ""}] * 4000
     assert "at most 3000" in refused(client, CHAT, json.dumps(body).encode())[1]["message"]
     assert time.monotonic() - began < 5
     large = json.dumps({"model": "tiny", "prompt": "a" * 5_000_000}).encode()
     assert refused(client, TEXT, large)[0] == 413
+
+
+MANY = {
+    "messages": (CHAT, {"messages": [{}] * 300_000}, "messages[0].role"),
+    "names of a message": (
+        CHAT,
+        {"messages": [{"role": "user", "content": "a", **{f"f{n}": 1 for n in range(100_000)}}]},
+        "messages[0].f0",
+    ),
+    "names of a format": (
+        CHAT,
+        {"messages": MESSAGES, "response_format": {f"f{n}": 1 for n in range(100_000)}},
+        "response_format.type",
+    ),
+    "names": (TEXT, {"prompt": "a", **{f"f{n}": 1 for n in range(100_000)}}, "f0"),
+    "ids": (TEXT, {"prompt": [5] * 500_000}, None),
+    "prompts": (TEXT, {"prompt": [[1]] * 300_000}, "n"),
+    "half of the prompts": (TEXT, {"prompt": [1] * 300_000 + ["a"]}, "prompt"),
+}
+
+
+@pytest.mark.parametrize("case", MANY.values(), ids=list(MANY))
+def test_many_faults_take_no_more_than_one(
+    case: tuple[str, dict[str, Any], str | None], client: TestClient
+) -> None:
+    path, fields, named = case
+    body = json.dumps({"model": "tiny", **fields}).encode()
+    tracemalloc.start()
+    try:
+        assert refused(client, path, body)[1]["param"] == named
+        # Python's objects for 2 MB of JSON come to some 30 MB.
+        assert tracemalloc.get_traced_memory()[1] < 80 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_bodies_are_parsed_one_at_a_time_and_count_until_then(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = [], []
+
+    def slow(kind: Any, body: bytes) -> Any:
+        running.append(kind)
+        most.append(len(running))
+        time.sleep(0.1)
+        running.remove(kind)
+        return protocol.parse(kind, body)
+
+    monkeypatch.setattr(app, "parse", slow)
+    monkeypatch.setattr(respond, "MOST_BYTES_HELD", 1000)
+    body = {"model": "tiny", "prompt": "a" * 300, "max_tokens": 1}
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: client.post(TEXT, json=body).status_code, range(6)))
+    assert set(most) == {1}
+    assert set(answers) == {200, 503}
 
 
 def test_a_body_needs_its_type(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from memory_layers.common.errors import UserError
@@ -10,7 +11,7 @@ from memory_layers.data.lines import check_complete
 from memory_layers.data.tokenizer import write_chat
 
 # Characters for private use. Each stands for a name of a special token while a template is written.
-_PRIVATE = range(0xE000, 0xF900)
+_PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 class ChatTemplate:
@@ -48,7 +49,7 @@ class ChatTemplate:
             The texts with one character for each name, and the name by its character.
 
         Raises:
-            UserError: A text has half of a surrogate pair.
+            UserError: A text has half of a surrogate pair, or all characters for private use.
         """
         for text in said:
             check_complete("a turn", text)
@@ -56,8 +57,13 @@ class ChatTemplate:
         if not names:
             return list(said), {}
         used = set("".join(said))
-        free = (letter for letter in map(chr, _PRIVATE) if letter not in used)
+        free = (letter for letter in map(chr, chain(*_PRIVATE)) if letter not in used)
         letters = dict(zip(names, free, strict=False))
+        if len(letters) < len(names):
+            raise UserError(
+                "the turns name special tokens and have all characters for private use, expected "
+                f"{len(names)} of these to be free, got {len(letters)}. hint: take some out"
+            )
         hidden = [self._special.sub(lambda match: letters[match[0]], text) for text in said]
         return hidden, {letter: name for name, letter in letters.items()}
 

@@ -38,8 +38,8 @@ class Serve(OfModel):
     """Most texts that wait. Requests beyond are answered with status 503."""
     max_tokens: int = 2048
     """Most tokens of an answer, and of a chat's where the client does not say."""
-    cache_tokens: int = 65_536
-    """Most tokens whose keys and values are held, of all texts together."""
+    cache_tokens: int = 131_072
+    """Most tokens whose keys and values are held, of all texts together. Default: 32 of 4,096."""
     continuous_batching: FlagConversionOff[bool | None] = None
     """Refused, since it is always so: requests join those that are being generated."""
 

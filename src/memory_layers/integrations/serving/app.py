@@ -152,8 +152,7 @@ class Service:
         return await run.respond(request, stream=asked.stream, with_usage=asked.with_usage)
 
     async def _read(self, kind: type[AskedT], request: Request) -> AskedT:
-        body = await self.bodies.read(request)
-        asked = await run_in_threadpool(lambda: parse(kind, body))
+        asked = await self.bodies.read(request, partial(parse, kind))
         self._check_name(asked.model)
         return asked
 
@@ -184,7 +183,7 @@ class Service:
             row = Row(
                 prompt,
                 sampling=sampling,
-                seed=seed + sample,
+                seed=f"{seed}/{sample}",
                 stops=asked.stop,
                 tokenizer=self.served.tokenizer,
                 send=partial(run.tell, len(run.rows)),

@@ -17,6 +17,13 @@ from memory_layers.integrations.serving.row import Row
 
 # Padding may at most double what a batch takes.
 MOST_PADDED = 2
+# Texts that begin while the first of the queue waits for room.
+MOST_OVERTAKEN = 64
+# What a model raises at some rows. Others still get their answers.
+FAULTS = (
+    RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AttributeError,
+    AssertionError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Limits:
 
     batch: int = 32
     queue: int = 512
-    cache_tokens: int = 65_536
+    cache_tokens: int = 131_072
 
 
 class Engine:
@@ -51,6 +58,7 @@ class Engine:
         self.batched = can_batch(model)
         self.changed = threading.Condition()
         self.waiting: deque[Row] = deque()
+        self.overtaken = 0
         self.groups: list[Group] = []
         self.open: set[Row] = set()
         self.stopping = False
@@ -96,6 +104,7 @@ class Engine:
         with self.changed:
             if not self.alive:
                 raise shutting_down()
+            self.waiting = deque(row for row in self.waiting if not row.left)
             if len(self.waiting) + len(rows) > limits.queue:
                 raise RequestError(
                     f"{len(self.waiting)} texts wait already, this server lets at most "
@@ -119,7 +128,7 @@ class Engine:
         with self.changed:
             self.stopping = True
             self.changed.notify()
-        for row in self.open:
+        for row in tuple(self.open):
             row.fail(shutting_down())
 
     def _run(self) -> None:
@@ -146,34 +155,44 @@ class Engine:
             return not self.stopping
 
     def _admit(self) -> None:
-        """Take rows that wait, as many as fit together, as a new group."""
+        """Take rows that wait, as many as fit together, as a new group.
+
+        A first one that has no room is overtaken by those that have, though not for ever.
+        """
         free = self.limits.cache_tokens - self._reserved(self.groups)
         most = self.limits.batch if self.batched else 1
         taken: list[Row] = []
+        kept: deque[Row] = deque()
+        prompts = longest = answer = 0
         with self.changed:
-            while self.waiting and len(taken) < most:
-                row = self.waiting[0]
-                if not row.left:
-                    rows = [*taken, row]
-                    lengths = [len(one.prompt) for one in rows]
-                    size = max(lengths) + max(one.max_tokens for one in rows)
-                    padded = len(rows) * max(lengths)
-                    if len(rows) * size > free or padded > MOST_PADDED * sum(lengths):
-                        break
-                    taken = rows
-                self.waiting.popleft()
-            if taken:
+            for row in self.waiting:
+                if row.left:
+                    continue
+                count, size = len(taken) + 1, len(row.prompt)
+                columns, room = max(longest, size), max(answer, row.max_tokens)
+                if (
+                    count > most
+                    or (kept and self.overtaken >= MOST_OVERTAKEN)
+                    or count * (columns + room) > free
+                    or count * columns > MOST_PADDED * (prompts + size)
+                ):
+                    kept.append(row)
+                    continue
+                prompts, longest, answer = prompts + size, columns, room
+                self.overtaken = self.overtaken + 1 if kept else 0
+                taken.append(row)
+            self.waiting = kept
+        if taken:
+            try:
                 self.groups.append(Group(self.model, taken, self.ends, batched=self.batched))
+            except FAULTS as error:
+                _fail(taken, error)
 
     def _advance(self, group: Group) -> None:
         try:
             group.advance()
-        # Torch's own error, such as no memory. Others still get their answers.
-        except RuntimeError as error:
-            traceback.print_exc(file=sys.stderr)
-            detail = str(error).partition("\n")[0][:200]
-            for row in group.rows:
-                row.fail(RequestError(f"the model failed: {detail}", status=500))
+        except FAULTS as error:
+            _fail(group.rows, error)
             group.rows = []
 
     def _join(self) -> None:
@@ -183,8 +202,13 @@ class Engine:
             into = next((one for one in joined if self._fits(one, group)), None)
             if into is None:
                 joined.append(group)
-            else:
+                continue
+            try:
                 into.join(group)
+            except FAULTS as error:
+                # Their cache is half of one batch and half of two.
+                _fail([*into.rows, *group.rows], error)
+                joined.remove(into)
         self.groups = joined
 
     def _fits(self, one: Group, other: Group) -> bool:
@@ -201,6 +225,21 @@ class Engine:
     @staticmethod
     def _reserved(groups: Sequence[Group]) -> int:
         return sum(len(group.rows) * group.most for group in groups)
+
+
+def _fail(rows: Sequence[Row], error: Exception) -> None:
+    """Tell the rows at which the model failed.
+
+    Raises:
+        Exception: The same, where the device is lost, which fails all that comes.
+    """
+    text = str(error)
+    for row in rows:
+        detail = text.partition("\n")[0][:200]
+        row.fail(RequestError(f"the model failed: {detail}", status=500))
+    if "CUDA error" in text and "out of memory" not in text:
+        raise error
+    traceback.print_exc(file=sys.stderr)
 
 
 def shutting_down() -> RequestError:

@@ -4,11 +4,21 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from memory_layers.integrations.serving.errors import RequestError
 
 MOST_STOPS, LONGEST_STOP = 16, 256
+MOST_MESSAGES = 4096
 Ids = list[int]
 
 
@@ -70,15 +80,21 @@ def _content(value: object) -> str:
     return "".join(texts)
 
 
-def _present(value: object) -> object:
-    """Leave out what is null: to clients, that is a field they do not give."""
-    if isinstance(value, dict):
-        return {name: item for name, item in value.items() if item is not None}
-    return value
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, value: object) -> object:
+        """Leave out what is null: to clients, that is a field they do not give.
+
+        Of fields that are not known the first one is enough: each would be an error of its own.
+        """
+        if not isinstance(value, dict):
+            return value
+        given = {name: item for name, item in value.items() if item is not None}
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        return {n: item for n, item in given.items() if n in cls.model_fields or n == unknown}
 
 
 class StreamOptions(_Strict):
@@ -112,7 +128,7 @@ class Asked(_Strict):
     n: int = Field(1, ge=1, le=128)
     stop: Annotated[list[str], BeforeValidator(_stops)] = []
     stream: bool = False
-    stream_options: Annotated[StreamOptions, BeforeValidator(_present)] | None = None
+    stream_options: StreamOptions | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
@@ -139,7 +155,7 @@ class Asked(_Strict):
 class Completion(Asked):
     """The body of /v1/completions."""
 
-    prompt: Annotated[list[str] | list[Ids], BeforeValidator(_prompts)]
+    prompt: Annotated[list[str] | list[Ids], PlainValidator(_prompts)]
     max_tokens: int | None = Field(None, ge=0, le=2**31)
     best_of: int | None = Field(None, ge=1, le=128)
     echo: bool = False
@@ -178,7 +194,7 @@ class Completion(Asked):
 class Chat(Asked):
     """The body of /v1/chat/completions."""
 
-    messages: list[Annotated[Message, BeforeValidator(_present)]] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MOST_MESSAGES)]
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     logprobs: bool = False
@@ -221,13 +237,11 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
     fields = _load(body)
     if not isinstance(fields, dict):
         raise RequestError('the body must be a JSON object, such as {"model": NAME, ...}')
-    given = {
-        name: value
-        for name, value in fields.items()
-        if value is not None or name not in kind.model_fields
-    }
+    # Also where it is null, so that none is passed over.
+    if unknown := next((name for name in fields if name not in kind.model_fields), None):
+        raise _unknown(unknown[:80])
     try:
-        asked = kind.model_validate(given)
+        asked = kind.model_validate(fields)
     except ValidationError as error:
         raise _refusal(error) from error
     asked.check()
@@ -268,14 +282,20 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refusal(error: ValidationError) -> RequestError:
     """Say what is wrong with the first field at fault."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     param = ""
     for part in first["loc"]:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)[:80]
     if first["type"] == "missing":
         message = f"`{param}` is missing"
     elif first["type"] == "extra_forbidden":
-        message = f"`{param}` is not supported by this server. hint: leave it out"
+        return _unknown(param)
     else:
         message = f"`{param}`: {first['msg'].removeprefix('Value error, ')}"
     return RequestError(message, param=param)
+
+
+def _unknown(param: str) -> RequestError:
+    return RequestError(
+        f"`{param}` is not supported by this server. hint: leave it out", param=param
+    )

@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,8 @@ from memory_layers.integrations.serving.engine import Engine
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.row import Delta, Row
 
-# Of a body, and of all bodies that are arriving.
+ReadT = TypeVar("ReadT")
+# Of a body, and of all bodies that are arriving or wait to be parsed.
 MOST_BYTES, MOST_BYTES_HELD = 2 * 2**20, 64 * 2**20
 # In which a body has to arrive.
 MOST_SECONDS = 30
@@ -26,14 +28,33 @@ class Bodies:
 
     def __init__(self) -> None:
         self.held = 0
+        # Python's objects are many times as large as the text: those of one body at a time.
+        self.lock = threading.Lock()
 
-    async def read(self, request: Request) -> bytes:
-        """Return the body of a request.
+    async def read(self, request: Request, parse: Callable[[bytes], ReadT]) -> ReadT:
+        """Return what the body of a request says.
+
+        Args:
+            request: Whose body is read.
+            parse: Called with the body, in another thread and alone.
 
         Raises:
-            RequestError: It is no JSON by its header, too large, or does not arrive, or too many
-                are arriving.
+            RequestError: It is no JSON by its header, too large, or does not arrive, too many are
+                arriving, or as parse.
         """
+
+        def alone() -> ReadT:
+            with self.lock:
+                return parse(bytes(body))
+
+        body = bytearray()
+        try:
+            await self._receive(request, body)
+            return await run_in_threadpool(alone)
+        finally:
+            self.held -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             # A page of another site can send other types without asking the browser's user.
@@ -41,7 +62,6 @@ class Bodies:
                 f"the body is {kind[:80] or 'of no type'}. hint: Content-Type: application/json",
                 status=415,
             )
-        body = bytearray()
         size = 0
         try:
             async with asyncio.timeout(MOST_SECONDS):
@@ -64,13 +84,10 @@ class Bodies:
             ) from error
         except ClientDisconnect as error:
             raise RequestError("the client is gone", status=400) from error
-        finally:
-            self.held -= len(body)
         if size > MOST_BYTES:
             raise RequestError(
                 f"the body has {size} bytes, this server takes at most {MOST_BYTES}", status=413
             )
-        return bytes(body)
 
 
 class Run:

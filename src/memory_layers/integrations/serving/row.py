@@ -70,7 +70,7 @@ class Row:
         max_tokens: int,
         *,
         sampling: Sampling,
-        seed: int,
+        seed: str,
         stops: Sequence[str],
         top: int | None,
         score_prompt: bool,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+# Tokens in which top_p is looked for first.
+FEW = 1024
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,12 +44,29 @@ def choose(
     if sampling.temperature == 0:
         return int(logits.argmax())
     scaled = (logits - logits.max()).double() / sampling.temperature
-    chances, tokens = torch.softmax(scaled, dim=-1).sort(descending=True, stable=True)
+    chances = torch.softmax(scaled, dim=-1)
+    tokens = None
+    if sampling.top_p < 1:
+        chances, tokens = _likeliest(chances, sampling.top_p)
     sums = chances.cumsum(-1)
-    # Up to the token that reaches top_p, at least one.
-    count = 1 + int((sums[:-1] < sampling.top_p).sum())
-    drawn = source.random() * float(sums[count - 1])
-    return int(tokens[min(int((sums[:count] <= drawn).sum()), count - 1)])
+    place = torch.searchsorted(sums, sums[-1] * source.random(), right=True)
+    place = place.clamp(max=len(sums) - 1)
+    return int(place if tokens is None else tokens[place])
+
+
+def _likeliest(chances: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return the chances of the likeliest tokens up to the one that reaches top_p, and their ids.
+
+    Equal chances are in the order of the ids.
+    """
+    # To sort all of a vocabulary takes longer than many models do, and is seldom needed.
+    tokens = chances.topk(min(FEW, len(chances))).indices.sort().values
+    if chances[tokens].sum() < top_p:
+        tokens = torch.arange(len(chances), device=chances.device)
+    best, order = chances[tokens].sort(descending=True, stable=True)
+    # At least one.
+    count = 1 + int((best.cumsum(-1)[:-1] < top_p).sum())
+    return best[:count], tokens[order[:count]]
 
 
 def _changed(logits: Tensor, sampling: Sampling, generated: Counter[int]) -> Tensor:
