@@ -36,8 +36,8 @@ class OfModel:
     """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
     """Run code that lies in the model folder: for models whose memory has a `target_module`. Read
-    it first. In `eval` also what task files name, and let them read what is outside of their
-    folder."""
+    it first. Links that lead out of the folder are followed then. In `eval` also what task files
+    name, and let them read what is outside of their folder."""
 
 
 def load_trained(
@@ -78,7 +78,7 @@ def load_trained(
     found = resolve_model(model)
     local = isinstance(found, Path)
     if local:
-        check_inside(Path(found))
+        check_inside(Path(found), trusted=trust_remote_code)
     settings = read_settings(found, "config.json")
     if not trust_remote_code and (kernels := _kernels(settings)):
         raise code_refused(str(model), kernels)
