@@ -41,7 +41,7 @@ from memory_layers.models.families import (
     load_class,
 )
 from memory_layers.models.intact import check_checksums, check_finite, check_numbers
-from memory_layers.models.names import NOT_SAVED, set_name
+from memory_layers.models.names import name_as_saved
 from memory_layers.models.patches import Patch
 from memory_layers.models.record import RECORD, read_record, write_record
 from memory_layers.models.remote_code import FORMAT_VERSION, check_fields, write_remote_code
@@ -129,8 +129,8 @@ class MemoryModelMixin(PreTrainedModel):
         # A folder of PEFT's adapters has no config.
         if not (folder / "config.json").is_file():
             return
-        if self.name_or_path == NOT_SAVED and not self._hf_peft_config_loaded:
-            set_name(self, str(folder))
+        if not self._hf_peft_config_loaded:
+            name_as_saved(self, str(folder))
         # Other processes write nothing.
         if kwargs.get("is_main_process", True):
             write_remote_code(folder, family, memory_classes(family).by_part())
