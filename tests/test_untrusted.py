@@ -200,12 +200,16 @@ def test_pickled_weights_run_nothing(
 
 
 @pytest.mark.parametrize(
-    "name", ["chat_template.jinja", "chat_templates/more.jinja", "tokenizer.json", "config.json"]
-)
+    "name",
+    [
+        "chat_template.jinja", "additional_chat_templates/more.jinja", "tokenizer.json",
+        "config.json",
+    ],
+)  # fmt: skip
 def test_a_link_out_of_a_model_folder_is_refused(name: str, base: Path, tmp_path: Path) -> None:
     folder, secret = tmp_path / "folder", tmp_path / "secret"
     shutil.copytree(base, folder)
-    (folder / "chat_templates").mkdir()
+    (folder / "additional_chat_templates").mkdir()
     (folder / name).unlink(missing_ok=True)
     secret.write_text("my own {{ messages }}")
     (folder / name).symlink_to(secret)
@@ -226,7 +230,19 @@ def test_links_inside_and_into_the_cache_of_the_hub_are_taken(base: Path, tmp_pa
     (snapshot / "again.json").symlink_to("config.json")
     (tmp_path / "other").symlink_to(snapshot)
     (snapshot / "runs").symlink_to(tmp_path)
+    for name in ("training.log", ".notes.json"):
+        (snapshot / name).symlink_to(tmp_path / "elsewhere")
     load_trained(tmp_path / "other")
+
+
+def test_links_are_followed_where_the_folder_is_trusted(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "folder")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / "folder" / name).rename(tmp_path / name)
+        (tmp_path / "folder" / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=r"cp -rL .*--trust-remote-code True"):
+        load_trained(tmp_path / "folder")
+    load_trained(tmp_path / "folder", trust_remote_code=True)
 
 
 def test_weights_elsewhere_are_refused(base: Path, tmp_path: Path) -> None:
@@ -341,12 +357,17 @@ def test_a_tokenizer_reads_no_file_elsewhere(
         load_tokenizer(tmp_path / "folder")
 
 
-def test_paths_that_older_versions_left_are_passed_over(base: Path, tmp_path: Path) -> None:
+def test_paths_that_older_versions_left_are_passed_over(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
     shutil.copytree(base, tmp_path / "folder")
     edit(
         tmp_path / "folder" / "tokenizer_config.json",
         tokenizer_file=str(base / "tokenizer.json"),
         special_tokens_map_file="/home/author/special_tokens_map.json",
         vocab_file="/home/author/vocab.json",
+        name_or_path="gpt2",
     )
     load_tokenizer(tmp_path / "folder")

@@ -22,6 +22,7 @@ from memory_layers.models import (
     remove_memory,
     save_memory,
 )
+from memory_layers.models.names import base_name
 
 IDS = torch.arange(18).view(2, 9) * 7 % 40
 PADDED = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
@@ -359,8 +360,11 @@ def test_a_model_that_got_memory_is_not_named_as_its_base(base: Path, tmp_path: 
     model.save_pretrained(tmp_path / "whole")
     assert names_of(model) == {str(tmp_path / "whole")}
     model.save_pretrained(tmp_path / "later")
-    assert names_of(model) == {str(tmp_path / "whole")}
+    assert names_of(model) == {str(tmp_path / "later")}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert names_of(loaded) == {str(tmp_path / "whole")}
+    # As for any model that was loaded.
+    loaded.save_pretrained(tmp_path / "copy")
     assert names_of(loaded) == {str(tmp_path / "whole")}
 
 
@@ -373,6 +377,10 @@ def test_what_loads_or_removes_memory_names_the_model_too(base: Path, tmp_path: 
     unsaved = names_of(add_memory(AutoModelForCausalLM.from_pretrained(base), beside))
     plain = AutoModelForCausalLM.from_pretrained(base)
     assert names_of(load_memory(plain, tmp_path / "memory")) == unsaved
+    plain.save_pretrained(tmp_path / "first")
+    assert names_of(load_memory(plain, tmp_path / "memory")) == unsaved
+    assert base_name(plain) == str(base)
+    assert names_of(remove_memory(plain)) == {base_name(plain)} == {str(base)}
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     assert names_of(load_memory(whole, tmp_path / "memory")) == unsaved
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from memory_layers.common.files import json_bytes
+from memory_layers.common.files import write_json
 
 CHECKSUMS = "checksums.json"
 
@@ -28,7 +28,7 @@ def write_checksums(folder: Path, files: Iterable[Path]) -> None:
     for path in sorted(files):
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = f"{crc_of(file):08x}"
-    (folder / CHECKSUMS).write_bytes(json_bytes({"crc32": found}))
+    write_json(folder / CHECKSUMS, {"crc32": found})
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:
@@ -62,7 +62,8 @@ def check_files(folder: Path) -> dict[str, str] | None:
             raise DamageError(path, "it is missing")
         with path.open("rb") as file:
             if (actual := f"{crc_of(file):08x}") != expected:
-                raise DamageError(path, f"its checksum is {actual}, {expected} was written")
+                reason = f"its checksum is {actual}, {expected} was written"
+                raise DamageError(path, reason, "is not what was written")
     return found
 
 
@@ -89,8 +90,9 @@ class DamageError(ValueError):
     Args:
         path: The file.
         reason: What is wrong with it.
+        what: What it means.
     """
 
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"{path} cannot be read: {reason}")
+    def __init__(self, path: Path, reason: object, what: str = "cannot be read") -> None:
+        super().__init__(f"{path} {what}: {reason}")
         self.path, self.reason = path, reason

@@ -13,18 +13,24 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
 
 # Fields that earlier versions of transformers wrote, in the place of which it looks in the folder.
-_REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file")
+_REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file", "name_or_path")
 # Folders inside a model folder that are read too.
-_INSIDE = ("chat_templates", "memory_patch")
+_INSIDE = ("additional_chat_templates", "memory_patch")
+# What loaders read, of models, tokenizers, facts and texts.
+_READ = {
+    ".bin", ".csv", ".jinja", ".json", ".jsonl", ".model", ".parquet", ".py", ".safetensors",
+    ".tiktoken", ".tsv", ".txt", ".yaml",
+}  # fmt: skip
 
 
-def check_inside(folder: Path) -> None:
-    """Refuse a folder of which a file lies elsewhere.
+def check_inside(folder: Path, *, trusted: bool = False) -> None:
+    """Refuse a folder of which a file that loaders read lies elsewhere.
 
     Links of the cache of the Hugging Face hub lead to its own `blobs`, and are taken.
 
     Args:
         folder: Of a model, a tokenizer or a memory. It may be a link itself.
+        trusted: Take links that lead out.
 
     Raises:
         UserError: A file is a link that leads out, or a pipe or device, or an index names a file
@@ -37,12 +43,12 @@ def check_inside(folder: Path) -> None:
         # Not resolve, which raises where a link leads to itself.
         target = Path(os.path.realpath(path))
         if path.is_symlink() and not any(target.is_relative_to(root) for root in roots):
-            # Other folders are not read.
-            if path.is_dir() and path.name not in _INSIDE:
+            if trusted:
                 continue
             raise UserError(
                 f"{path} is a link that leads out of its folder, to {target}. hint: where "
-                f"that is meant, copy the folder with what its links lead to: cp -rL {folder} COPY"
+                f"that is meant, copy it with what its links lead to: cp -rL {folder} COPY. A "
+                "model you trust: --trust-remote-code True"
             )
         if path.exists() and not (stat.S_ISREG(path.stat().st_mode) or path.is_dir()):
             raise UserError(f"{path} is a pipe or device, expected a file. hint: remove it")
@@ -58,10 +64,12 @@ def check_inside(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
+    """Yield what loaders read of a folder, and links to folders of which they read something."""
     for path in sorted(folder.iterdir()):
-        yield path
-        if path.name in _INSIDE and path.is_dir() and not path.is_symlink():
-            yield from sorted(path.iterdir())
+        if path.name in _INSIDE and path.is_dir():
+            yield from [path] if path.is_symlink() else _entries(path)
+        elif path.suffix.lower() in _READ and not path.name.startswith("."):
+            yield path
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

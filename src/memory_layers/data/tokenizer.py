@@ -77,7 +77,7 @@ def load_tokenizer(
 
     # Transformers takes a name for a folder where there is one.
     if Path(folder).is_dir():
-        check_inside(Path(folder))
+        check_inside(Path(folder), trusted=trust_remote_code)
     settings = read_settings(folder, CONFIG)
     check_named_files(settings, str(folder))
     try:

@@ -36,8 +36,8 @@ class OfModel:
     """Folder of a memory that was taught on MODEL."""
     trust_remote_code: FlagConversionOff[bool] = False
     """Run code that lies in the model folder: for models whose memory has a `target_module`. Read
-    it first. In `eval` also what task files name, and let them read what is outside of their
-    folder."""
+    it first. Links that lead out of the folder are followed then. In `eval` also what task files
+    name, and let them read what is outside of their folder."""
 
 
 def load_trained(
@@ -72,13 +72,13 @@ def load_trained(
     from memory_layers.data.tokenizer import load_tokenizer
     from memory_layers.models import resolve_model
     from memory_layers.models.classes import MemoryModelMixin
-    from memory_layers.models.intact import check_folder, check_numbers
+    from memory_layers.models.intact import check_checksums, check_folder, check_numbers
 
     check_model(model, memory)
     found = resolve_model(model)
     local = isinstance(found, Path)
     if local:
-        check_inside(Path(found))
+        check_inside(Path(found), trusted=trust_remote_code)
     settings = read_settings(found, "config.json")
     if not trust_remote_code and (kernels := _kernels(settings)):
         raise code_refused(str(model), kernels)
@@ -119,7 +119,7 @@ def load_trained(
             )
     # A model with memory has been looked at when it was loaded.
     if not isinstance(base, MemoryModelMixin):
-        check_numbers(base, Path(found))
+        check_numbers(base, Path(found), is_whole=check_checksums(Path(found)))
     tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
     _check_vocabulary(base, tokenizer, str(model))
     _check_generation(base, str(model))
@@ -136,7 +136,10 @@ def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
     """Refuse what a generation_config.json asks for and only code of the hub can do."""
     from transformers.generation import GenerationMode
 
-    asked = model.generation_config.get_generation_mode()
+    # A class that cannot generate has none.
+    if (settings := getattr(model, "generation_config", None)) is None:
+        return
+    asked = settings.get_generation_mode()
     if asked not in (
         GenerationMode.GREEDY_SEARCH,
         GenerationMode.SAMPLE,
@@ -185,10 +188,12 @@ def complete(model: Any, tokenizer: Any, memory: Path | None) -> Any:  # noqa: A
 
     if memory is not None:
         load_memory(model, memory)
-    ends = model.generation_config.eos_token_id
+    if (settings := getattr(model, "generation_config", None)) is None:
+        return model
+    ends = settings.eos_token_id
     ends = ends if isinstance(ends, list) else [ends] if ends is not None else []
     if tokenizer.eos_token_id not in ends:
-        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+        settings.eos_token_id = [tokenizer.eos_token_id, *ends]
     return model
 
 

@@ -48,6 +48,7 @@ from memory_layers.learn.sources import LearnData, read_data
 from memory_layers.learn.state import State
 from memory_layers.learn.watch import Watch
 from memory_layers.models import Patch, record_teaching, remove_memory
+from memory_layers.models.names import base_name
 from memory_layers.models.quantised import check_quantised, stay_trainable
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def learn(
     told = progress or Silent()
     begin = time.monotonic()
     folder = None if out is None else Path(out)
-    name = model if isinstance(model, str | Path) else model.config._name_or_path  # noqa: SLF001
+    name = model if isinstance(model, str | Path) else base_name(model)
     _check_out(folder)
     if folder is not None:
         needs("jinja2", "matplotlib")

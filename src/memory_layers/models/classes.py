@@ -40,8 +40,8 @@ from memory_layers.models.families import (
     find_family,
     load_class,
 )
-from memory_layers.models.intact import check_numbers
-from memory_layers.models.names import NOT_SAVED, set_name
+from memory_layers.models.intact import check_checksums, check_finite, check_numbers
+from memory_layers.models.names import name_as_saved
 from memory_layers.models.patches import Patch
 from memory_layers.models.record import RECORD, read_record, write_record
 from memory_layers.models.remote_code import FORMAT_VERSION, check_fields, write_remote_code
@@ -107,7 +107,7 @@ class MemoryModelMixin(PreTrainedModel):
             **kwargs: As for any model, but for `push_to_hub`.
 
         Raises:
-            UserError: With `push_to_hub=True`, or the base is quantised.
+            UserError: With `push_to_hub=True`, the base is quantised, or a number is not finite.
         """
         if kwargs.pop("push_to_hub", False):
             raise UserError(
@@ -119,21 +119,25 @@ class MemoryModelMixin(PreTrainedModel):
                 "the base is quantised, and a saved model would quantise its memory when it loads. "
                 "hint: save_memory(model, folder), and load_memory onto the same base"
             )
+        # Who loads the folder compares checksums alone.
+        weights = dict(self.named_parameters())
+        given = kwargs.get("state_dict") or weights
+        check_finite({name: given[name] for name in weights if name in given}, "the model")
         self.config.written = count_written(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         folder, family = Path(save_directory), self.memory_family
         # A folder of PEFT's adapters has no config.
         if not (folder / "config.json").is_file():
             return
-        if self.name_or_path == NOT_SAVED and not self._hf_peft_config_loaded:
-            set_name(self, str(folder))
+        if not self._hf_peft_config_loaded:
+            name_as_saved(self, str(folder))
         # Other processes write nothing.
         if kwargs.get("is_main_process", True):
             write_remote_code(folder, family, memory_classes(family).by_part())
-            weights = [*folder.glob("model*.safetensors")]
-            write_checksums(folder, weights)
-            for path in weights:
+            files = [*folder.glob("model*.safetensors")]
+            for path in (*files, *folder.glob("*.json")):
                 finish(path)
+            write_checksums(folder, files)
             write_record(_recorded(self), folder)
 
     @classmethod
@@ -154,11 +158,14 @@ class MemoryModelMixin(PreTrainedModel):
             UserError: Weights, or the record of what it was taught, are damaged.
         """
         folder = pretrained_model_name_or_path
-        loaded = super().from_pretrained(folder, *args, **kwargs)
         if folder is None:
-            return loaded
+            return super().from_pretrained(folder, *args, **kwargs)
+        place = Path(folder, kwargs.get("subfolder") or "")
+        # Before, so that the files are read from the disk once.
+        is_whole = check_checksums(place)
+        loaded = super().from_pretrained(folder, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        check_numbers(model, Path(folder, kwargs.get("subfolder") or ""))
+        check_numbers(model, place, is_whole=is_whole)
         # Experts were taught nothing.
         memory = None if model.config.memory is None else memory_config(model.config)
         patch = read_record(folder, memory, kwargs)

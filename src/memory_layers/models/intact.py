@@ -22,7 +22,8 @@ from memory_layers.common.untrusted import read_mapping
 _CONFIGS = ("config.json", "generation_config.json")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_FLOATS = ("F16", "BF16", "F32", "F64")
+# Types of safetensors that are no floating-point numbers begin so.
+_NO_FLOATS = ("I", "U", "BOOL")
 
 # Type and shape of tensors, by name.
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -58,9 +59,10 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
     # Where weights are packed, their numbers do not tell.
     if not files or getattr(config, "quantization_config", None) is not None:
         return
-    place, blocks = folder / _CONFIGS[0], config.get_text_config().num_hidden_layers
+    place = folder / _CONFIGS[0]
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
     # To build it would take forever, or all memory. What else does not fit, transformers reports.
-    if blocks > len(found):
+    if blocks is not None and blocks > len(found):
         raise UserError(
             f"{place} is of {blocks:,} blocks, and the weights beside it are {len(found):,} "
             "tensors. hint: copy the folder again"
@@ -75,24 +77,36 @@ def check_folder(folder: Path, *, trust_remote_code: bool = False) -> None:
         )
 
 
-def check_numbers(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a loaded model whose weights are not what was written, or not numbers.
+def check_checksums(folder: Path) -> bool:
+    """Refuse weights that are not what was written. Return whether the folder has checksums.
 
     Args:
-        model: What is offloaded to a disk is not looked at.
-        folder: Where it was loaded from. One without checksums, or a name of the hub, is taken.
+        folder: Of a model. A name of the hub has none.
 
     Raises:
-        UserError: A file has another checksum than was written with it, or holds whole numbers for
-            a weight that has none, or a weight is NaN or infinite.
+        UserError: A file has another checksum than was written with it.
     """
     try:
-        check_files(folder)
+        return check_files(folder) is not None
     except DamageError as error:
         raise UserError(
             f"{error}. hint: copy the folder again; if another program has changed it on purpose, "
             f"remove {folder / CHECKSUMS}"
         ) from error
+
+
+def check_numbers(model: PreTrainedModel, folder: Path, *, is_whole: bool) -> None:
+    """Refuse a loaded model whose weights are not numbers.
+
+    Args:
+        model: What is offloaded to a disk is not looked at.
+        folder: Where it was loaded from, or a name of the hub.
+        is_whole: Its checksums are right, and who wrote them has looked at the numbers.
+
+    Raises:
+        UserError: A file holds whole numbers for a weight that has none, or a weight is NaN or
+            infinite.
+    """
     quantised = getattr(model, "is_quantized", False)
     tensors = dict(model.named_parameters()) if quantised else model.state_dict()
     places: dict[str, Path] = {}
@@ -105,12 +119,13 @@ def check_numbers(model: PreTrainedModel, folder: Path) -> None:
             if own is None:
                 continue
             places[own] = path
-            if tensors[own].is_floating_point() and kind not in _FLOATS:
+            if tensors[own].is_floating_point() and kind.startswith(_NO_FLOATS):
                 raise UserError(
                     f"{path}: {name} must be of floating-point numbers, got {kind}. "
                     "hint: copy the folder again"
                 )
-    for name, tensor in tensors.items():
+    # Of parameters alone: a mask among the buffers may be infinite.
+    for name, tensor in () if is_whole else model.named_parameters():
         check_finite({name: tensor}, str(places.get(name, folder)))
 
 

@@ -30,14 +30,12 @@ from memory_layers.models.families import (
     find_family,
     is_of,
 )
-from memory_layers.models.names import NOT_SAVED, set_name
+from memory_layers.models.names import BASE_NAME, NOT_SAVED, set_name
 from memory_layers.models.quantised import check_quantised, let_gradients_pass
 from memory_layers.models.record import RECORD
 from memory_layers.models.room import check_room, reference_of, warn_of_size
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-# Attribute of a backbone: the name that the model had before it was given memory.
-_BASE_NAME = "_memory_base_name"
 
 
 def add_memory(
@@ -150,7 +148,7 @@ def remove_memory(model: ModelT) -> ModelT:
     own = ("memory", "moe", "value_dtype", "written", "memory_format", "auto_map", "architectures")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in own}
     classes = base_classes(family)
-    name, role = backbone.__dict__.pop(_BASE_NAME, NOT_SAVED), str(model.memory_part)
+    name, role = backbone.__dict__.pop(BASE_NAME, NOT_SAVED), str(model.memory_part)
     _become(model, classes, role, config_like(model, classes, fields))
     set_name(model, name)
     return model
@@ -186,7 +184,7 @@ def _add(
     for part in (model, backbone):
         if getattr(part, "_weight_conversions", None) is not None:
             setattr(part, "_weight_conversions", None)  # noqa: B010  (not a parameter or module)
-    setattr(backbone, _BASE_NAME, model.name_or_path)
+    setattr(backbone, BASE_NAME, model.name_or_path)
     _become(model, classes, role, changed)
     set_name(model, NOT_SAVED)
     return model
