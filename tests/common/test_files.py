@@ -15,14 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import (
-    alone_in,
-    is_left,
-    new_folder,
-    remove_left,
-    replacing,
-    write_json,
-)
+from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
+from memory_layers.common.locks import alone_in
 from memory_layers.common.tensors import save_tensors
 from tests.helpers import fresh_interpreter
 
@@ -161,7 +155,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     fresh_interpreter(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from memory_layers.common.files import alone_in\n"
+        "from memory_layers.common.locks import alone_in\n"
         "with alone_in(Path(sys.argv[1])):\n"
         "    os._exit(0)\n",
         str(folder),

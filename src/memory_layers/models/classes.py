@@ -132,8 +132,7 @@ class MemoryModelMixin(PreTrainedModel):
             write_remote_code(folder, family, memory_classes(family).by_part())
             weights = [*folder.glob("model*.safetensors")]
             write_checksums(folder, weights)
-            for path in weights:
-                finish(path)
+            finish(weights, folder)
             write_record(_recorded(self), folder)
 
     @classmethod

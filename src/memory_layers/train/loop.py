@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
