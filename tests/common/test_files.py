@@ -109,6 +109,8 @@ def test_killed_while_files_are_replaced_the_older_ones_come_back(
     )
     # Never beside files that it does not describe.
     assert not paths[1].exists() or paths[0].read_text() == "old"
+    for left in tmp_path.glob(".*.part"):
+        os.utime(left, (0, 0))
     with pytest.raises(RuntimeError, match="stop"), replacing(*paths):
         raise RuntimeError("stop")
     assert [path.read_text() for path in paths] == ["old", "old"]
@@ -140,6 +142,11 @@ def test_what_a_process_of_another_host_writes_stays(
     for part in left:
         part.write_text("half")
         assert is_left(part.name)
+    # A container of the same name sees no process of another, but what it writes.
+    remove_left(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *left])
+    for part in left:
+        os.utime(part, (0, 0))
     remove_left(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([path, left[0]])
 
@@ -267,6 +274,12 @@ def test_what_killed_processes_have_left_of_a_folder_is_removed(tmp_path: Path) 
     fresh_interpreter(name, str(tmp_path / "model"))
     (left,) = tmp_path.iterdir()
     assert is_left(left.name)
+    os.utime(left, (0, 0))
+    with new_folder(tmp_path / "model"):
+        # Something in it is new.
+        assert left.exists()
+    os.utime(left / "half", (0, 0))
+    os.utime(left, (0, 0))
     with new_folder(tmp_path / "model") as part:
         # Another thread, or a process that is slower, writes on.
         with new_folder(tmp_path / "model") as other:

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,10 @@ from memory_layers.common.paths import expand
 
 # Beside a file or folder that is replaced: its name, and the host and the process that write.
 _LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)(?:\.\w+)?\.part|\.lock")
+# Earlier versions named what they wrote so.
+_LEFT_BEFORE = re.compile(r"\.(?:.+\.)?part-\w+")
+# Containers can share a folder and the name of their host, and see no process of one another.
+_SECONDS_UNCHANGED = 3600.0
 
 
 @contextmanager
@@ -76,21 +81,28 @@ def is_left(name: str) -> bool:
     return _LEFT.fullmatch(name) is not None
 
 
-def remove_left(folder: Path, name: str | None = None) -> None:
+def remove_left(
+    folder: Path, name: str | None = None, *, unchanged: float = _SECONDS_UNCHANGED
+) -> None:
     """Remove what processes that were killed have left of files and folders they were to write.
 
-    Whether one of another host, or of another container, lives is not known here.
+    Whether a process of another host lives is not known here: what it writes stays.
 
     Args:
         folder: Where they were writing.
         name: Of the file or folder. None: all.
+        unchanged: Seconds since the last change of what is removed. Who is alone there needs none.
     """
     for left in folder.glob(".*" if name is None else f".{glob.escape(name)}.*"):
         found = _LEFT.fullmatch(left.name)
-        if not found or found[1] != _host() or psutil.pid_exists(int(found[2])):
+        if found and (found[1] != _host() or psutil.pid_exists(int(found[2]))):
+            continue
+        if not found and not _LEFT_BEFORE.fullmatch(left.name):
             continue
         with suppress(OSError):
-            remove(left)
+            changed = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+            if time.time() - changed >= unchanged:
+                remove(left)
 
 
 def remove(path: Path) -> None:
