@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from memory_layers.cli import main
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.models import (
     Fact,
     Patch,

@@ -15,14 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import (
-    alone_in,
-    is_left,
-    new_folder,
-    remove_left,
-    replacing,
-    write_json,
-)
+from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
+from memory_layers.common.locks import alone_in
 from memory_layers.common.tensors import save_tensors
 from tests.helpers import fresh_interpreter
 
@@ -115,6 +109,8 @@ def test_killed_while_files_are_replaced_the_older_ones_come_back(
     )
     # Never beside files that it does not describe.
     assert not paths[1].exists() or paths[0].read_text() == "old"
+    for left in tmp_path.glob(".*.part"):
+        os.utime(left, (0, 0))
     with pytest.raises(RuntimeError, match="stop"), replacing(*paths):
         raise RuntimeError("stop")
     assert [path.read_text() for path in paths] == ["old", "old"]
@@ -146,6 +142,11 @@ def test_what_a_process_of_another_host_writes_stays(
     for part in left:
         part.write_text("half")
         assert is_left(part.name)
+    # A container of the same name sees no process of another, but what it writes.
+    remove_left(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([path, *left])
+    for part in left:
+        os.utime(part, (0, 0))
     remove_left(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([path, left[0]])
 
@@ -161,7 +162,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     fresh_interpreter(
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from memory_layers.common.files import alone_in\n"
+        "from memory_layers.common.locks import alone_in\n"
         "with alone_in(Path(sys.argv[1])):\n"
         "    os._exit(0)\n",
         str(folder),
@@ -273,6 +274,12 @@ def test_what_killed_processes_have_left_of_a_folder_is_removed(tmp_path: Path) 
     fresh_interpreter(name, str(tmp_path / "model"))
     (left,) = tmp_path.iterdir()
     assert is_left(left.name)
+    os.utime(left, (0, 0))
+    with new_folder(tmp_path / "model"):
+        # Something in it is new.
+        assert left.exists()
+    os.utime(left / "half", (0, 0))
+    os.utime(left, (0, 0))
     with new_folder(tmp_path / "model") as part:
         # Another thread, or a process that is slower, writes on.
         with new_folder(tmp_path / "model") as other:

@@ -234,9 +234,12 @@ def test_what_a_killed_preparation_left_is_removed(config: DataConfig) -> None:
     cache = Path(config.cache_dir or "")
     # Those of a living process, of other data and of another host are not known to be dead.
     living, other = f".a.{host}.{os.getppid()}.x.part", f".a.far_{host}.{dead.pid}.x.part"
-    for name in (living, other, f".a.{host}.{dead.pid}.x.part", f".b.{host}.{dead.pid}.y.part"):
+    dead_too = f".a.{host}.{dead.pid}.x.part", f".b.{host}.{dead.pid}.y.part", ".part-abc_d123"
+    for name in (living, other, *dead_too):
         (cache / name).mkdir(parents=True)
         (cache / name / "tokens.bin").write_bytes(b"half")
+        for path in (cache / name / "tokens.bin", cache / name):
+            os.utime(path, (0, 0))
     folder = prepare_data(config).folder
     assert {path.name for path in cache.iterdir()} == {folder.name, living, other}
 

@@ -295,7 +295,7 @@ def test_what_was_known_and_left_out_is_watched(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "left", [".unfinished.safetensors.here.{}.part", ".memory.json.here.{}.part.{}.mode"]
+    "left", [".unfinished.safetensors.here.{}.part", ".memory.json.here.{}.mode.part"]
 )
 def test_what_a_killed_process_left_is_no_other_file(left, tmp_path, monkeypatch):
     monkeypatch.setattr("platform.node", lambda: "here")
@@ -303,7 +303,8 @@ def test_what_a_killed_process_left_is_no_other_file(left, tmp_path, monkeypatch
     out.mkdir()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (out / left.format(dead.pid, dead.pid)).write_text("half")
+    (out / left.format(dead.pid)).write_text("half")
+    os.utime(out / left.format(dead.pid), (0, 0))
     taught(out, passes=1)
     assert not list(out.glob(".*"))
 

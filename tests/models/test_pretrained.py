@@ -1,6 +1,7 @@
 """A model by name or folder: what is found, what is refused, and the one that is a package."""
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -138,7 +139,9 @@ def test_what_broke_off_leaves_no_half_folder(
     models = package / "memory-layers" / "models"
     # As a killed process leaves it.
     host = re.sub(r"\W", "_", platform.node())
-    (models / f".smollm2-9.9.{host}.999999999.killed.part").mkdir(parents=True)
+    left = models / f".smollm2-9.9.{host}.999999999.killed.part"
+    left.mkdir(parents=True)
+    os.utime(left, (0, 0))
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage(1000))

@@ -19,7 +19,7 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.cli import main
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.study import compare as study_compare
 from memory_layers.study import runs as study_runs
 from memory_layers.study.outcome import recorded_failures

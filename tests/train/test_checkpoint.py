@@ -266,6 +266,8 @@ def test_save_that_was_killed_leaves_the_older_usable(tmp_path: Path, full: Trai
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == [".step-00000004.part", "step-00000002"]
     assert content(tmp_path / "checkpoints" / left[0])
+    # Earlier versions left such a file beside it, too.
+    (tmp_path / "checkpoints" / ".step-00000004.part.7.mode").touch()
     checkpoints = Checkpoints(tmp_path, 1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     loaded = checkpoints.load_newest(*full)

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import metrics_of, tiny_run
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
 from memory_layers.parallel.world import World
@@ -198,7 +198,7 @@ def test_settings_of_another_kind_are_named(run: RunConfig, values: dict, says: 
 HOLD = """
 import sys, time
 from pathlib import Path
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 with alone_in(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(60)

@@ -3,20 +3,17 @@
 import errno
 import glob
 import json
-import math
 import os
 import platform
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import psutil
 
@@ -24,7 +21,11 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.paths import expand
 
 # Beside a file or folder that is replaced: its name, and the host and the process that write.
-_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)(?:\.\w+)?\.part(?:\.\d+\.mode)?|\.lock")
+_LEFT = re.compile(r"\..+?\.(\w*)\.(\d+)(?:\.\w+)?\.part|\.lock")
+# Earlier versions named what they wrote so.
+_LEFT_BEFORE = re.compile(r"\.(?:.+\.)?part-\w+")
+# Containers can share a folder and the name of their host, and see no process of one another.
+_SECONDS_UNCHANGED = 3600.0
 
 
 @contextmanager
@@ -49,8 +50,7 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     _settle_files(paths)
     try:
         yield parts
-        for part in parts:
-            finish(part)
+        finish(parts, parts[0].parent, paths[0].name)
         try:
             for path in reversed(paths) if len(paths) > 1 else ():
                 # A folder that is in the way stays there, so that its replacement fails.
@@ -81,23 +81,40 @@ def is_left(name: str) -> bool:
     return _LEFT.fullmatch(name) is not None
 
 
-def remove_left(folder: Path, name: str | None = None) -> None:
+def remove_left(
+    folder: Path, name: str | None = None, *, unchanged: float = _SECONDS_UNCHANGED
+) -> None:
     """Remove what processes that were killed have left of files and folders they were to write.
 
-    Whether one of another host, or of another container, lives is not known here.
+    Whether a process of another host lives is not known here: what it writes stays.
 
     Args:
         folder: Where they were writing.
         name: Of the file or folder. None: all.
+        unchanged: Seconds since the last change of what is removed. Who is alone there needs none.
     """
     for left in folder.glob(".*" if name is None else f".{glob.escape(name)}.*"):
         found = _LEFT.fullmatch(left.name)
-        if not found or found[1] != _host() or psutil.pid_exists(int(found[2])):
+        if found and (found[1] != _host() or psutil.pid_exists(int(found[2]))):
             continue
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
+        if not found and not _LEFT_BEFORE.fullmatch(left.name):
+            continue
+        with suppress(OSError):
+            changed = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+            if time.time() - changed >= unchanged:
+                remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _writer() -> str:
@@ -193,104 +210,6 @@ def make_folder(folder: Path) -> None:
         sync(path.parent)
 
 
-@contextmanager
-def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
-    """Let one process at a time in. A process that dies lets the next one in.
-
-    On a file system without locks everybody is let in, with a warning.
-
-    Args:
-        path: The file that stands for what is locked, and says who is in. It stays.
-        seconds: To wait for the process that is in.
-
-    Raises:
-        UserError: Another process is in.
-        OSError: The file cannot be written.
-    """
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            make_folder(path.parent)
-            # Not "w": the file says who is in.
-            opened = path.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise OSError(
-                f"{path.parent}: cannot be written: {error.strerror}. hint: choose another folder"
-            ) from error
-        with opened as file:
-            if _lock(file, path):
-                file.truncate(0)
-                file.write(f"{os.getpid()} on {platform.node()}")
-                file.flush()
-                yield
-                return
-            file.seek(0)
-            other = file.read(200) or "one that is not known"
-        if time.monotonic() >= until:
-            raise UserError(
-                f"{path.parent}: another process works there, expected none, got process {other}. "
-                "hint: wait until it ends, or choose another folder"
-            )
-        time.sleep(0.05)
-
-
-def _lock(file: TextIO, path: Path) -> bool:
-    """Lock an open file until it is closed. Return whether nobody else has."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # Far behind what the file says: what is locked cannot be read there.
-            file.seek(2**30)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Who was in may have removed the file when leaving, and then it keeps nobody out.
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            return False
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
-            raise
-        warnings.warn(
-            f"{path.parent}: its file system has no locks ({error.strerror}): nothing keeps a "
-            "second process from writing there too. hint: start one at a time",
-            stacklevel=4,
-        )
-        return True
-
-
-@contextmanager
-def alone_in(folder: Path, *, seconds: float = 0) -> Generator[None]:
-    """Let one process at a time work in a folder.
-
-    It is made, with those above it. What is made and still empty at the end is removed.
-
-    Args:
-        folder: The folder.
-        seconds: To wait for another process.
-
-    Raises:
-        UserError: Another process works there.
-        OSError: The folder cannot be written.
-    """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = folder / ".lock"
-    with locked(lock, seconds=seconds):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
-            with suppress(OSError):
-                for path in new:
-                    path.rmdir()
-
-
 def cache_folder() -> Path:
     """Return the folder of this package among the user's caches. It may not exist.
 
@@ -322,8 +241,7 @@ def publish(part: Path, folder: Path) -> None:
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    for path in [*part.rglob("*"), part]:
-        finish(path)
+    finish([*part.rglob("*"), part], part)
     settle(folder)
     if folder.exists():
         os.replace(folder, _older(folder))
@@ -350,23 +268,29 @@ def _older(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
-def finish(path: Path) -> None:
-    """Bring a file or folder to the disk, with the mode that new ones have.
+def finish(paths: Iterable[Path], folder: Path, name: str = "new") -> None:
+    """Bring files and folders to the disk, with the mode that new ones have.
 
     safetensors 0.8 lets nobody but its user read what it writes, tempfile nobody else in.
+
+    Args:
+        paths: Files and folders.
+        folder: Where a new file shows that mode, and is removed at once.
+        name: What `remove_left` finds that file by, should it be left.
     """
-    new = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}.mode")
-    new.touch()
-    wanted = stat.S_IMODE(new.stat().st_mode)
-    new.unlink()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if path.is_dir():
-        # Who may read may enter. What else a folder has, as of its group, it keeps.
-        wanted |= (wanted & 0o444) >> 2 | mode & ~0o777
-    # Some file systems refuse what would change nothing.
-    if mode != wanted:
-        path.chmod(wanted)
-    sync(path)
+    new = folder / f".{name}.{_writer()}.mode.part"
+    with new.open("w") as file:
+        of_files = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    new.unlink(missing_ok=True)
+    for path in paths:
+        wanted, mode = of_files, stat.S_IMODE(path.stat().st_mode)
+        if path.is_dir():
+            # Who may read may enter. What else a folder has, as of its group, it keeps.
+            wanted |= (wanted & 0o444) >> 2 | mode & ~0o777
+        # Some file systems refuse what would change nothing.
+        if mode != wanted:
+            path.chmod(wanted)
+        sync(path)
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_layers.common.files import alone_in, write_file, write_json
+from memory_layers.common.files import write_file, write_json
+from memory_layers.common.locks import alone_in
 from memory_layers.common.text import rendered, short_bytes, short_number
 from memory_layers.learn.result import LearnResult
 

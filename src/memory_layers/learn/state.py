@@ -127,4 +127,4 @@ class State:
     def remove(folder: Path) -> None:
         """Remove what is not needed any more."""
         (folder / NAME).unlink(missing_ok=True)
-        remove_left(folder, NAME)
+        remove_left(folder, NAME, unchanged=0)

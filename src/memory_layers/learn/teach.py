@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in, is_left
+from memory_layers.common.files import is_left
+from memory_layers.common.locks import alone_in
 from memory_layers.common.packages import needs
 from memory_layers.common.progress import counter
 from memory_layers.common.provenance import commit, device_name, peak_bytes, versions

@@ -134,10 +134,9 @@ class MemoryModelMixin(PreTrainedModel):
         # Other processes write nothing.
         if kwargs.get("is_main_process", True):
             write_remote_code(folder, family, memory_classes(family).by_part())
-            files = [*folder.glob("model*.safetensors")]
-            for path in (*files, *folder.glob("*.json")):
-                finish(path)
-            write_checksums(folder, files)
+            weights = [*folder.glob("model*.safetensors")]
+            finish([*weights, *folder.glob("*.json")], folder)
+            write_checksums(folder, weights)
             write_record(_recorded(self), folder)
 
     @classmethod

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from memory_layers.common.checksums import CHECKSUMS, DamageError, check_files
 from memory_layers.common.errors import UserError
-from memory_layers.common.tensors import is_finite
+from memory_layers.common.tensors import count_not_finite
 from memory_layers.common.untrusted import read_mapping
 
 _CONFIGS = ("config.json", "generation_config.json")
@@ -174,7 +174,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         UserError: Names the first.
     """
     for name, tensor in tensors.items():
-        if not is_finite(tensor):
+        if count_not_finite(tensor):
             raise UserError(
                 f"{where}: {name} has numbers that are not finite. hint: a file is damaged, or the "
                 "training had diverged; take an earlier one"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import cache_folder, locked, new_folder
+from memory_layers.common.files import cache_folder, new_folder
+from memory_layers.common.locks import locked
 from memory_layers.common.packages import PACKAGED, needs
 
 # As the hub has them: a name, or an owner and a name.

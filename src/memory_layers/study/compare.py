@@ -7,7 +7,7 @@ makes variants cost the same, runs.py, which trains them, and report/, which sho
 from pathlib import Path
 from typing import Any
 
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in, write_json
+from memory_layers.common.files import write_json
+from memory_layers.common.locks import alone_in
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.provenance import commit, device_name, versions
 from memory_layers.data.config import DataConfig

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in, write_json
+from memory_layers.common.files import write_json
+from memory_layers.common.locks import alone_in
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study import config as study
 from memory_layers.study.fields import merge_fields

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.checksums import write_checksums
-from memory_layers.common.files import make_folder, publish, require_space, settle
+from memory_layers.common.files import make_folder, publish, remove, require_space, settle
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.folders import STATE_FILE, list_checkpoints
 from memory_layers.train.slices import Checksum, FiniteSavePlanner
@@ -81,7 +81,7 @@ class Checkpoints:
             for older in (out / "checkpoints").glob(".step-*.old"):
                 settle(older.with_name(older.name[1:].removesuffix(".old")))
             for left in (out / "checkpoints").glob(".step-*"):
-                shutil.rmtree(left)
+                remove(left)
         if distributed:
             # A group of its own: the background must not come between the exchanges of a step.
             self._group = dist.new_group(backend="gloo")

@@ -4,12 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-# Numbers that are looked at together: the result takes a byte for each.
-_AT_A_TIME = 2**24
+from memory_layers.common.tensors import count_not_finite
 
 
-@torch.no_grad()
-def count_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def count_in_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Count the numbers of weights and optimizer state that are NaN or infinite.
 
     Args:
@@ -18,12 +16,8 @@ def count_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """
     tensors = [*model.state_dict().values()]
     tensors += [v for state in optimizer.state.values() for v in state.values()]
-    return sum(_count(tensor) for tensor in tensors if isinstance(tensor, Tensor))
-
-
-def _count(tensor: Tensor) -> int:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    if not local.is_floating_point():
-        return 0
-    parts = local.reshape(-1).split(_AT_A_TIME)
-    return sum(part.numel() - int(part.isfinite().sum()) for part in parts)
+    return sum(
+        count_not_finite(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+        for tensor in tensors
+        if isinstance(tensor, Tensor)
+    )

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import alone_in
+from memory_layers.common.locks import alone_in
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
 from memory_layers.data.prepare import PreparedData, prepare_data
@@ -39,7 +39,7 @@ from memory_layers.train.checkpoint import Checkpoints
 from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
-from memory_layers.train.finite import count_not_finite
+from memory_layers.train.finite import count_in_state
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
@@ -269,7 +269,7 @@ class _Run:
 
     def _check_finite(self, step: int) -> None:
         """Refuse to keep what a step has overflowed: the loss shows it in the next step alone."""
-        bad = self.world.sum(count_not_finite(self.model, self.optimizer))[0]
+        bad = self.world.sum(count_in_state(self.model, self.optimizer))[0]
         if bad:
             raise FloatingPointError(
                 f"{bad:.0f} numbers of weights and optimizer became NaN or infinite by step {step}"

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.planner import ReadItem, WriteItem
 
 from memory_layers.common.checksums import crc_of
+from memory_layers.common.tensors import count_not_finite
 
 _BYTES = 4
 
@@ -95,8 +96,8 @@ class FiniteSavePlanner(DefaultSavePlanner):
             FloatingPointError: It has NaN or infinite numbers.
         """
         data = super().resolve_data(write_item)
-        if isinstance(data, Tensor) and (count := not_finite(data)):
-            raise FloatingPointError(f"{write_item.index.fqn} has {count}")
+        if isinstance(data, Tensor) and (count := count_not_finite(data)):
+            raise FloatingPointError(f"{write_item.index.fqn} has {_said(count)}")
         return data
 
 
@@ -116,17 +117,11 @@ class FiniteLoadPlanner(DefaultLoadPlanner):
         """Look at what has been read.
 
         Raises:
-            ValueError: It has NaN or infinite numbers.
+            FloatingPointError: It has NaN or infinite numbers.
         """
-        if count := not_finite(tensor):
-            raise ValueError(f"{read_item.dest_index.fqn} has {count}")
+        if count := count_not_finite(tensor):
+            raise FloatingPointError(f"{read_item.dest_index.fqn} has {_said(count)}")
 
 
-def not_finite(tensor: Tensor) -> str:
-    """Say how many numbers of a tensor are NaN or infinite. Empty: none."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return ""
-    # One pass without a copy. NaN is the least and the greatest.
-    if all(edge.isfinite() for edge in tensor.aminmax()):
-        return ""
-    return f"{int(tensor.isfinite().logical_not().sum()):,} numbers that are not finite"
+def _said(count: int) -> str:
+    return f"{count:,} numbers that are not finite"

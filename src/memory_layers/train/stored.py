@@ -120,14 +120,16 @@ def read_tensors(
         folder = checkpoint.folder
         names = {place.relative_path for place in checkpoint.metadata.storage_data.values()}
         file = folder / names.pop() if len(names) == 1 else folder
-        raise damaged(folder, file, reason_of(error)) from error
+        diverged = any(isinstance(one, FloatingPointError) for one in failures_of(error).values())
+        also = ", or the run diverged: lower optim.lr or optim.value_lr" if diverged else ""
+        raise damaged(folder, file, reason_of(error), also) from error
 
 
-def damaged(folder: Path, file: Path, reason: object) -> DamagedCheckpointError:
-    """Return an error that says which file is damaged and what to do."""
+def damaged(folder: Path, file: Path, reason: object, also: str = "") -> DamagedCheckpointError:
+    """Return an error that says which file is damaged and what to do, or `also` what else."""
     return DamagedCheckpointError(
         f"{file} cannot be read: {reason}. hint: the checkpoint is damaged, delete {folder} to "
-        "resume from the one before"
+        f"resume from the one before{also}"
     )
 
 

@@ -17,7 +17,7 @@ from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.errors import NumbaError
 
-from memory_layers.common.files import locked
+from memory_layers.common.locks import locked
 
 # Reassociation lets a sum over a row use vector registers. NaN and infinity keep their meaning.
 # Division by zero gives infinity: the check that Python makes would keep loops from being
