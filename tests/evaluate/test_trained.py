@@ -94,7 +94,7 @@ def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> Non
         (
             "config.json",
             "[" * 9999,
-            "config.json: the file is not valid JSON",
+            "config.json: the text is not valid JSON",
         ),
         ("config.json", {"hidden_size": "x"}, "cannot be loaded: .*'hidden_size'"),
         ("config.json", {"hidden_act": "x"}, "cannot be loaded: KeyError: 'x'"),

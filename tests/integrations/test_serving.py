@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
 
 from memory_layers.evaluate.trained import load_trained
-from memory_layers.integrations.serving import caches
+from memory_layers.integrations.serving import caches, engine, group
 from memory_layers.integrations.serving.app import Served, make_app
 from memory_layers.integrations.serving.engine import Engine, Limits
 from memory_layers.integrations.serving.errors import RequestError
@@ -193,6 +193,28 @@ def test_logprobs_are_those_of_the_model(tiny: Tiny) -> None:
         == (choice["message"]["content"])
     )
     assert all(one["top_logprobs"][0]["logprob"] == one["logprob"] for one in content)
+
+
+def test_a_prompt_that_is_read_whole_is_scored_in_parts(
+    start: Callable[..., Tiny], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As with recurrent states.
+    monkeypatch.setattr(engine, "can_batch", lambda _: False)
+    monkeypatch.setattr(group, "STEP_LOGITS", 2100)
+    tiny = start()
+    ids = tiny.tokenizer("town " * 30, return_tensors="pt").input_ids
+    with torch.no_grad():
+        exact = tiny.model(ids).logits[0].log_softmax(-1)
+    sizes: list[int] = []
+    head = tiny.model.get_output_embeddings()
+    head.register_forward_hook(lambda *seen: sizes.append(seen[2].numel()))
+    asked = {"prompt": ids[0].tolist(), "echo": True, "logprobs": 0, "max_tokens": 2}
+    (choice,) = tiny.post(**asked)["choices"]
+    found = choice["logprobs"]["token_logprobs"][1 : ids.shape[1]]
+    expected = exact[:-1].gather(1, ids[0, 1:, None])[:, 0].tolist()
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert max(sizes) <= 2100
+    assert tiny.texts(prompt="town " * 30, max_tokens=4) == [tiny.alone("town " * 30, 4)]
 
 
 def test_of_tokens_of_one_name_the_likelier_is_shown(
@@ -397,41 +419,41 @@ def row_of(tiny: Tiny, prompt: int, most: int, told: list[Any]) -> Row:
 
 
 def test_those_who_have_left_do_not_fill_the_queue(tiny: Tiny) -> None:
-    engine = Engine(tiny.model, Limits(batch=2, queue=3, cache_tokens=2100))
+    served = Engine(tiny.model, Limits(batch=2, queue=3, cache_tokens=2100))
     told: list[Any] = []
-    engine.start()
-    engine.submit([row_of(tiny, 5, 2000, told)])
-    while not engine.groups:
+    served.start()
+    served.submit([row_of(tiny, 5, 2000, told)])
+    while not served.groups:
         time.sleep(0.01)
     # There is no room in the cache beside it.
     waiting = [row_of(tiny, 5, 2000, told) for _ in range(3)]
-    engine.submit(waiting)
-    engine.leave(waiting[1:])
-    engine.submit([row_of(tiny, 5, 2000, told) for _ in range(2)])
+    served.submit(waiting)
+    served.leave(waiting[1:])
+    served.submit([row_of(tiny, 5, 2000, told) for _ in range(2)])
     with pytest.raises(RequestError, match="3 texts wait already"):
-        engine.submit([row_of(tiny, 5, 2000, told)])
-    engine.stop()
+        served.submit([row_of(tiny, 5, 2000, told)])
+    served.stop()
 
 
 def test_what_has_room_overtakes_what_has_none_but_not_for_ever(tiny: Tiny) -> None:
-    engine = Engine(tiny.model, Limits(batch=1, queue=200, cache_tokens=2100))
+    served = Engine(tiny.model, Limits(batch=1, queue=200, cache_tokens=2100))
     first, large, small = [], [], []
     began: list[int] = []
     blocker, waits = row_of(tiny, 5, 1000, first), row_of(tiny, 5, 2000, large)
     rows = [row_of(tiny, 5, 1, small) for _ in range(100)]
     waits.send = lambda _: began or began.append(len(small))
-    engine.start()
-    engine.submit([blocker, waits, *rows])
+    served.start()
+    served.submit([blocker, waits, *rows])
     while len(small) < 60:
         time.sleep(0.01)
     assert not began
     time.sleep(0.3)
     assert len(small) < 80
-    engine.leave([blocker])
+    served.leave([blocker])
     while len(small) < 100:
         time.sleep(0.01)
     assert 60 <= began[0] < 80
-    engine.stop()
+    served.stop()
 
 
 @pytest.mark.parametrize(

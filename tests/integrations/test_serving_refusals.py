@@ -268,6 +268,14 @@ def test_many_faults_take_no_more_than_one(
         tracemalloc.stop()
 
 
+def test_a_name_that_is_twice_among_many_is_told_soon(client: TestClient) -> None:
+    body = "{" + ",\n".join(f'"f{n}": 1' for n in [*range(120_000), 119_999]) + "}"
+    began = time.monotonic()
+    error = refused(client, TEXT, body.encode())[1]
+    assert time.monotonic() - began < 5
+    assert "the body:120001: 'f119999' is already there, in line 120000" in error["message"]
+
+
 def test_bodies_are_parsed_one_at_a_time_and_count_until_then(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

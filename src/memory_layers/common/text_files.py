@@ -67,10 +67,10 @@ def parse_json(text: str, where: str) -> Any:  # noqa: ANN401
     except json.JSONDecodeError as error:
         problem = f"{error.msg} at column {error.colno}"
         raise UserError(
-            f"{where}:{error.lineno}: the file is not valid JSON ({problem})"
+            f"{where}:{error.lineno}: the text is not valid JSON ({problem})"
         ) from error
     except RecursionError as error:
-        raise UserError(f"{where}: the file is not valid JSON (it is nested too deep)") from error
+        raise UserError(f"{where}: the text is not valid JSON (it is nested too deep)") from error
 
 
 def whole_number(where: str, digits: str) -> int:
@@ -97,10 +97,11 @@ def _repeated(text: str) -> tuple[str, int, int]:
         elif found[0] == "}":
             objects.pop()
         elif found[2]:
-            name, line = json.loads(found[1]), text.count("\n", 0, found.start()) + 1
+            name = json.loads(found[1])
             if name in objects[-1]:
-                return name, objects[-1][name], line
-            objects[-1][name] = line
+                first, second = objects[-1][name], found.start()
+                return name, text.count("\n", 0, first) + 1, text.count("\n", 0, second) + 1
+            objects[-1][name] = found.start()
     raise AssertionError("each field stands once")
 
 

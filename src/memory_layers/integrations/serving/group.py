@@ -45,6 +45,8 @@ class Group:
         # [rows, columns] each: the tokens that are not in the cache, and what is no padding.
         self.ids, self.mask = ids.to(model.device), mask.to(model.device)
         self.done, self.generating = 0, False
+        # Columns whose next tokens are scored, where the prompt is not read in parts.
+        self.scored = 0
         self.cache = caches.new_cache(model)
 
     @property
@@ -63,6 +65,8 @@ class Group:
         if not self.rows:
             return
         scoring = not self.generating and any(row.score_prompt for row in self.rows)
+        if scoring and not self.batched and self._score_part():
+            return
         width = self._width(scoring)
         ids = self.ids[:, :width]
         end = self.done + width
@@ -70,9 +74,10 @@ class Group:
         inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache}
         if self.batched:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, self.done :]
-        logits = self.model(**inputs, use_cache=True, logits_to_keep=0 if scoring else 1).logits
+        keep = width - self.scored if scoring else 1
+        logits = self.model(**inputs, use_cache=True, logits_to_keep=keep).logits
         if scoring:
-            self._score_prompts(logits)
+            self._score_prompts(logits, self.done + self.scored)
         self.done = end
         if width < self.ids.shape[1]:
             self.ids = self.ids[:, width:]
@@ -113,8 +118,22 @@ class Group:
         self.done -= padding
         caches.select(self.cache, kept, self.done)
 
-    def _score_prompts(self, logits: Tensor) -> None:
-        """Score the tokens that follow each column of a part of the prompts."""
+    def _score_part(self) -> bool:
+        """Score a part of a prompt that is read whole, and return whether more than one is left.
+
+        Many recurrent models go wrong where a prompt is read in parts, so it is read once for each.
+        """
+        part = max(1, STEP_LOGITS // vocabulary_of(self.model))
+        if self.columns - self.scored <= part:
+            return False
+        places = torch.arange(self.scored, self.scored + part, device=self.ids.device)
+        logits = self.model(self.ids, use_cache=False, logits_to_keep=places).logits
+        self._score_prompts(logits, self.scored)
+        self.scored += part
+        return True
+
+    def _score_prompts(self, logits: Tensor, first: int) -> None:
+        """Score the tokens that follow each column of a part of the prompts, from the first on."""
         columns = self.columns
         for row, scores in zip(self.rows, logits, strict=True):
             if not row.score_prompt:
@@ -122,7 +141,7 @@ class Group:
             if not row.prompt_scores:
                 row.prompt_scores.append(Scored(row.prompt[0], None))
             # Of the column that comes first here, counted in the prompt of the row.
-            begin = self.done - (columns - len(row.prompt))
+            begin = first - (columns - len(row.prompt))
             places = range(max(0, begin), min(begin + len(scores), len(row.prompt) - 1))
             following = [row.prompt[place + 1] for place in places]
             if following:

@@ -1,8 +1,7 @@
 """The fields of a request: each is honoured, or refused by its name."""
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -15,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from memory_layers.common.errors import UserError
+from memory_layers.common.text_files import parse_json
 from memory_layers.integrations.serving.errors import RequestError
 
 MOST_STOPS, LONGEST_STOP = 16, 256
@@ -251,33 +252,17 @@ def parse(kind: type[AskedT], body: bytes) -> AskedT:
 def _load(body: bytes) -> object:
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
+        value = parse_json(text, "the body")
         if "\\u" in text:
             # Half of a surrogate pair is no text, and could not be sent back.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError as error:
-        raise RequestError("the body is nested too deeply") from error
-    except ValueError as error:
-        detail = "it holds half of a surrogate pair" if _is_half(error) else str(error)[:200]
-        raise RequestError(f"the body is not valid JSON: {detail}") from error
+    except UserError as error:
+        raise RequestError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not valid UTF-8: {error.reason}") from error
+    except UnicodeEncodeError as error:
+        raise RequestError("the body holds half of a surrogate pair") from error
     return value
-
-
-def _is_half(error: ValueError) -> bool:
-    return isinstance(error, UnicodeEncodeError)
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name[:60]!r} is there twice".encode("utf-8", "replace").decode())
-        found[name] = value
-    return found
 
 
 def _refusal(error: ValidationError) -> RequestError:
