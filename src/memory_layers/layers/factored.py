@@ -128,17 +128,17 @@ class DensePart(Tensor):
         return repr(self.dense)
 
     # What torch refuses where a tensor has no memory of its own.
-    def __format__(self, form: str) -> str:
+    def __format__(self, format_spec: str) -> str:
         """Show the numbers, or one of them in a form."""
-        return format(self.dense, form)
+        return format(self.dense, format_spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return an ordinary tensor."""
         return self.dense.clone()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401
+    def __reduce_ex__(self, proto: Any) -> Any:  # noqa: ANN401
         """Pickle as an ordinary tensor, of the part alone."""
-        return self.dense.clone().__reduce_ex__(protocol)
+        return self.dense.clone().__reduce_ex__(proto)
 
     def __dlpack__(self, **options: Any) -> Any:  # noqa: ANN401
         """Share the numbers with another library."""
