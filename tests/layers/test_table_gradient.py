@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -344,6 +345,29 @@ def test_what_torch_computes_of_it_is_what_it_computes_of_a_dense_gradient() -> 
         "copy": lambda g: g.clone().to_dense(),
     }.items():
         torch.testing.assert_close(as_dense(compute(factored)), compute(dense), msg=name)
+
+
+@pytest.mark.parametrize("look", [
+    lambda grad: grad[1].numpy().tolist(),
+    lambda grad: grad[1].cpu().numpy(force=True).tolist(),
+    lambda grad: grad[:2].tolist(),
+    lambda grad: np.asarray(grad[1]).tolist(),
+    lambda grad: torch.from_dlpack(grad[1]).tolist(),
+    lambda grad: f"{grad[1, 0]:.3f} {grad[1]}",
+    lambda grad: copy.deepcopy(grad[1]).zero_().tolist(),
+    lambda grad: pickle.loads(pickle.dumps(grad[1])).mul_(2).tolist(),
+    lambda grad: saved_part(grad.T[2]).tolist(),
+])  # fmt: skip
+def test_parts_of_it_are_looked_at_as_those_of_a_dense_gradient(look: Callable) -> None:
+    factored, dense = (backward(table) for table in twins())
+    assert look(factored) == look(dense)
+
+
+def saved_part(part: Tensor) -> Tensor:
+    file = io.BytesIO()
+    torch.save(part, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def as_dense(value: Tensor) -> Tensor:

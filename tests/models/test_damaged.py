@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from example_models import write_example
+from power import Disk
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_memory
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BltConfig, LlamaForCausalLM
 
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.trained import load_trained
@@ -239,3 +240,27 @@ def test_other_kinds_of_numbers_and_infinite_buffers_are_taken(tmp_path: Path) -
 def test_a_model_that_cannot_generate_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LlamaForCausalLM, "can_generate", lambda *_: False)
     assert not hasattr(load_trained(made() / "base")[0], "generation_config")
+
+
+def test_a_configuration_may_count_no_blocks(tmp_path: Path) -> None:
+    BltConfig().save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match="is of a model of"):
+        load_trained(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="asks Linux for names")
+def test_what_is_saved_is_on_the_disk_before_its_checksums(tmp_path: Path) -> None:
+    """After a power cut a good folder is not taken for a damaged one."""
+    model = AutoModelForCausalLM.from_pretrained(made() / "whole")
+    for name in ("folder", "cuts"):
+        (tmp_path / name).mkdir()
+    disk = Disk(tmp_path / "folder", tmp_path / "cuts")
+    with disk.watched():
+        model.save_pretrained(tmp_path / "folder" / "model")
+    for state in disk.states():
+        if (state / "model" / "checksums.json").exists():
+            for path in (state / "model").iterdir():
+                written = tmp_path / "folder" / "model" / path.name
+                assert path.read_bytes() == written.read_bytes(), path
+    assert (disk.states()[-1] / "model" / "checksums.json").exists()

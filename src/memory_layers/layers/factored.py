@@ -127,6 +127,31 @@ class DensePart(Tensor):
         """Show the numbers."""
         return repr(self.dense)
 
+    # What torch refuses where a tensor has no memory of its own.
+    def __format__(self, format_spec: str) -> str:
+        """Show the numbers, or one of them in a form."""
+        return format(self.dense, format_spec)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return an ordinary tensor."""
+        return self.dense.clone()
+
+    def __reduce_ex__(self, proto: Any) -> Any:  # noqa: ANN401
+        """Pickle as an ordinary tensor, of the part alone."""
+        return self.dense.clone().__reduce_ex__(proto)
+
+    def __dlpack__(self, **options: Any) -> Any:  # noqa: ANN401
+        """Share the numbers with another library."""
+        return self.dense.__dlpack__(**options)
+
+    def numpy(self, *, force: bool = False) -> Any:  # noqa: ANN401
+        """Return the numbers as an array."""
+        return self.dense.numpy(force=force)
+
+    def tolist(self) -> Any:  # noqa: ANN401
+        """Return the numbers in lists."""
+        return self.dense.tolist()
+
     @classmethod
     def __torch_dispatch__(  # ty: ignore[incompatible-method-override]
         cls,

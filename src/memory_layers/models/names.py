@@ -34,4 +34,4 @@ def name_as_saved(model: PreTrainedModel, folder: str) -> None:
 
 def base_name(model: PreTrainedModel) -> str:
     """Return the name of the base of a model, with memory or without."""
-    return getattr(model.base_model, BASE_NAME, model.name_or_path)
+    return str(getattr(model.base_model, BASE_NAME, model.name_or_path))
