@@ -24,11 +24,16 @@ def write_checksums(folder: Path, files: Iterable[Path]) -> None:
         folder: A folder that is not complete yet.
         files: Files of it, at any depth.
     """
+    (folder / CHECKSUMS).write_bytes(json_bytes({"crc32": checksums_of(folder, files)}))
+
+
+def checksums_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Return the CRC-32 of files, in hexadecimal, by their paths in a folder."""
     found = {}
     for path in sorted(files):
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = f"{crc_of(file):08x}"
-    (folder / CHECKSUMS).write_bytes(json_bytes({"crc32": found}))
+    return found
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:

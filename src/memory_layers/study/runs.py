@@ -87,10 +87,10 @@ def run_jobs(
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     for name, (_, _, run) in jobs.items():
-        check_folder(out / "runs" / name, run, prepared[run.data].sources)
+        check_folder(out / "runs" / name, run, prepared[run.data])
     with ProgressLine() as line:
         for name, (_, _, run) in jobs.items():
-            for told in claim_folder(out / "runs" / name, run, prepared[run.data].sources):
+            for told in claim_folder(out / "runs" / name, run, prepared[run.data]):
                 line.say(told)
     about = {
         "format_version": 1,
