@@ -132,7 +132,7 @@ def claim_folder(
         if lost:
             told.append(
                 f"{out}: {' and '.join(lost)} cannot be read or {'is' if len(lost) == 1 else 'are'}"
-                " not there, and now written by what was given: that it is the same is not checked"
+                " not there, and now written by what was given: little of it can be checked"
             )
     elif found.settings and _differences(_upgraded(found.settings), _values(config), _FREE):
         told.append(f"{out}: a run of other settings there had saved nothing, and is given up")

@@ -112,6 +112,12 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
         lines = counters.pop("lines", 0)
+        if others := sorted(counters.keys() - _COUNTERS):
+            raise UserError(
+                f"{list_checkpoints(out)[-1]} counts {', '.join(others)}, expected "
+                f"{', '.join(_COUNTERS)} alone. hint: go on with the version of memory-layers "
+                "that wrote it, or choose another --out"
+            )
         with (
             StopSignal(show=world.is_rank_0) as stop,
             MetricsWriter(out, done, writes=world.is_rank_0) as metrics,
@@ -129,12 +135,6 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
                 progress.say(
                     f"train.steps was {planned}, is {config.train.steps}: learning rates are those "
                     "of the longer run from here on"
-                )
-            if others := sorted(counters.keys() - _COUNTERS):
-                raise UserError(
-                    f"{list_checkpoints(out)[-1]} counts {', '.join(others)}, expected "
-                    f"{', '.join(_COUNTERS)} alone. hint: go on with the version of memory-layers "
-                    "that wrote it, or choose another --out"
                 )
             run = _Run(
                 config, data, model, optimizer, checkpoints, metrics, progress, world, **counters
