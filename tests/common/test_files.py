@@ -7,13 +7,16 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from memory_layers.common import locks
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
 from memory_layers.common.locks import alone_in
@@ -171,6 +174,26 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     with alone_in(folder):
         (folder / "file").write_text("new")
     assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_lock_of_another_host_may_outlive_its_process(
+    tmp_path: Path, ends: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "SECONDS_ELSEWHERE", 30 if ends else 0.2)
+    with ExitStack() as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(platform, "node", lambda: "far")
+            held.enter_context(alone_in(tmp_path))
+        if ends:
+            threading.Timer(0.2, held.close).start()
+        with (
+            nullcontext() if ends else pytest.raises(UserError, match="on far"),
+            alone_in(tmp_path),
+        ):
+            pass
+    assert f"process {os.getpid()} on far works there, or has died" in capsys.readouterr().err
 
 
 def test_json_takes_names_that_are_no_utf_8(tmp_path: Path) -> None:

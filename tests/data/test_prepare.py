@@ -213,6 +213,17 @@ def test_a_flipped_bit_is_never_trained_on(config: DataConfig) -> None:
             (folder / name).write_bytes(written)
 
 
+def test_one_look_for_damage_is_enough_for_all_ranks(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = prepare_data(config)
+    monkeypatch.setattr(prepare, "check_files", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(np, "memmap", lambda *_: pytest.fail("read again"))
+    found = prepare_data(config, check=False)
+    assert (found.content, found.probes) == (expected.content, expected.probes)
+    assert {"tokens.bin", "heldout/starts.npy", "tokenizer/tokenizer.json"} < found.content.keys()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="files have no modes there")
 def test_others_may_read_what_is_prepared(config: DataConfig) -> None:
     before = os.umask(0o022)

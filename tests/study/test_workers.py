@@ -188,9 +188,15 @@ def test_runs_that_did_not_finish_are_reported(
 
 
 @contextmanager
-def started(config: Path, out: Path) -> Iterator[tuple[subprocess.Popen, list[Path]]]:
-    """Start a comparison of two runs, and wait until both have written something."""
+def started(
+    config: Path, out: Path, wait_for: str | None = None
+) -> Iterator[tuple[subprocess.Popen, list[Path]]]:
+    """Start a comparison of two runs, and wait until both have written something.
+
+    With the name of a file: until the first run has it.
+    """
     metrics = [out / "runs" / f"memory-seed{seed}" / "metrics.jsonl" for seed in (0, 1)]
+    waited = [metrics[0].with_name(wait_for)] if wait_for else metrics
     with subprocess.Popen(
         [sys.executable, "-m", "memory_layers", "compare", str(config), "--out", str(out),
          "--workers", "2"],
@@ -203,7 +209,7 @@ def started(config: Path, out: Path) -> Iterator[tuple[subprocess.Popen, list[Pa
         try:
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline and process.poll() is None:
-                if all(path.is_file() and path.stat().st_size for path in metrics):
+                if all(path.is_file() and (wait_for or path.stat().st_size) for path in waited):
                     break
                 time.sleep(0.05)
             yield process, [path.parent for path in metrics]
@@ -230,6 +236,19 @@ def test_ctrl_c_saves_every_run(tmp_path: Path) -> None:
         assert len(list((run / "checkpoints").iterdir())) == 1
         assert "KeyboardInterrupt: stopped after step" in (run / "log.txt").read_text()
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="signals to a process group are POSIX")
+def test_ctrl_c_ends_a_wait_for_a_worker_that_was_left(tmp_path: Path) -> None:
+    config = write_comparison(tmp_path, train=ENDLESS)
+    run = tmp_path / "out" / "runs" / "memory-seed0"
+    with alone_in(run), started(config, tmp_path / "out", wait_for="log.txt") as (process, _):
+        # Into the wait.
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "KeyboardInterrupt: stopped, another process works in" in (run / "log.txt").read_text()
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="SIGKILL is POSIX")

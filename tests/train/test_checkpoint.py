@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from memory_layers.common import files
 from memory_layers.common.errors import UserError
+from memory_layers.data.prepare import PreparedData
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train import checkpoint
 from memory_layers.train.checkpoint import Checkpoints, load_checkpoint
@@ -325,20 +326,20 @@ def test_checkpoint_of_a_later_version(tmp_path: Path, full: Trained) -> None:
 
 
 def test_run_may_go_on_with_other_parallelism(tmp_path: Path) -> None:
-    config = tiny_run(tmp_path)
-    claim_folder(tmp_path / "out", config, {})
+    config, data = tiny_run(tmp_path), PreparedData(tmp_path, tokenizer(), (), {})
+    claim_folder(tmp_path / "out", config, data)
     (tmp_path / "out" / "model").mkdir()
     path = tmp_path / "out" / "config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "parallel": {"memory": 64}}))
-    claim_folder(tmp_path / "out", config, {})
+    claim_folder(tmp_path / "out", config, data)
     # Earlier versions wrote there how gradients were kept.
     memory = {**values["memory"], "grad_mode": "sparse"}
     path.write_text(json.dumps({**values, "memory": memory}))
-    claim_folder(tmp_path / "out", config, {})
+    claim_folder(tmp_path / "out", config, data)
     path.write_text(json.dumps({**values, "moe": "y"}))
     with pytest.raises(UserError, match="moe was 'y', is None"):
-        claim_folder(tmp_path / "out", config, {})
+        claim_folder(tmp_path / "out", config, data)
 
 
 @pytest.fixture

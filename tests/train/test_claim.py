@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_runs import metrics_of, tiny_run
 
 from memory_layers.common.errors import UserError
@@ -66,7 +68,6 @@ def edit(path: str, old: str, new: str) -> None:
         (lambda: edit("facts/templates.yaml", "has", "is"), "data.facts: templates.yaml has other"),
         (lambda: edit("text/a.txt", "more", "less"), r"data.text\[0\]: a.txt has other content"),
         (lambda: Path("text/b.txt").write_text("More."), r"data.text\[0\]: b.txt is new"),
-        (lambda: Path("text/a.txt").rename("text/c.txt"), r"data.text\[0\]: a.txt is not there"),
     ],
 )
 def test_a_run_on_other_data_is_refused_with_what_changed(run: RunConfig, change, says) -> None:
@@ -83,6 +84,7 @@ def test_the_same_data_elsewhere_or_made_again_is_the_same(run: RunConfig) -> No
     Path("facts").rename("moved")
     Path("text/.hidden").write_text("of an editor")
     Path("text").rename("prose")
+    Path("prose/a.txt").rename("prose/c.txt")
     moved = relative(run, facts="moved", text=("prose",), cache_dir="elsewhere")
     trained = train(longer(moved), Path("out"), show=False)
     assert trained.history[-1]["step"] == run.train.steps + 2
@@ -96,16 +98,50 @@ def test_other_versions_of_packages_and_of_prepared_data(
     data = DataConfig(relations=("airport_iata",), max_subjects=20, cache_dir=str(tmp_path / "c"))
     config = replace(tiny_run(tmp_path), data=data)
     out = tmp_path / "out"
-    claim_folder(out, config, prepare.prepare_data(data).sources)
+    claim_folder(out, config, prepare.prepare_data(data))
     (out / "model").mkdir()
     versions = prepare.metadata.version
     monkeypatch.setattr(prepare.metadata, "version", lambda name: f"{versions(name)}.1")
-    with pytest.raises(UserError, match=r"version of airportsdata was '(.*)', is '\1.1'"):
-        claim_folder(out, config, prepare.prepare_data(data).sources)
-    monkeypatch.undo()
     monkeypatch.setattr(prepare, "LAYOUT_VERSION", 99)
-    with pytest.raises(UserError, match=r"format of prepared data was '\d+', is '99'"):
-        claim_folder(out, config, prepare.prepare_data(data).sources)
+    # They made the same.
+    assert claim_folder(out, config, prepare.prepare_data(data)) == []
+    monkeypatch.setattr(prepare.metadata, "version", lambda name: f"{versions(name)}.2")
+    monkeypatch.setattr(prepare, "LAYOUT_VERSION", 100)
+    other = prepare.prepare_data(data)
+    other = replace(other, content={**other.content, "tokens.bin": "12345678"})
+    said = r"version of airportsdata was '(.*).1', is '\1.2'; .*format of .* was '99', is '100'\."
+    with pytest.raises(UserError, match=said):
+        claim_folder(out, config, other)
+    # As with another version of the package that trains tokenizers.
+    other = replace(other, sources=json.loads((out / "data.json").read_text())["sources"])
+    with pytest.raises(UserError, match=r"other data: tokens\.bin has other content\. hint"):
+        claim_folder(out, config, other)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_from_before_data_were_recorded(run: RunConfig, same: bool) -> None:
+    Path("out/data.json").unlink()
+    if not same:
+        edit("facts/facts.jsonl", "X", "YZ")
+    data = prepare.prepare_data(run.data)
+    with (
+        nullcontext()
+        if same
+        else pytest.raises(
+            UserError, match=r"the tokenizer of .*step-00000004 is not that of cache.*hint"
+        )
+    ):
+        claim_folder(Path("out"), run, data)
+    assert Path("out/data.json").exists() == same
+
+
+def test_data_that_are_there_are_read_through_once(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, checked = prepare.check_files, []
+    monkeypatch.setattr(prepare, "check_files", lambda at: checked.append(at) or check(at))
+    train(run, Path("out"), show=False)
+    assert len(checked) == 1
 
 
 def test_ranks_with_different_data_are_refused(
@@ -114,12 +150,17 @@ def test_ranks_with_different_data_are_refused(
     """Played on one process: what the second rank has read."""
 
     def all_gather(_: World, value: object) -> list:
-        assert isinstance(value, dict)
-        return [value, {**value, "data.facts: facts.jsonl": "other"}]
+        assert isinstance(value, tuple)
+        content, sources = value
+        return [
+            value,
+            (content, {**sources, "version of python": "0"}),
+            ({**content, "tokens.bin": ""}, {**sources, "data.facts: facts.jsonl": "0" * 64}),
+        ]
 
     monkeypatch.setattr(World, "all_gather", all_gather)
     with pytest.raises(
-        UserError, match=r"ranks have different data: data\.facts: facts\.jsonl\. h"
+        UserError, match=r"ranks have different data: data\.facts: facts\.jsonl has other con.*hint"
     ):
         train(tiny_run(tmp_path), tmp_path / "out", show=False)
     assert not (tmp_path / "out").exists()
@@ -140,6 +181,15 @@ def test_a_file_that_changes_while_it_is_read(
     with pytest.raises(UserError, match="changed while it was read"):
         prepare.prepare_data(config)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_checkpoint_of_a_version_that_counts_more_is_refused(run: RunConfig) -> None:
+    (folder,) = list_checkpoints(Path("out"))
+    (folder / "checksums.json").unlink()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save({**state, "format": 2, "counters": {"sheep": 3}}, folder / "state.pt")
+    with pytest.raises(UserError, match=r"step-00000004 counts sheep, expected tokens, .*hint"):
+        train(run, Path("out"), show=False)
 
 
 def test_settings_that_decide_no_content_may_change(run: RunConfig) -> None:
@@ -174,14 +224,14 @@ def test_records_that_were_lost_are_written_again(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    sources = prepare.prepare_data(run.data).sources
+    data = prepare.prepare_data(run.data)
     if name == "config.json":
-        with pytest.raises(UserError, match="holds a run on other data: tokenizer was"):
-            claim_folder(Path("out"), run, {**sources, "tokenizer": "other"})
-    (told,) = claim_folder(Path("out"), run, sources)
+        with pytest.raises(UserError, match=r"on other data: .*; tokens\.bin has other content"):
+            claim_folder(Path("out"), run, replace(data, content={}))
+    (told,) = claim_folder(Path("out"), run, data)
     assert f"{name} cannot be read or is not there" in told
     assert path.read_bytes() == good
-    assert claim_folder(Path("out"), run, sources) == []
+    assert claim_folder(Path("out"), run, data) == []
 
 
 @pytest.mark.parametrize(

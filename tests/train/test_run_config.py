@@ -9,6 +9,7 @@ import pytest
 from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
+from memory_layers.data.prepare import PreparedData
 from memory_layers.study.flops import shape_of
 from memory_layers.train.build import make_optimizer
 from memory_layers.train.claim import check_folder, claim_folder
@@ -279,7 +280,7 @@ def test_the_run_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:
     config = RunConfig(
         name="x", memory=memory, optim=OptimConfig(value_dtype="bfloat16", train_keys=False)
     )
-    claim_folder(tmp_path, config, {})
+    claim_folder(tmp_path, config, PreparedData(tmp_path, None, (), {}))
     (tmp_path / "model").mkdir()
     path = tmp_path / "config.json"
     values = json.loads(path.read_text("utf-8"))

@@ -1,6 +1,6 @@
 """Checksums of the files of a folder, which tell damage: checksums.json, written last.
 
-A CRC-32 of each file: what costs less than reading the file, and misses no flipped bit. It keeps
+A CRC-32 of each file is cheaper than reading it, and finds every single flipped bit. It keeps
 nobody from writing other files with their own checksums.
 """
 
@@ -24,11 +24,16 @@ def write_checksums(folder: Path, files: Iterable[Path]) -> None:
         folder: A folder that is not complete yet.
         files: Files of it, at any depth.
     """
+    write_json(folder / CHECKSUMS, {"crc32": checksums_of(folder, files)})
+
+
+def checksums_of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    """Return the CRC-32 of files, in hexadecimal, by their paths in a folder."""
     found = {}
     for path in sorted(files):
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = f"{crc_of(file):08x}"
-    write_json(folder / CHECKSUMS, {"crc32": found})
+    return found
 
 
 def read_checksums(folder: Path) -> dict[str, str] | None:

@@ -15,22 +15,27 @@ from typing import TextIO
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import make_folder
 
+# A file server keeps the lock of a machine that died until its lease ends.
+SECONDS_ELSEWHERE = 120.0
+
 
 @contextmanager
-def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
+def locked(path: Path, *, seconds: float | None = math.inf) -> Generator[None]:
     """Let one process at a time in. A process that dies lets the next one in.
 
     On a file system without locks everybody is let in, with a warning.
 
     Args:
         path: The file that stands for what is locked, and says who is in. It stays.
-        seconds: To wait for the process that is in.
+        seconds: To wait for the process that is in. None: not at all, but for one of
+            another host two minutes.
 
     Raises:
         UserError: Another process is in.
         OSError: The file cannot be written.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (seconds or 0)
+    waits_for_host = False
     while True:
         try:
             make_folder(path.parent)
@@ -49,6 +54,13 @@ def locked(path: Path, *, seconds: float = math.inf) -> Generator[None]:
                 return
             file.seek(0)
             other = file.read(200) or "one that is not known"
+        host = other.partition(" on ")[2]
+        if seconds is None and not waits_for_host and host not in ("", platform.node()):
+            waits_for_host, until = True, until + SECONDS_ELSEWHERE
+            sys.stderr.write(
+                f"{path.parent}: process {other} works there, or has died and its lock has not: "
+                f"waiting up to {SECONDS_ELSEWHERE:.0f} s\n"
+            )
         if time.monotonic() >= until:
             raise UserError(
                 f"{path.parent}: another process works there, expected none, got process {other}. "
@@ -88,14 +100,14 @@ def _lock(file: TextIO, path: Path) -> bool:
 
 
 @contextmanager
-def alone_in(folder: Path, *, seconds: float = 0) -> Generator[None]:
+def alone_in(folder: Path, *, seconds: float | None = None) -> Generator[None]:
     """Let one process at a time work in a folder.
 
     It is made, with those above it. What is made and still empty at the end is removed.
 
     Args:
         folder: The folder.
-        seconds: To wait for another process.
+        seconds: As for `locked`.
 
     Raises:
         UserError: Another process works there.

@@ -12,7 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_layers.common.checksums import check_files, write_checksums
+from memory_layers.common.checksums import (
+    check_files,
+    checksums_of,
+    read_checksums,
+    write_checksums,
+)
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import (
     cache_folder,
@@ -48,6 +53,8 @@ if TYPE_CHECKING:
 # Raised whenever the same config would be prepared into other files.
 LAYOUT_VERSION = 7
 
+# What a model is trained on and asked. The other files describe these.
+_CONTENT = (".bin", ".npy", "probes.jsonl", "tokenizer/tokenizer.json")
 _COUNTS = ("documents", "tokens", "heldout_tokens", "facts", "shown", "heldout")
 
 
@@ -61,8 +68,10 @@ class PreparedData:
         probes: Recall items, empty without facts.
         summary: Counts for reports: documents, tokens, facts, relations; and `notes`, what was
             left out or taken together.
-        sources: What the content was made of, by name: digests of files, versions of packages. Data
-            of equal settings and sources is equal, wherever its files lie.
+        sources: What the content was made of, by name: digests of files, versions of packages. It
+            explains what differs.
+        content: CRC-32 of tokens, probes and tokenizer, by their paths in `folder`. It decides what
+            differs.
     """
 
     folder: Path
@@ -70,9 +79,12 @@ class PreparedData:
     probes: tuple[Probe, ...]
     summary: dict[str, Any]
     sources: Mapping[str, str] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict)
 
 
-def prepare_data(config: DataConfig, progress: Report | None = None) -> PreparedData:
+def prepare_data(
+    config: DataConfig, progress: Report | None = None, *, check: bool = True
+) -> PreparedData:
     """Build the data of a config, or find it in the cache.
 
     The files appear under their final name only when all are written. What is damaged in the
@@ -82,33 +94,37 @@ def prepare_data(config: DataConfig, progress: Report | None = None) -> Prepared
         config: What to prepare.
         progress: Called with what is done, how much there is, and the name of the work, for one
             piece of work after another. Not called for data in the cache.
+        check: Look for damage in the cache. False where another process has just done so.
 
     Raises:
         UserError: A file is malformed, with its line number, or changed while it was read.
     """
     fingerprint, sources = _fingerprint(config)
     folder = _cache_dir(config) / fingerprint
-    found = _find(folder)
+    found = _find(folder, check=check)
     if found is None:
         # Tells what it leaves out as it finds it.
         _build(config, folder, progress)
-        found = read_prepared(folder)
+        found = read_prepared(folder, check=False)
     else:
         tell(found.summary.get("notes", ()), progress)
-    # The tokenizer that was loaded or trained: a folder may hold much that is none of it.
-    sources["tokenizer"] = _digest(folder / "tokenizer" / "tokenizer.json")
     sources["end-of-text token"] = str(found.tokenizer.eos_token)
     return replace(found, sources=sources)
 
 
-def read_prepared(folder: Path) -> PreparedData:
+def read_prepared(folder: Path, *, check: bool = True) -> PreparedData:
     """Read data that `prepare_data` has built, and check that they are what was written.
+
+    Args:
+        folder: Holds them.
+        check: Compare all files with their checksums.
 
     Raises:
         UserError: They are not there, or damaged.
     """
     try:
-        check_files(folder)
+        known = check_files(folder) if check else read_checksums(folder)
+        content = checksums_of(folder, _files(folder)) if known is None else known
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         if not all(type(summary[name]) is int for name in _COUNTS):
             raise ValueError("summary.json has other counts than are written there")
@@ -121,17 +137,22 @@ def read_prepared(folder: Path) -> PreparedData:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(folder, error) from error
     tokenizer = load_tokenizer(folder / "tokenizer")
-    # The second folder holds the text that is kept out.
-    most = max(most_token(folder), most_token(folder / "heldout"))
+    # The second folder holds the text that is kept out. Without checksums no file is believed.
+    most = max(most_token(place, scan=known is None) for place in (folder, folder / "heldout"))
     if most >= (size := vocabulary_size(tokenizer)):
         raise damaged(folder, f"it has token {most}, its tokenizer has {size} tokens")
-    return PreparedData(folder, tokenizer, probes, summary)
+    content = {name: crc for name, crc in content.items() if name.endswith(_CONTENT)}
+    return PreparedData(folder, tokenizer, probes, summary, content=content)
 
 
-def _find(folder: Path) -> PreparedData | None:
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _find(folder: Path, *, check: bool = True) -> PreparedData | None:
     """Return data that are there and whole."""
     try:
-        return read_prepared(folder)
+        return read_prepared(folder, check=check)
     except UserError:
         return None
 
@@ -240,7 +261,7 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             "notes": [*notes, *corpus.notes],
         }
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
-        write_checksums(part, (path for path in part.rglob("*") if path.is_file()))
+        write_checksums(part, _files(part))
         if _fingerprint(config)[0] != folder.name:
             raise UserError(
                 "a file of the data changed while it was read, expected none to. hint: run the "

@@ -83,17 +83,20 @@ def write_tokens(folder: Path, documents: Iterable[Document], vocab_size: int) -
         vocab_size: Decides between 16 and 32 bits a token.
     """
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
-    starts, predicted = array("q", [0]), array("q")
+    starts, predicted, most = array("q", [0]), array("q"), -1
     with (folder / "tokens.bin").open("wb") as file:
         for document in documents:
             first, end = document.predicted or (0, len(document.ids))
             predicted.extend((starts[-1] + first, starts[-1] + end))
-            file.write(np.asarray(document.ids, dtype).tobytes())
-            starts.append(starts[-1] + len(document.ids))
+            ids = np.asarray(document.ids, dtype)
+            file.write(ids.tobytes())
+            starts.append(starts[-1] + len(ids))
+            most = max(most, int(ids.max()) if len(ids) else -1)
     np.save(folder / "starts.npy", np.asarray(starts, np.int64))
     # Places in tokens.bin.
     np.save(folder / "predicted.npy", np.asarray(predicted, np.int64).reshape(-1, 2))
     info = {"dtype": np.dtype(dtype).name, "documents": len(starts) - 1, "tokens": starts[-1]}
+    info["most"] = most
     (folder / "tokens.json").write_text(json.dumps(info), "utf-8")
 
 
@@ -205,12 +208,21 @@ class TokenStream:
         return self._epoch[1], self._epoch[2]
 
 
-def most_token(folder: Path) -> int:
+def most_token(folder: Path, *, scan: bool) -> int:
     """Return the greatest token id of a folder that write_tokens filled, -1 if it is empty.
+
+    Args:
+        folder: Where the tokens are.
+        scan: Read them all, and do not believe what tokens.json says.
 
     Raises:
         UserError: The folder is damaged.
     """
+    if not scan:
+        try:
+            return int(json.loads((folder / "tokens.json").read_text("utf-8"))["most"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise damaged(folder, error) from error
     tokens, *_ = _read(folder)
     return int(tokens.max()) if len(tokens) else -1
 

@@ -38,23 +38,21 @@ def compare(
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     with alone_in(out):
-        return _compare(config, out, workers, command)
-
-
-def _compare(config: CompareConfig, out: Path, workers: int | None, command: str) -> dict[str, Any]:
-    variants = config.variants()
-    prepared = prepare_runs(variants.values(), "a comparison")
-    sizes = {name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()}
-    matched = match_variants(config, sizes)
-    jobs = config.jobs(matched.variants)
-    workers = workers_for(jobs, workers)
-    about = {
-        "name": config.base.name,
-        "command": command,
-        "facts": next(iter(prepared.values())).summary,
-        "kinds": config.kinds(),
-        "match": matched.record,
-    }
-    results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
-    write_report(results, out)
-    return results
+        variants = config.variants()
+        prepared = prepare_runs(variants.values(), "a comparison")
+        sizes = {
+            name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
+        }
+        matched = match_variants(config, sizes)
+        jobs = config.jobs(matched.variants)
+        workers = workers_for(jobs, workers)
+        about = {
+            "name": config.base.name,
+            "command": command,
+            "facts": next(iter(prepared.values())).summary,
+            "kinds": config.kinds(),
+            "match": matched.record,
+        }
+        results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
+        write_report(results, out)
+        return results

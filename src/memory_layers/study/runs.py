@@ -87,10 +87,10 @@ def run_jobs(
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     for name, (_, _, run) in jobs.items():
-        check_folder(out / "runs" / name, run, prepared[run.data].sources)
+        check_folder(out / "runs" / name, run, prepared[run.data])
     with ProgressLine() as line:
         for name, (_, _, run) in jobs.items():
-            for told in claim_folder(out / "runs" / name, run, prepared[run.data].sources):
+            for told in claim_folder(out / "runs" / name, run, prepared[run.data]):
                 line.say(told)
     about = {
         "format_version": 1,
@@ -224,9 +224,21 @@ def _work(job: Job, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     variant, seed, config = job
     with outcome.recorded_failures(out):
-        with alone_in(out, seconds=SECONDS_FOR_ORPHANS):
-            pass
+        _wait_for_orphan(out, stop)
         measure_run(variant, seed, config, out)
+
+
+def _wait_for_orphan(out: Path, stop: StopSignal) -> None:
+    """Wait until nobody works in the folder of a run, or until this process is to stop."""
+    until = time.monotonic() + SECONDS_FOR_ORPHANS
+    while not stop.requested:
+        try:
+            with alone_in(out, seconds=SECONDS_BETWEEN_LOOKS):
+                return
+        except UserError:
+            if time.monotonic() >= until:
+                raise
+    raise KeyboardInterrupt(f"stopped, another process works in {out}")
 
 
 def _follow_parent(stop: StopSignal) -> None:

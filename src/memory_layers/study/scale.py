@@ -198,37 +198,33 @@ def scale(
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     with alone_in(out):
-        return _scale(config, out, workers, threads, command)
+        cells, jobs = config.cells(), config.jobs()
+        prepared = prepare_runs([config.base], "a sweep")
+        _claim_threads(out, threads)
+        workers = workers_for(jobs, workers, threads)
+        about = {
+            "name": config.base.name,
+            "command": command,
+            "threads": threads,
+            "facts": prepared[config.base.data].summary,
+            "bases": list(config.bases),
+            "slots": sorted({slots for _, slots, _ in cells.values()}),
+            "seeds": list(config.seeds),
+        }
 
+        def conclude(runs: list[dict[str, Any]]) -> dict[str, Any]:
+            placed = []
+            for run in runs:
+                base, slots, _ = cells[run["variant"]]
+                placed.append({**run, "base": base, "slots": slots})
+            return {"runs": placed, **fit_sweep(placed)}
 
-def _scale(
-    config: ScaleConfig, out: Path, workers: int | None, threads: int, command: str
-) -> dict[str, Any]:
-    cells, jobs = config.cells(), config.jobs()
-    prepared = prepare_runs([config.base], "a sweep")
-    _claim_threads(out, threads)
-    workers = workers_for(jobs, workers, threads)
-    about = {
-        "name": config.base.name,
-        "command": command,
-        "threads": threads,
-        "facts": prepared[config.base.data].summary,
-        "bases": list(config.bases),
-        "slots": sorted({slots for _, slots, _ in cells.values()}),
-        "seeds": list(config.seeds),
-    }
-
-    def conclude(runs: list[dict[str, Any]]) -> dict[str, Any]:
-        placed = []
-        for run in runs:
-            base, slots, _ = cells[run["variant"]]
-            placed.append({**run, "base": base, "slots": slots})
-        return {"runs": placed, **fit_sweep(placed)}
-
-    order = config.longest_first()
-    results = run_jobs(jobs, prepared, out, about, workers, threads, order=order, conclude=conclude)
-    write_scale_report(results, out)
-    return results
+        order = config.longest_first()
+        results = run_jobs(
+            jobs, prepared, out, about, workers, threads, order=order, conclude=conclude
+        )
+        write_scale_report(results, out)
+        return results
 
 
 def _claim_threads(out: Path, threads: int) -> None:

@@ -5,15 +5,17 @@ config.json holds the settings, data.json what the data was made of.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
 from memory_layers.config import MemoryConfig
+from memory_layers.data.prepare import PreparedData
+from memory_layers.data.tokenizer import load_tokenizer
 from memory_layers.train.config import RunConfig
-from memory_layers.train.folders import has_saved
+from memory_layers.train.folders import has_saved, list_checkpoints
 
 SETTINGS, DATA = "config.json", "data.json"
 # How a run is computed, watched and called, not what: this may change when it goes on.
@@ -28,7 +30,7 @@ _PLACES = ("data.facts", "data.text", "data.templates", "data.tokenizer")
 def check_folder(
     out: Path,
     config: RunConfig,
-    sources: Mapping[str, str] | None = None,
+    data: PreparedData | None = None,
     *,
     longer: bool = False,
 ) -> int:
@@ -39,7 +41,7 @@ def check_folder(
     Args:
         out: Folder of the run, which need not be there yet.
         config: The run.
-        sources: Those of its `PreparedData`. None: not known yet.
+        data: What it is trained on. None: not known yet.
         longer: Accept a run that differs in nothing but fewer train.steps.
 
     Returns:
@@ -48,31 +50,63 @@ def check_folder(
     Raises:
         UserError: Another configuration has run there, or one on other data. What differs is named.
     """
-    if not has_saved(out):
-        return config.train.steps
+    return _look(out, config, data, longer=longer).planned
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is in the folder of a run: its records, and the steps that it was to take."""
+
+    saved: bool
+    settings: dict[str, Any] | None
+    data: dict[str, Any] | None
+    planned: int
+
+
+def _look(out: Path, config: RunConfig, data: PreparedData | None, *, longer: bool) -> _Found:
+    """Read what is in a folder, and refuse another run: see check_folder."""
     old, before = read_object(out / SETTINGS), read_object(out / DATA)
-    planned = config.train.steps
-    if old is not None:
-        old, new = _upgraded(old), _values(config)
-        steps = _in(old, "train", "steps")
+    content, sources = _in(before, "content"), _in(before, "sources")
+    if not isinstance(content, dict) or not isinstance(sources, dict):
+        before = None
+    planned, saved = config.train.steps, has_saved(out)
+    if saved and old is not None:
+        upgraded, new = _upgraded(old), _values(config)
+        steps = _in(upgraded, "train", "steps")
         if longer and isinstance(steps, int) and steps < planned:
             planned = new["train"]["steps"] = steps
         free = _FREE if before is None else (*_FREE, *_PLACES)
-        if differing := _differences(old, new, free):
+        if differing := _differences(upgraded, new, free):
             raise UserError(
                 f"{out} holds a run with another configuration: {'; '.join(differing)}. "
                 "hint: choose another --out, or delete the folder"
             )
-    if before is not None and sources is not None and dict(sources) != before:
+    changes: list[str] = []
+    if saved and data is not None and before is None:
+        changes = _other_tokenizer(out, data)
+    elif saved and data is not None and content != data.content:
+        changes = list_changes(content, data.content, sources, data.sources)
+    if changes:
         raise UserError(
-            f"{out} holds a run on other data: {'; '.join(_changes(before, sources))}. "
+            f"{out} holds a run on other data: {'; '.join(changes)}. "
             "hint: bring the data back to go on, or choose another --out, or delete the folder"
         )
-    return planned
+    return _Found(saved, old, before, planned)
+
+
+def _other_tokenizer(out: Path, data: PreparedData) -> list[str]:
+    """Compare what runs of earlier versions have of their data, the tokenizer in a checkpoint."""
+    for folder in list_checkpoints(out)[-1:]:
+        if not (folder / "tokenizer.json").is_file():
+            continue
+        # Not the files: versions of the tokenizers package write the same in other words.
+        if load_tokenizer(folder).get_vocab() != data.tokenizer.get_vocab():
+            return [f"the tokenizer of {folder} is not that of {data.folder}"]
+    return []
 
 
 def claim_folder(
-    out: Path, config: RunConfig, sources: Mapping[str, str], *, longer: bool = False
+    out: Path, config: RunConfig, data: PreparedData, *, longer: bool = False
 ) -> list[str]:
     """Make the folder of a run, or check that the run in it is this one.
 
@@ -81,7 +115,7 @@ def claim_folder(
     Args:
         out: Folder of the run.
         config: The run.
-        sources: Those of its `PreparedData`.
+        data: What it is trained on.
         longer: As for `check_folder`. The folder then holds the longer run.
 
     Returns:
@@ -90,23 +124,38 @@ def claim_folder(
     Raises:
         UserError: As check_folder.
     """
-    check_folder(out, config, sources, longer=longer)
-    old, before = read_object(out / SETTINGS), read_object(out / DATA)
+    found = _look(out, config, data, longer=longer)
+    records = {SETTINGS: found.settings, DATA: found.data}
     told = []
-    if has_saved(out):
-        lost = [name for name, found in ((SETTINGS, old), (DATA, before)) if found is None]
+    if found.saved:
+        lost = [name for name, record in records.items() if record is None]
         if lost:
             told.append(
                 f"{out}: {' and '.join(lost)} cannot be read or {'is' if len(lost) == 1 else 'are'}"
-                " not there, and now written by what was given: that it is the same is not checked"
+                " not there, and now written by what was given: little of it can be checked"
             )
-    elif old is not None and _differences(_upgraded(old), _values(config), _FREE):
+    elif found.settings and _differences(_upgraded(found.settings), _values(config), _FREE):
         told.append(f"{out}: a run of other settings there had saved nothing, and is given up")
-    if before != sources:
-        write_json(out / DATA, sources)
-    if old != (new := _values(config)):
-        write_json(out / SETTINGS, new)
+    made_of = {"content": dict(data.content), "sources": dict(data.sources)}
+    for name, record in {DATA: made_of, SETTINGS: _values(config)}.items():
+        if records[name] != record:
+            write_json(out / name, record)
     return told
+
+
+def list_changes(
+    content: Mapping[str, Any],
+    other_content: Mapping[str, Any],
+    sources: Mapping[str, Any],
+    other_sources: Mapping[str, Any],
+) -> list[str]:
+    """Say why data differ: by their sources, or by their content where those are the same."""
+    names = sorted(content.keys() | other_content.keys())
+    return _changes(sources, other_sources) or [
+        f"{name} has other content"
+        for name in names
+        if content.get(name) != other_content.get(name)
+    ]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -170,7 +219,7 @@ def _differences(old: Any, new: Any, free: tuple[str, ...], where: str = "") -> 
     return [f"{where} was {_shown(old)}, is {_shown(new)}"]
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, str]) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in [*now, *(name for name in before if name not in now)]:
         old, new = before.get(name), now.get(name)

@@ -5,10 +5,10 @@ a function of the seed and the step, and everything else is in the newest checkp
 """
 
 import math
+import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.locks import alone_in
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.seeds import mixed
+from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
@@ -36,7 +37,7 @@ from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
 from memory_layers.train.build import make_model, make_optimizer
 from memory_layers.train.checkpoint import Checkpoints
-from memory_layers.train.claim import check_folder, claim_folder
+from memory_layers.train.claim import check_folder, claim_folder, list_changes
 from memory_layers.train.config import RunConfig, check_shares
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.finite import count_in_state
@@ -44,6 +45,9 @@ from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
+
+# What a checkpoint holds of a `_Run`.
+_COUNTERS = ("tokens", "seconds", "losses", "reads")
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,21 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         ExitStack() as held,
     ):
         world.on_rank_0(lambda: held.enter_context(alone_in(out)))
-        # The first process to come prepares the data, the others of its machine find it done.
-        world.on_rank_0(lambda: prepare_data(config.data, progress.update))
-        data = prepare_data(config.data)
-        _check_same(world.all_gather(data.sources))
+        data = _prepare(config.data, world, progress)
         model = make_model(config, data, world)
         optimizer = make_optimizer(config, model)
         # Nothing that a mistake in the configuration can stop comes after this.
         told: list[str] = []
-        world.on_rank_0(lambda: told.extend(claim_folder(out, config, data.sources, longer=True)))
+        world.on_rank_0(lambda: told.extend(claim_folder(out, config, data, longer=True)))
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
         lines = counters.pop("lines", 0)
+        if others := sorted(counters.keys() - _COUNTERS):
+            raise UserError(
+                f"{list_checkpoints(out)[-1]} counts {', '.join(others)}, expected "
+                f"{', '.join(_COUNTERS)} alone. hint: go on with the version of memory-layers "
+                "that wrote it, or choose another --out"
+            )
         with (
             StopSignal(show=world.is_rank_0) as stop,
             MetricsWriter(out, done, writes=world.is_rank_0) as metrics,
@@ -150,15 +157,28 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
             return TrainedModel(model, data, run.tokens, round(run.seconds, 3), metrics.read())
 
 
-def _check_same(sources: list[Mapping[str, str]]) -> None:
-    """Refuse ranks that would read different data."""
-    names = {name for one in sources for name in one.keys() | sources[0].keys()
-             if one.get(name) != sources[0].get(name)}  # fmt: skip
-    if names:
-        raise UserError(
-            f"the ranks have different data: {', '.join(sorted(names))}. hint: the same files and "
-            "versions on all machines"
-        )
+def _prepare(config: DataConfig, world: World, progress: ProgressLine) -> PreparedData:
+    """Prepare the data, or look for damage in it, once a machine. The other ranks only open it.
+
+    Raises:
+        UserError: The data is malformed, or ranks would read different data.
+    """
+    found: list[PreparedData] = []
+    world.on_rank_0(lambda: found.append(prepare_data(config, progress.update)))
+    if not found and os.environ.get("LOCAL_RANK") == "0":
+        found.append(prepare_data(config))
+    # The others wait for it here.
+    world.sum(0)
+    data = found[0] if found else prepare_data(config, check=False)
+    first, *others = world.all_gather((data.content, data.sources))
+    for content, sources in others:
+        if content != first[0]:
+            changes = list_changes(first[0], content, first[1], sources)
+            raise UserError(
+                f"the ranks have different data: {'; '.join(changes)}. hint: the same files and "
+                "versions on all machines"
+            )
+    return data
 
 
 @dataclass
