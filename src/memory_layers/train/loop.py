@@ -114,9 +114,8 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         lines = counters.pop("lines", 0)
         if others := sorted(counters.keys() - _COUNTERS):
             raise UserError(
-                f"{list_checkpoints(out)[-1]} counts {', '.join(others)}, expected "
-                f"{', '.join(_COUNTERS)} alone. hint: go on with the version of memory-layers "
-                "that wrote it, or choose another --out"
+                f"{list_checkpoints(out)[-1]} counts {', '.join(others)}, expected only "
+                f"{', '.join(_COUNTERS)}. hint: go on with the version that wrote it"
             )
         with (
             StopSignal(show=world.is_rank_0) as stop,
