@@ -188,7 +188,9 @@ def test_a_checkpoint_of_a_version_that_counts_more_is_refused(run: RunConfig) -
     (folder / "checksums.json").unlink()
     state = torch.load(folder / "state.pt", weights_only=True)
     torch.save({**state, "format": 2, "counters": {"sheep": 3}}, folder / "state.pt")
-    with pytest.raises(UserError, match=r"step-00000004 counts sheep, expected tokens, .*hint"):
+    with pytest.raises(
+        UserError, match=r"step-00000004 counts sheep, expected only tokens, .*hint"
+    ):
         train(run, Path("out"), show=False)
 
 
