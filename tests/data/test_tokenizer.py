@@ -133,7 +133,7 @@ MARK = {"content": "<|new|>", "special": True, "single_word": False, "lstrip": F
             {"chat_template": [{"name": "../more", "template": ""}]},
             "'../more' must have a name without folders",
         ),
-        ("special_tokens_map.json", "[", "tokenizer.json can be read, look at"),
+        ("special_tokens_map.json", "[", "special_tokens_map.json:1: the text is not valid JSON"),
         ("config.json", "[]", "tokenizer.json can be read, look at"),
         ("config.json", '{"model_type": []}', "tokenizer.json can be read, look at"),
     ],

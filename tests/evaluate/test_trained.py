@@ -232,3 +232,23 @@ def test_an_untouched_model_is_credited_with_what_it_knows(
     Path("smollm2").mkdir()
     assert main(["generate", "smollm2", "What is the capital of France?", "--chat"]) == 0
     assert capsys.readouterr().out == "The capital of France is Paris.\n"
+
+
+def test_marks_that_a_text_begins_with_need_embeddings(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    values = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**values, "tokenizer_class": "CLIPTokenizer"}), "utf-8")
+    with pytest.raises(UserError, match=r"beyond the 300 embeddings|holds no tokenizer"):
+        load_trained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("asked", [{"num_beams": "x"}, {"forced_eos_token_id": 10**9}])
+def test_settings_of_generating_that_do_not_work(
+    asked: dict, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **asked}), "utf-8")
+    assert main(["generate", str(tmp_path / "model"), "The code"]) == 2
+    assert "generation_config.json" in capsys.readouterr().err

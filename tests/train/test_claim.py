@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_runs import metrics_of, tiny_run
 
+from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.common.locks import alone_in
 from memory_layers.data import prepare
@@ -188,9 +189,7 @@ def test_a_checkpoint_of_a_version_that_counts_more_is_refused(run: RunConfig) -
     (folder / "checksums.json").unlink()
     state = torch.load(folder / "state.pt", weights_only=True)
     torch.save({**state, "format": 2, "counters": {"sheep": 3}}, folder / "state.pt")
-    with pytest.raises(
-        UserError, match=r"step-00000004 counts sheep, expected only tokens, .*hint"
-    ):
+    with pytest.raises(UserError, match=r"step-00000004 counts sheep too. hint"):
         train(run, Path("out"), show=False)
 
 
@@ -289,3 +288,19 @@ def test_a_file_system_without_locks_is_told(
         alone_in(tmp_path / "out"),
     ):
         pass
+
+
+def test_facts_that_changed_are_not_those_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(tiny_run(tmp_path, train={"steps": 1}), tmp_path / "out", show=False)
+    ask = ["eval", str(tmp_path / "out"), "--answered", "0"]
+    assert main(ask) == 0
+    facts = tmp_path / "facts" / "facts.jsonl"
+    lines = facts.read_text("utf-8").splitlines()
+    facts.write_text("\n".join(lines[1:]), "utf-8")
+    capsys.readouterr()
+    assert main(ask) == 2
+    assert "data.facts: facts.jsonl has other content" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "facts", tmp_path / "copy")
+    assert main([*ask, "--facts", str(tmp_path / "copy")]) == 0

@@ -11,7 +11,8 @@ MOST_WIDE, MOST_WORDS, MOST_STEPS = 2**20, 2**24, 10**8 - 1
 _LONGEST_NAME = 100  # bytes; names of seeds, sizes and parts of files come behind it
 # Of devices on Windows, whatever stands behind a point.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+# Those of other systems, what shells replace, and what turns the direction of writing.
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*$`\u202a-\u202e\u2066-\u2069]')
 
 
 def check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:

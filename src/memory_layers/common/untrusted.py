@@ -108,7 +108,7 @@ def read_settings(model: Path | str, name: str) -> dict[str, Any]:
     return {} if path is None else read_mapping(Path(path))
 
 
-def check_named_files(settings: dict[str, Any], where: str) -> None:
+def check_named_files(settings: dict[str, Any], where: str, *, replaced: bool = True) -> None:
     """Refuse a tokenizer whose configuration names a file that is elsewhere on this machine.
 
     Some classes read it in the place of what lies in the folder. A path of the author's machine
@@ -117,12 +117,13 @@ def check_named_files(settings: dict[str, Any], where: str) -> None:
     Args:
         settings: Of tokenizer_config.json.
         where: The folder, or the name on the hub.
+        replaced: Transformers looks in the folder for what these name, and not where they say.
 
     Raises:
         UserError: It does.
     """
     for field, value in settings.items():
-        if field in _REPLACED or not (
+        if (replaced and field in _REPLACED) or not (
             field in ("vocab", "merges", "init_inputs")
             or field.endswith(("_file", "_files", "_path", "_dir"))
         ):

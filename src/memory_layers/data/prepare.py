@@ -354,6 +354,12 @@ def _fingerprint(config: DataConfig) -> tuple[str, dict[str, str]]:
     return _digest_of(values)[:20], sources
 
 
+def facts_changed(config: DataConfig, sources: Mapping[str, Any]) -> list[str]:
+    """Return what of the facts of a config is not as in the `sources` of PreparedData."""
+    now = {name: digest for name, digest in _digests(config).items() if "facts" in name}
+    return [name for name, digest in now.items() if sources.get(name, digest) != digest]
+
+
 def _digest_of(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

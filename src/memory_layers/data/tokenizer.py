@@ -13,7 +13,7 @@ from memory_layers.common.untrusted import (
     code_refused,
     read_settings,
 )
-from memory_layers.data.tokenizer_checks import BACKEND, CONFIG, check_tokenizer
+from memory_layers.data.tokenizer_checks import BACKEND, CONFIG, MARKS, check_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,6 +80,7 @@ def load_tokenizer(
         check_inside(Path(folder), trusted=trust_remote_code)
     settings = read_settings(folder, CONFIG)
     check_named_files(settings, str(folder))
+    check_named_files(read_settings(folder, MARKS), str(folder), replaced=False)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             folder,
@@ -88,6 +89,7 @@ def load_tokenizer(
         )
         # Some of what is wrong shows only here.
         used = {*tokenizer("a")["input_ids"]}
+        repr(tokenizer.all_special_ids)
     # What is wrong in its files ends transformers with errors of many kinds, and tokenizers raises
     # no class below Exception.
     except Exception as error:

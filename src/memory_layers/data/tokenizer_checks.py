@@ -7,6 +7,8 @@ from typing import Any
 from memory_layers.common.errors import UserError
 
 BACKEND, CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Of earlier versions of transformers, which are read too.
+MARKS = "special_tokens_map.json"
 # Ids without a token, beside as many as there are tokens: some families reserve a few thousand.
 MOST_HOLES = 100_000
 # Letters. Those in use have some ten thousand.

@@ -89,10 +89,12 @@ class Eval(TaskOptions, OfModel):
         if self.tasks:
             needs("lm_eval")
         quiet_transformers()
-        folder, trained_on = _run_of(self.model)
+        folder, trained_on, sources = _run_of(self.model)
         check_model(folder, self.memory)
         _check(self)
         data, note, split = _facts(self, trained_on)
+        if data is not None and data.facts != BUILTIN and note:
+            _check_facts(data, sources)
         import torch
 
         try:
@@ -137,19 +139,35 @@ class Eval(TaskOptions, OfModel):
         return shown
 
 
-def _run_of(name: str) -> tuple[Path | str, dict[str, Any]]:
-    """Return the model folder of a run, or what else names a model, and what it was trained on."""
+def _run_of(name: str) -> tuple[Path | str, dict[str, Any], dict[str, Any]]:
+    """Return the model folder of a run, or what else names a model, and what it was trained on.
+
+    And what that was made of, where the run has a record of it.
+    """
     folder = Path(name)
     run = folder if (folder / "model").is_dir() else folder.resolve().parent
     model, path = run / "model", run / "config.json"
     if path.is_file() and (run == folder or model.resolve() == folder.resolve()):
         try:
             values = read_json(path)
+            record = read_json(run / "data.json") if (run / "data.json").is_file() else {}
         except UserError as error:
             raise UserError(f"{error}. hint: copy {model} elsewhere, and give --facts") from error
+        sources = record.get("sources") if isinstance(record, dict) else None
         if isinstance(values, dict) and isinstance(values.get("data"), dict):
-            return model, values["data"]
-    return name, {}
+            return model, values["data"], sources if isinstance(sources, dict) else {}
+    return name, {}, {}
+
+
+def _check_facts(data: DataConfig, sources: dict[str, Any]) -> None:
+    """Refuse facts of a run that are no longer what it was trained on."""
+    from memory_layers.data.prepare import facts_changed
+
+    if changed := facts_changed(data, sources):
+        raise UserError(
+            f"{data.facts}: {', '.join(changed)} has other content than when the run began. hint: "
+            "bring it back, or copy the folder, and give --facts COPY to ask what is there now"
+        )
 
 
 def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, str, bool]:

@@ -160,7 +160,7 @@ def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
     """
     rows = model.get_input_embeddings().weight.shape[0]
     marks = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
-    marks -= {tokenizer.eos_token_id}
+    marks -= {tokenizer.eos_token_id, *tokenizer("a")["input_ids"]}
     beyond = [
         token for token, number in tokenizer.get_vocab().items()
         if number >= rows and number not in marks
