@@ -310,6 +310,17 @@ def test_metadata_lead_nowhere_else(older: Path, copy: Callable, name: str | int
         export(folder)
 
 
+@pytest.mark.parametrize("level", [b"\x85", b"K\x010\x85", b"(0\x85", b"\x94\x85"])
+def test_metadata_of_values_in_values_without_end(
+    older: Path, copy: Callable, level: bytes
+) -> None:
+    """As a key of a dictionary, one would take all the stack of the process."""
+    folder = copy(older)
+    (folder / ".metadata").write_bytes(b"\x80\x04})" + level * 200_000 + b"K\x01s.")
+    with pytest.raises(DamagedCheckpointError, match=r"values in one another"):
+        export(folder)
+
+
 def spoil(tensor: torch.Tensor) -> None:
     with torch.no_grad():
         tensor.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), -float("inf")])

@@ -6,6 +6,7 @@ are then built again of the plain values found in it, each of which is checked.
 
 import io
 import pickle
+import pickletools
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,6 +23,8 @@ from torch.distributed.checkpoint.metadata import (
 from memory_layers.common.checksums import is_inside
 
 _DCP = "torch.distributed.checkpoint"
+# Values in one another. Of a list or dictionary a thousand entries count as one.
+_DEEPEST = 5_000
 # What DCP has written since torch 2.11, on any system and version of Python.
 _NAMES = {
     f"{_DCP}.metadata": {
@@ -69,6 +72,7 @@ def parse_metadata(pickled: bytes, extensions: tuple[str, ...]) -> Metadata:
         ValueError: It is damaged, or names anything that the metadata of tensors do not need.
     """
     try:
+        _check_depth(pickled)
         root = _fields(_Unpickler(io.BytesIO(pickled)).load(), "Metadata")
         places = {
             _index(key): _place(value, extensions) for key, value in root["storage_data"].items()
@@ -83,6 +87,34 @@ def parse_metadata(pickled: bytes, extensions: tuple[str, ...]) -> Metadata:
     ) as error:  # fmt: skip
         raise ValueError(f"{type(error).__name__}: {error}") from error
     return Metadata({**tensors}, storage_data=places)
+
+
+def _check_depth(pickled: bytes) -> None:
+    """Refuse values in values without end: to hash such a key takes all the stack of a process."""
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[int, int] = {}
+    for code, argument, _ in pickletools.genops(pickled):
+        if code.name == "MARK":
+            marks.append(len(stack))
+        elif code.name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        elif code.name == "MEMOIZE" or code.name.endswith("PUT"):
+            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+        elif code.name.endswith("GET"):
+            stack.append(memo[int(argument)])
+        else:
+            before = code.stack_before
+            if pickletools.markobject in before:
+                start = marks.pop() - before.index(pickletools.markobject)
+            else:
+                start = len(stack) - len(before)
+            if start < 0:
+                raise ValueError("it takes more values than it has")
+            depth = max(stack[start:], default=-1) + 1
+            if depth > _DEEPEST:
+                raise ValueError(f"it holds more than {_DEEPEST:,} values in one another")
+            stack[start:] = [depth] * len(code.stack_after)
 
 
 class _Named:
