@@ -100,9 +100,9 @@ def _check_depth(pickled: bytes) -> None:
         elif code.name == "POP" and marks and marks[-1] == len(stack):
             marks.pop()
         elif code.name == "MEMOIZE" or code.name.endswith("PUT"):
-            memo[len(memo) if argument is None else int(argument)] = stack[-1]
+            memo[len(memo) if argument is None else argument] = stack[-1]
         elif code.name.endswith("GET"):
-            stack.append(memo[int(argument)])
+            stack.append(memo[argument or 0])
         else:
             before = code.stack_before
             if pickletools.markobject in before:

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -75,12 +76,13 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)
-        self.engine = engine
+        self.engine, self.asked_to_end = engine, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End. Again: at once."""
         if self.should_exit:
             os._exit(128 + sig)
+        self.asked_to_end = True
         # Whatever holds the process.
         last = threading.Timer(MOST_SECONDS, os._exit, (128 + sig,))
         last.daemon = True
@@ -103,11 +105,12 @@ class Server(uvicorn.Server):
             1, where the engine has failed.
         """
         self.engine.start()
-        try:
+        # Uvicorn raises the signal again, which a process in the background of a shell ignores.
+        with suppress(KeyboardInterrupt):
             self.run(sockets)
-        except KeyboardInterrupt:
-            # Nothing is left to be written. The engine may be in the middle of a step, and Python
-            # takes seconds to clear away what torch and Numba hold.
-            sys.stderr.flush()
-            os._exit(0)
-        return 1
+        if not self.asked_to_end:
+            return 1
+        # Nothing is left to be written. The engine may be in the middle of a step, and Python takes
+        # seconds to clear away what torch and Numba hold.
+        sys.stderr.flush()
+        os._exit(0)
