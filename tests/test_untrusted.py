@@ -366,8 +366,8 @@ def test_paths_that_older_versions_left_are_passed_over(
     edit(
         tmp_path / "folder" / "tokenizer_config.json",
         tokenizer_file=str(base / "tokenizer.json"),
-        special_tokens_map_file="/home/author/special_tokens_map.json",
-        vocab_file="/home/author/vocab.json",
+        special_tokens_map_file=str(tmp_path / "author" / "special_tokens_map.json"),
+        vocab_file=str(tmp_path / "author" / "vocab.json"),
         name_or_path="gpt2",
     )
     load_tokenizer(tmp_path / "folder")

@@ -52,7 +52,7 @@ PLANTED = {
     "a link": ("dataset_kwargs: {data_files: link.jsonl}", "lies outside"),
     "an address": ("dataset_kwargs: {data_files: 'http://localhost/x'}", "http://localhost/x"),
     "an archive": ("dataset_kwargs: {data_files: 'zip://x::/etc/hostname'}", "zip://"),
-    "a cache": ("dataset_kwargs: {cache_dir: /tmp/x}", "cache_dir"),
+    "a cache": ("dataset_kwargs: {cache_dir: cache}", "cache_dir"),
     "an include elsewhere": ("include: ../outer.yaml", "lies outside"),
     "an include by its path": ("include: /etc/hostname", "lies outside"),
     "an include of code": ("include: coded.inc", "!function evil.run"),

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 from memory_layers.common.errors import UserError
@@ -14,6 +15,11 @@ from memory_layers.common.text_files import read_json
 
 # Fields that earlier versions of transformers wrote, in the place of which it looks in the folder.
 _REPLACED = ("tokenizer_file", "special_tokens_map_file", "added_tokens_file", "name_or_path")
+# What malformed files, and programs in them, end other libraries with.
+MALFORMED = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, OSError, PickleError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 # Folders inside a model folder that are read too.
 _INSIDE = ("additional_chat_templates", "memory_patch")
 # What loaders read, of models, tokenizers, facts and texts.

@@ -1,12 +1,14 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs
 from memory_layers.common.untrusted import (
+    MALFORMED,
     check_inside,
     check_named_files,
     code_of,
@@ -82,17 +84,17 @@ def load_tokenizer(
     check_named_files(settings, str(folder))
     check_named_files(read_settings(folder, MARKS), str(folder), replaced=False)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder,
-            local_files_only=isinstance(folder, Path),
-            trust_remote_code=trust_remote_code,
-        )
-        # Some of what is wrong shows only here.
-        used = {*tokenizer("a")["input_ids"]}
-        repr(tokenizer.all_special_ids)
-    # What is wrong in its files ends transformers with errors of many kinds, and tokenizers raises
-    # no class below Exception.
-    except Exception as error:
+        with _named_errors():
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder,
+                local_files_only=isinstance(folder, Path),
+                trust_remote_code=trust_remote_code,
+            )
+            # Some of what is wrong shows only here.
+            used = {*tokenizer("a")["input_ids"]}
+            repr(tokenizer.all_special_ids)
+    # What is wrong in its files ends transformers with errors of many kinds.
+    except (*MALFORMED, ImportError) as error:
         if "trust_remote_code" in str(error):
             raise code_refused(str(folder), code_of(settings)) from error
         _refuse_damaged(folder, error)
@@ -121,10 +123,12 @@ def write_chat(
         ImportError: Jinja is not installed.
     """
     needs("jinja2")
+    from jinja2 import TemplateError
+
     try:
         return tokenizer.apply_chat_template(list(turns), **options)
-    # A template is a program that came with the folder, and fails as any program does.
-    except Exception as error:
+    # A template is a program that came with the folder, and fails as programs do.
+    except (*MALFORMED, TemplateError) as error:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} refuses these turns "
             f"of {', '.join(turn['role'] for turn in turns)}: {error}. hint: correct their order, "
@@ -140,6 +144,17 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+@contextmanager
+def _named_errors() -> Generator[None]:
+    """Raise as ValueError what tokenizers raises: Exception itself, and none of its classes."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ValueError(str(error)) from error
+
+
 def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
     """Say of a tokenizer that cannot be loaded which file is wrong."""
     from tokenizers import Tokenizer
@@ -150,8 +165,9 @@ def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
     where = f"{folder} holds no tokenizer that transformers can load"
     if isinstance(folder, Path) and (folder / BACKEND).is_file():
         try:
-            Tokenizer.from_file(str(folder / BACKEND))
-        except Exception as broken:
+            with _named_errors():
+                Tokenizer.from_file(str(folder / BACKEND))
+        except ValueError as broken:
             raise UserError(
                 f"{folder / BACKEND} is no tokenizer: {broken}. hint: copy the file again"
             ) from broken

@@ -185,9 +185,9 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
         return None, "", False
     own = trained_on.get("facts")
     wrong = (
-        "config.json of the run: `data:` holds a value of a wrong type: {}. hint: give the folder "
+        "config.json of the run: `data:` holds a value of a wrong type: {}. "
+        "hint: give the folder of the model, with --facts"
     )
-    wrong += "of the model, with --facts"
     if not isinstance(own, str | None):
         raise UserError(wrong.format(f"facts: {own!r}"))
     facts = asked.facts or own

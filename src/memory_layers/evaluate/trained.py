@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from pickle import PickleError
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
@@ -13,7 +12,13 @@ from memory_layers.common.errors import UserError, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
 from memory_layers.common.paths import IS_PATH
-from memory_layers.common.untrusted import check_inside, code_of, code_refused, read_settings
+from memory_layers.common.untrusted import (
+    MALFORMED,
+    check_inside,
+    code_of,
+    code_refused,
+    read_settings,
+)
 from memory_layers.data.lines import shorten
 
 if TYPE_CHECKING:
@@ -96,10 +101,7 @@ def load_trained(
     except UserError as error:
         raise placed(error, found) from error
     # What is wrong in its files ends transformers with errors of many kinds.
-    except (
-        ArithmeticError, AssertionError, AttributeError, LookupError, OSError, PickleError,
-        RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError,
-    ) as error:  # fmt: skip
+    except (*MALFORMED, SafetensorError, StrictDataclassError) as error:
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise code_refused(str(model), code_of(settings)) from error
         reason = " ".join(str(error).split())

@@ -4,7 +4,6 @@ What is damaged is refused, and so is what leads out of its folder. Next: checkp
 it into a model, and export.py.
 """
 
-import pickle
 import stat
 import warnings
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
+from memory_layers.common import untrusted
 from memory_layers.common.checksums import CHECKSUMS, DamageError, check_files
 from memory_layers.common.errors import UserError
 from memory_layers.train.dcp_metadata import parse_metadata
@@ -31,9 +31,7 @@ FORMATS = (2, 3)
 
 # What reading a damaged file of torch or pickle raises.
 MALFORMED = (
-    OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-    ImportError, AssertionError, pickle.UnpicklingError, dcp.api.CheckpointException,
-    ArithmeticError, MemoryError,
+    *untrusted.MALFORMED, EOFError, ImportError, MemoryError, dcp.api.CheckpointException,
 )  # fmt: skip
 
 
