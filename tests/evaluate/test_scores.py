@@ -32,6 +32,10 @@ def test_squad_normalisation() -> None:
         ("ملك", "مَلِك"), ("か", "が"), ("Cote", "Côte"), ("fx", "f(x)"), ("Nodejs", "Node.js"),
         ("!=", "="), ("<5", ">5"), ("192.16811", "192.168.1.1"), ("11/2", "1½"), ("12", "1, 2"),
         ("Paris, France", "Paris"), ("Paris Saint-Germain", "Paris"), (",", "."), ("7", "007"),
+        ("5 MB", "5 Mb"), ("8 Pa", "8 pA"), ("3 mm", "3 mM"), ("3 mm", "3 Mm"), ("2 s", "2 S"),
+        ("5 MB/s", "5 Mb/s"), ("5M", "5m"), ("x²", "x2"), ("e²", "e2"), ("(a)²", "(a)2"),
+        ("f'", "f"), ("f''", "f'"), ("f′", "f"), ("n!", "n"), ("3x²", "3×2"), ("Maße", "Masse"),
+        ("5''", "5'"), ("2 h", "2 H"), ("4 t", "4 T"),
     ],
 )  # fmt: skip
 def test_other_facts_are_told_apart(reply: str, answer: str) -> None:
@@ -50,7 +54,11 @@ def test_other_facts_are_told_apart(reply: str, answer: str) -> None:
         ("5km", "5 km"), ("5 %", "5 percent"), ("5 €", "€5"), ("20°C", "20 ℃"),
         ("6 x 10^7", "6×10⁷"), ("6E7", "6×10⁷"), ("CO₂", "CO2"), ("Ca2+", "Ca²⁺"),
         ("U.S.", "US"), ("Washington DC", "Washington, D.C."), ("O’Brien", "O'Brien"),
-        ("Strasse", "STRAßE"), ("A\u030alesund", "Ålesund"), ("भारत।", "भारत"), ("a\nb", "a  b"),
+        ("5 gb", "5 GB"), ("5 KM", "5km"), ("5 mL", "5 ml"), ("6 PM", "6 pm"), ("5TH", "5th"),
+        ("9 m²", "9 m2"), ("9 m^2", "9m²"), ("9 m/s²", "9 m/s^2"), ("9 m s⁻¹", "9 m s^-1"),
+        ("x²", "x^2"), ("x¹²", "x^12"), ("«A»", "A"), ("“A”", "A"), ("“f”.", "f"),
+        ("Paris!", "Paris"), ("3 µm", "3 μm"), ("Straße", "STRAẞE"), ("ΟΔΟΣ", "οδος"),
+        ("A\u030alesund", "Ålesund"), ("भारत।", "भारत"), ("a\nb", "a  b"),
         ("a tale of two cities", "A Tale of Two Cities"), ("no-break\u00a0space", "no-break space"),
     ],
 )  # fmt: skip
