@@ -1,6 +1,7 @@
 """`memory-layers patch`: what people see, and what lies on the disk afterwards, to the bit."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -240,3 +241,22 @@ def test_help_shows_every_operation(capsys: pytest.CaptureFixture) -> None:
         shown = " ".join(capsys.readouterr().out.split())
         assert f"Example: memory-layers patch {' '.join(arguments)}" in shown
         assert "operation" not in shown
+
+
+def test_what_would_steer_a_terminal_is_shown_as_text(
+    patches: dict[str, Patch], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del patches
+    steering = "\x1b]0;title\x07\x9b31m\u202eevil\rover"
+    write_patch("steers", [3], author=f"Ada{steering} Müller")
+    assert main(["patch", "show", "steers"]) == 0
+    piped = capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(type(sys.stdout), "isatty", lambda _: True)
+        assert main(["patch", "show", "steers"]) == 0
+        shown = capsys.readouterr().out
+    assert "\x1b" in piped
+    assert not set(steering) & set(shown) - set("0;title31mevilover]")
+    assert r"Ada\u001b]0;title\u0007\u009b31m\u202eevil\u000dover Müller" in shown
+    assert main(["patch", "show", f"no{steering}"]) == 2
+    assert r"no\u001b]0;title" in capsys.readouterr().err

@@ -62,3 +62,10 @@ def test_nothing_is_said_when_nobody_looks(capsys: pytest.CaptureFixture[str]) -
         line.update(0, 3, "facts")
         line.say("text")
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressLine() as line:
+        line.say("\x1b[2Jdocument [1]\r\n")
+    progress.tell(["a\x07b"], print)
+    assert capsys.readouterr().err.splitlines() == [r"\u001b[2Jdocument [1]", "", r"a\u0007b"]

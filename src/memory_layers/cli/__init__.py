@@ -20,7 +20,7 @@ from memory_layers.cli.patches import PatchCommand
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.cli.streams import BROKEN_PIPE, NobodyReads, standard_streams
 from memory_layers.common.errors import LostRankError, UserError, is_out_of_memory
-from memory_layers.common.text import did_you_mean
+from memory_layers.common.text import did_you_mean, printable, show
 from memory_layers.common.version import __version__
 from memory_layers.evaluate.command import Eval
 from memory_layers.integrations.serve import Serve
@@ -109,7 +109,7 @@ def _run(arguments: list[str]) -> int:
     result = command()
     if isinstance(result, int):
         return result
-    print(result)
+    show(str(result))
     return 0
 
 
@@ -144,4 +144,4 @@ def _tell(message: str, *, own: bool = False) -> None:
     if own or rank == 0:
         # What was typed may be a file's content by mistake.
         shown = re.sub(r"\S{500,}", lambda word: f"{word[0][:200]}...", message)
-        print(shown, file=sys.stderr, flush=True)
+        print(printable(shown), file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from memory_layers.common.checks import check_whole
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.reader import read_yaml
-from memory_layers.common.text import json_shown, stdout_has_unicode
+from memory_layers.common.text import json_shown, show, stdout_has_unicode
 from memory_layers.configs import find_config
 from memory_layers.train.config import RunConfig
 
@@ -78,7 +78,7 @@ class Train(OfConfig):
         final = trained.history[-1]
         if "recall" in final:
             shown = {"recall": final["recall"], "answer_nll": final["answer_nll"]}
-            print(json_shown(shown))
+            show(json_shown(shown))
         return 0
 
 

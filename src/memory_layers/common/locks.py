@@ -14,6 +14,7 @@ from typing import TextIO
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import make_folder
+from memory_layers.common.text import printable
 
 # A file server keeps the lock of a machine that died until its lease ends.
 SECONDS_ELSEWHERE = 120.0
@@ -53,7 +54,7 @@ def locked(path: Path, *, seconds: float | None = math.inf) -> Generator[None]:
                 yield
                 return
             file.seek(0)
-            other = file.read(200) or "one that is not known"
+            other = printable(file.read(200)) or "one that is not known"
         host = other.partition(" on ")[2]
         if seconds is None and not waits_for_host and host not in ("", platform.node()):
             waits_for_host, until = True, until + SECONDS_ELSEWHERE

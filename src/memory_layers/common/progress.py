@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self, TypeVar
 
+from memory_layers.common.text import printable
+
 # Called with what is done, how much there is, and the name of the work.
 Report = Callable[[int, int, str], object]
 Item = TypeVar("Item")
@@ -53,6 +55,7 @@ class ProgressLine:
             name: Of the work. Another name than before begins another bar.
             status: Shown behind the bar, and in a log file at the end too.
         """
+        name, status = printable(name), printable(status)
         now = time.monotonic()
         if name != self._name:
             if self._one and self._name is not None:
@@ -68,7 +71,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         """Start the display."""
@@ -126,7 +129,7 @@ def tell(notes: Iterable[str], report: Report | None) -> None:
     """
     if report is not None:
         for note in notes:
-            sys.stderr.write(f"{note}\n")
+            sys.stderr.write(f"{printable(note)}\n")
 
 
 @contextmanager

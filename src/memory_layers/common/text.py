@@ -1,10 +1,15 @@
 """Numbers, tables and hints for people."""
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+# What a terminal obeys: control characters but for tabs and ends of lines, and marks that turn the
+# direction of what follows.
+_STEERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 
 def short_number(value: float) -> str:
@@ -42,6 +47,16 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     names = list(known)
     close = get_close_matches(str(name), names, n=1)
     return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(names)}"
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes, as in JSON, in place of what would steer a terminal."""
+    return _STEERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def show(text: str) -> None:
+    """Print a text to stdout. A file or a pipe gets it as it is, a terminal `printable`."""
+    sys.stdout.write(f"{printable(text) if sys.stdout.isatty() else text}\n")
 
 
 def stdout_has_unicode() -> bool:

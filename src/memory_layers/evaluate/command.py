@@ -15,7 +15,7 @@ from memory_layers.common.files import write_json
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.paths import IS_PATH, PathText
 from memory_layers.common.progress import ProgressLine, progress_of
-from memory_layers.common.text import json_shown
+from memory_layers.common.text import json_shown, printable
 from memory_layers.common.text_files import read_json
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.evaluate.harness import TaskOptions, results_table, run_tasks
@@ -111,7 +111,7 @@ class Eval(TaskOptions, OfModel):
             folder, memory=self.memory, trust_remote_code=self.trust_remote_code
         )
         model = model.to(place)
-        sys.stderr.write(note)
+        sys.stderr.write(printable(note))
         with ProgressLine() as line:
             if data is None:
                 probes: Sequence[Probe] = ()

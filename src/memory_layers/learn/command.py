@@ -12,6 +12,7 @@ from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.packages import quiet_transformers
 from memory_layers.common.paths import IS_PATH
+from memory_layers.common.text import show
 from memory_layers.evaluate.trained import (
     DESCRIPTION,
     check_model,
@@ -113,8 +114,7 @@ class Learn:
 
         with Display(self.minutes) as display:
             result = self._learn(display)
-        sys.stdout.write(f"\n{text_report(result)}\n")
-        sys.stdout.write(f"report: {Path(result.out) / 'report.html'}\n")
+        show(f"\n{text_report(result)}\nreport: {Path(result.out) / 'report.html'}")
         if result.stopped != "interrupted":
             return 0
         sys.stderr.write(
