@@ -14,7 +14,9 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 from tiny_served import CONTEXT, write_served
+from transformers import Mamba2Config, Mamba2ForCausalLM, RwkvConfig, RwkvForCausalLM
 
+from memory_layers.common.errors import UserError
 from memory_layers.evaluate.trained import load_trained
 from memory_layers.integrations.serving import caches, engine, group
 from memory_layers.integrations.serving.app import Served, make_app
@@ -215,6 +217,22 @@ def test_a_prompt_that_is_read_whole_is_scored_in_parts(
     assert found == pytest.approx(expected, abs=1e-3)
     assert max(sizes) <= 2100
     assert tiny.texts(prompt="town " * 30, max_tokens=4) == [tiny.alone("town " * 30, 4)]
+
+
+def test_recurrent_models_have_the_texts_that_they_have_alone(tiny: Tiny) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tiny.tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
+    recurrent = Mamba2ForCausalLM(
+        Mamba2Config(**sizes, state_size=4, num_heads=8, head_dim=8, n_groups=1, eos_token_id=0)
+    )
+    served = Tiny(recurrent.eval(), tiny.tokenizer, Limits())
+    served.engine.start()
+    expected = [served.alone(prompt, 9) for prompt in PROMPTS]
+    assert served.texts(prompt=PROMPTS, max_tokens=9) == expected
+    served.engine.stop()
+    rwkv = RwkvForCausalLM(RwkvConfig(**sizes, attention_hidden_size=32))
+    with pytest.raises(UserError, match="rwkv models cannot be served"):
+        Engine(rwkv, Limits())
 
 
 def test_of_tokens_of_one_name_the_likelier_is_shown(

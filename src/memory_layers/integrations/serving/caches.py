@@ -3,12 +3,15 @@
 Rows of a batch are padded on the left, so that all end in the same column.
 """
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from memory_layers.common.errors import UserError
 
 # Layers whose tensors are [rows, heads, columns, width], the last columns of all.
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -17,6 +20,23 @@ KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)
 def new_cache(model: PreTrainedModel) -> DynamicCache:
     """Return an empty cache of a model."""
     return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return under which name the model takes a cache.
+
+    Raises:
+        UserError: It takes none, or one of its own kind.
+    """
+    taken = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    raise UserError(
+        f"{model.config.model_type} models cannot be served: expected one that takes a cache of "
+        "transformers, got one that keeps what it has read in its own way. hint: memory-layers "
+        "generate takes it"
+    )
 
 
 def can_batch(model: PreTrainedModel) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from memory_layers.integrations.serving.caches import can_batch
+from memory_layers.integrations.serving.caches import cache_argument, can_batch
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.group import Group
 from memory_layers.integrations.serving.row import Row
@@ -47,6 +47,9 @@ class Engine:
     Args:
         model: In eval mode, used by this engine alone.
         limits: What it holds at a time.
+
+    Raises:
+        UserError: The model takes no cache that is known.
     """
 
     def __init__(self, model: PreTrainedModel, limits: Limits) -> None:
@@ -55,6 +58,7 @@ class Engine:
         ends = getattr(generation, "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = frozenset(end for end in ends if end is not None)
+        self.cached_as = cache_argument(model)
         self.batched = can_batch(model)
         self.changed = threading.Condition()
         self.waiting: deque[Row] = deque()
@@ -184,7 +188,8 @@ class Engine:
             self.waiting = kept
         if taken:
             try:
-                self.groups.append(Group(self.model, taken, self.ends, batched=self.batched))
+                group = Group(self.model, taken, self.ends, self.cached_as, batched=self.batched)
+                self.groups.append(group)
             except FAULTS as error:
                 _fail(taken, error)
 

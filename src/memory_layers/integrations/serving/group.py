@@ -24,6 +24,7 @@ class Group:
         model: In eval mode.
         rows: Whose prompts come next.
         ends: Token ids that end a text.
+        cached_as: The argument of the model that takes a cache.
         batched: Whether the cache can hold rows of unlike length.
 
     Attributes:
@@ -33,7 +34,13 @@ class Group:
     """
 
     def __init__(
-        self, model: PreTrainedModel, rows: Sequence[Row], ends: frozenset[int], *, batched: bool
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Row],
+        ends: frozenset[int],
+        cached_as: str,
+        *,
+        batched: bool,
     ) -> None:
         self.model, self.rows, self.ends, self.batched = model, list(rows), ends, batched
         columns = max(len(row.prompt) for row in rows)
@@ -48,6 +55,7 @@ class Group:
         # Columns whose next tokens are scored, where the prompt is not read in parts.
         self.scored = 0
         self.cache = caches.new_cache(model)
+        self.cached = {cached_as: self.cache}
 
     @property
     def columns(self) -> int:
@@ -71,7 +79,7 @@ class Group:
         ids = self.ids[:, :width]
         end = self.done + width
         mask = self.mask[:, :end]
-        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": self.cache}
+        inputs = {"input_ids": ids, "attention_mask": mask, **self.cached}
         if self.batched:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, self.done :]
         keep = width - self.scored if scoring else 1
