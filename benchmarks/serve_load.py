@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +186,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_transformers()
     variants = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, twin in write_twins(load, Path(folder)).items():
+        twins = write_twins(load, Path(folder))
+        # In turns: other work on the machine falls on both.
+        for clients, (name, twin) in product(load.clients, twins.items()):
             vocabulary = json.loads((twin / "config.json").read_text("utf-8"))["vocab_size"]
-            for clients in load.clients:
-                # A server of its own: what another measurement left is not seen.
-                with serving(twin) as (process, port):
-                    asyncio.run(measure(process, port, 2, min(5, load.seconds), vocabulary))
-                    found = asyncio.run(measure(process, port, clients, load.seconds, vocabulary))
-                variants.append({"name": name, **found})
-                print(
-                    f"{name}, {clients} clients: {found['tokens_per_second']:.1f} tokens/s, "
-                    f"p50 {found['seconds_p50']:.2f} s, p95 {found['seconds_p95']:.2f} s, "
-                    f"{found['failed']} failed",
-                    flush=True,
-                )
+            # A server of its own: what another measurement left is not seen.
+            with serving(twin) as (process, port):
+                asyncio.run(measure(process, port, 2, min(5, load.seconds), vocabulary))
+                found = asyncio.run(measure(process, port, clients, load.seconds, vocabulary))
+            variants.append({"name": name, **found})
+            print(
+                f"{name}, {clients} clients: {found['tokens_per_second']:.1f} tokens/s, "
+                f"p50 {found['seconds_p50']:.2f} s, p95 {found['seconds_p95']:.2f} s, "
+                f"{found['failed']} failed",
+                flush=True,
+            )
     sizes = {
         "model": Path(load.model).name, "slots": load.sub_keys**2, "seconds": load.seconds,
         "answer tokens": ANSWER_TOKENS,
