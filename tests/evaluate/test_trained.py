@@ -243,12 +243,39 @@ def test_marks_that_a_text_begins_with_need_embeddings(base: Path, tmp_path: Pat
         load_trained(tmp_path / "model")
 
 
-@pytest.mark.parametrize("asked", [{"num_beams": "x"}, {"forced_eos_token_id": 10**9}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_beams": "x"},
+        {"forced_eos_token_id": 10**9},
+        {"stop_strings": 3},
+        {"max_time": "soon"},
+        {"bad_words_ids": [["x"]]},
+        {"repetition_penalty": 0},
+        {"suppress_tokens": "all"},
+        # Looked at while sampling alone.
+        {"top_k": -1},
+        {"eta_cutoff": "x"},
+    ],
+)
+@pytest.mark.parametrize("command", [["generate", "The code"], ["eval", "--facts", "builtin"]])
 def test_settings_of_generating_that_do_not_work(
-    asked: dict, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    command: list[str], asked: dict, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(base, tmp_path / "model")
     path = tmp_path / "model" / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **asked}), "utf-8")
-    assert main(["generate", str(tmp_path / "model"), "The code"]) == 2
+    assert main([command[0], str(tmp_path / "model"), *command[1:]]) == 2
     assert "generation_config.json" in capsys.readouterr().err
+
+
+def test_settings_of_generating_change_nothing_that_is_drawn(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    settings = {**json.loads(path.read_text("utf-8")), "return_dict_in_generate": True, "top_k": 5}
+    path.write_text(json.dumps(settings), "utf-8")
+    torch.manual_seed(0)
+    model, _ = load_trained(tmp_path / "model")
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.manual_seed(0)))
+    # Tokens, as of any other model.
+    assert model.generate(torch.tensor([[1]]), max_new_tokens=2).ndim == 2

@@ -130,21 +130,15 @@ class Generate(OfModel):
         sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature > 0:
             sampling = {"do_sample": True, "temperature": self.temperature}
-        try:
-            ids = model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=most,
-                pad_token_id=tokenizer.eos_token_id,
-                # For what the model's generation_config.json says of strings.
-                tokenizer=tokenizer,
-                **sampling,
-            )[0]
-        except (LookupError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self.model} does not generate: {' '.join(str(error).split())}. hint: look at "
-                "its generation_config.json"
-            ) from error
+        ids = model.generate(
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=most,
+            pad_token_id=tokenizer.eos_token_id,
+            # For what the model's generation_config.json says of strings.
+            tokenizer=tokenizer,
+            **sampling,
+        )[0]
         if self.chat:
             ids = ids[inputs.shape[1] :]
         text = tokenizer.decode(ids, skip_special_tokens=True)

@@ -104,6 +104,8 @@ def ask(
             max_new_tokens=max_tokens,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
+            # For what the model's generation_config.json says of strings.
+            tokenizer=tokenizer,
         )[:, ids.shape[1] :]
         said = tokenizer.batch_decode(
             made, skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 DESCRIPTION = "memory.json"
 # As PEFT writes it.
 ADAPTER = "adapter_config.json"
+# Settings of generating that nearly every model has and that cannot be wrong here.
+_PLAIN_SETTINGS = frozenset(
+    {"_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +128,8 @@ def load_trained(
         check_numbers(base, Path(found), is_whole=check_checksums(Path(found)))
     tokenizer = load_tokenizer(found, trust_remote_code=trust_remote_code)
     _check_vocabulary(base, tokenizer, str(model))
-    _check_generation(base, str(model))
-    return complete(base.eval(), tokenizer, memory), tokenizer
+    _check_generation(base.eval(), tokenizer, str(model))
+    return complete(base, tokenizer, memory), tokenizer
 
 
 def _kernels(settings: dict[str, Any]) -> list[str]:
@@ -134,8 +138,12 @@ def _kernels(settings: dict[str, Any]) -> list[str]:
     return sorted({name for name in named if isinstance(name, str) and "/" in name})
 
 
-def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
-    """Refuse what a generation_config.json asks for and only code of the hub can do."""
+def _check_generation(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
+    """Refuse what a generation_config.json asks for and cannot be done, or only by code of the hub.
+
+    What is generated are token ids, whatever it says.
+    """
+    import torch
     from transformers.generation import GenerationMode
 
     # A class that cannot generate has none.
@@ -153,6 +161,19 @@ def _check_generation(model: Any, name: str) -> None:  # noqa: ANN401
             f"{name}: generation_config.json asks for {asked.value.replace('_', ' ')}, which needs "
             "code of the hub. hint: take it out of that file"
         )
+    settings.return_dict_in_generate = False
+    if settings.to_diff_dict().keys() <= _PLAIN_SETTINGS:
+        return
+    for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 1.0}):
+        first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        try:
+            with torch.random.fork_rng():
+                model.generate(first, max_new_tokens=1, tokenizer=tokenizer, **sampling)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{name} does not generate: {' '.join(str(error).split())}. hint: look at its "
+                "generation_config.json"
+            ) from error
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:  # noqa: ANN401
