@@ -295,6 +295,24 @@ def test_a_file_that_is_elsewhere_too_is_not_exported(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_file_of_another_checkpoint_is_refused(saved: Path, copy: Callable) -> None:
+    """All of it is whole, and half of it would be the model of another step."""
+    folder, other = copy(saved), Checkpoints(saved.parent.parent.with_name("other"), 1)
+    other.save(2, *trained(CASES["full"], seed=1), {"tokens": 2}, tokenizer())
+    other.wait()
+    shutil.copy(other.out / "checkpoints" / folder.name / "__0_0.distcp", folder)
+    with pytest.raises(DamagedCheckpointError, match=r"__0_0\.distcp cannot.* another checkpoint"):
+        load_checkpoint(folder, *build(CASES["full"]))
+
+
+def test_a_link_to_itself_is_refused(older: Path, copy: Callable) -> None:
+    folder = copy(older)
+    (folder / "state.pt").unlink()
+    (folder / "state.pt").symlink_to("state.pt")
+    with pytest.raises(DamagedCheckpointError, match=r"state\.pt cannot be read.*hint"):
+        load_checkpoint(folder, *build(CASES["full"]))
+
+
 def test_a_pipe_is_not_waited_for(older: Path, copy: Callable) -> None:
     folder = copy(older)
     (folder / "state.pt").unlink()
