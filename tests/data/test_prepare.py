@@ -42,6 +42,16 @@ def texts_of(config: DataConfig) -> list[str]:
     return [data.tokenizer.decode(piece[:-1]) for piece in pieces]
 
 
+@pytest.mark.parametrize("folder", ["/proc/x", "/proc/self", "facts/facts.jsonl", "facts.jsonl/x"])
+def test_a_cache_that_cannot_be_written_is_named(
+    config: DataConfig, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "facts.jsonl").write_text("")
+    elsewhere = tmp_path / folder
+    with pytest.raises(UserError, match=rf"data\.cache_dir: {elsewhere} cannot be written: .*hint"):
+        prepare_data(replace(config, cache_dir=str(elsewhere)))
+
+
 def test_facts_become_documents_and_probes(config: DataConfig) -> None:
     texts = texts_of(config)
     data = prepare_data(config)

@@ -193,6 +193,14 @@ def test_a_checkpoint_of_a_version_that_counts_more_is_refused(run: RunConfig) -
         train(run, Path("out"), show=False)
 
 
+@pytest.mark.parametrize("name", ["config.json", "data.json", "metrics.jsonl"])
+def test_a_pipe_in_a_run_is_not_waited_for(run: RunConfig, name: str) -> None:
+    (Path("out") / name).unlink()
+    os.mkfifo(Path("out") / name)
+    with pytest.raises(UserError, match=rf"{name} is a pipe or device.*hint"):
+        train(run, Path("out"), show=False)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

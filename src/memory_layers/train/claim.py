@@ -11,6 +11,7 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
+from memory_layers.common.untrusted import check_ends
 from memory_layers.config import MemoryConfig
 from memory_layers.data.prepare import PreparedData
 from memory_layers.data.tokenizer import load_tokenizer
@@ -65,6 +66,9 @@ class _Found:
 
 def _look(out: Path, config: RunConfig, data: PreparedData | None, *, longer: bool) -> _Found:
     """Read what is in a folder, and refuse another run: see check_folder."""
+    if out.is_dir():
+        for path in sorted(out.iterdir()):
+            check_ends(path)
     old, before = read_object(out / SETTINGS), read_object(out / DATA)
     content, sources = _in(before, "content"), _in(before, "sources")
     if not isinstance(content, dict) or not isinstance(sources, dict):
