@@ -221,6 +221,19 @@ def test_counts_of_another_kind_are_refused(run: RunConfig, name: str, value: ob
         train(run, Path("out"), show=False)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_checkpoint_damaged_beside_lost_records_can_be_given_up(
+    run: RunConfig, name: str
+) -> None:
+    Path("out/data.json").unlink()
+    (folder,) = list_checkpoints(Path("out"))
+    (folder / name).write_bytes(b"")
+    with pytest.raises(
+        OSError, match=rf"{name} .*hint: the checkpoint is damaged, delete {folder}"
+    ):
+        train(run, Path("out"), show=False)
+
+
 def test_settings_that_decide_no_content_may_change(run: RunConfig) -> None:
     free = replace(run.train, log_every=2, checkpoint_every=3, keep_checkpoints=5, device="cpu")
     train(replace(run, name="renamed", train=free), Path("out"), show=False)
