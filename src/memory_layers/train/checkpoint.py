@@ -245,7 +245,7 @@ def not_written(folder: Path, reason: object) -> OSError:
     """Return an error that says that a folder could not be written, and what to do."""
     return OSError(
         f"could not write {folder}: {reason}. Checkpoints written before are intact. "
-        "hint: free disk space and run the same command again"
+        "hint: free disk space and run the same command again, or choose another folder"
     )
 
 
