@@ -192,6 +192,8 @@ def test_wrong_flags(
         (["--data.tokenizer", "{facts}"], "holds no tokenizer that transformers can load"),
         (["--out", "{config}"], "File exists"),
         (["--out", "{config}/x"], "Not a directory"),
+        (["--out", "x" * 300], "File name too long. hint: another name"),
+        (["--out", "\udc80"], "it is not UTF-8. hint: another name"),
     ],
 )
 def test_flags_that_do_not_fit(

@@ -42,6 +42,34 @@ def texts_of(config: DataConfig) -> list[str]:
     return [data.tokenizer.decode(piece[:-1]) for piece in pieces]
 
 
+@pytest.mark.parametrize("folder", ["/proc/x", "/proc/self", "facts/facts.jsonl", "facts.jsonl/x"])
+def test_a_cache_that_cannot_be_written_is_named(
+    config: DataConfig, tmp_path: Path, folder: str
+) -> None:
+    (tmp_path / "facts.jsonl").write_text("")
+    elsewhere = tmp_path / folder
+    with pytest.raises(UserError, match=rf"data\.cache_dir: {elsewhere} cannot be written: .*hint"):
+        prepare_data(replace(config, cache_dir=str(elsewhere)))
+
+
+@pytest.mark.parametrize("kind", ["file", "link to itself", "link elsewhere", "pipe"])
+def test_what_is_in_the_way_of_prepared_data_is_replaced(
+    config: DataConfig, tmp_path: Path, kind: str
+) -> None:
+    folder = prepare_data(config).folder
+    shutil.rmtree(folder)
+    (tmp_path / "other").mkdir()
+    if kind == "file":
+        folder.write_text("x")
+    elif kind == "pipe":
+        os.mkfifo(folder)
+    else:
+        folder.symlink_to(tmp_path / "other" if kind == "link elsewhere" else folder.name)
+    assert prepare_data(config).summary["facts"] == 30
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert not any((tmp_path / "other").iterdir())
+
+
 def test_facts_become_documents_and_probes(config: DataConfig) -> None:
     texts = texts_of(config)
     data = prepare_data(config)

@@ -130,6 +130,26 @@ def test_an_interrupted_teaching_goes_on_with_equal_weights(at, tmp_path, monkey
     assert torch.equal(whole, cut)
 
 
+def test_a_flipped_bit_of_an_unfinished_teaching_is_refused_or_harms_nothing(tmp_path):
+    choices = {"model": "x", "lr": 0.1}
+    tensors = {"rows": torch.arange(40.0).bfloat16(), "step": torch.tensor(3)}
+    State(choices, "slots", tensors, passes=2, seconds=1.5, resting=[4]).save(tmp_path)
+    (path,) = tmp_path.glob("unfinished*")
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found = State.load(tmp_path, choices)
+        except UserError:
+            refused += 1
+            continue
+        assert (found.slots, found.passes, found.resting) == ("slots", 2, [4])
+        assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+    assert refused > 100
+
+
 def test_teaching_more_leaves_what_was_taught_before_to_the_bit(tmp_path):
     taught(tmp_path / "first")
     more = [{"prompt": "said by the island of Japan:", "completion": "東京"}]

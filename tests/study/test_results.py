@@ -93,6 +93,13 @@ def test_what_was_measured_before_is_read(path: Path) -> None:
         (take("runs.0.examples.0.said"), "runs[0].examples[0].said is missing"),
         (take("runs.0.config.memory.sub_keys"), "runs[0].config.memory.sub_keys is missing"),
         (put("runs.0.config.train.steps", 0), "runs[0].config.train.steps must be"),
+        # Nobody would see that a report leaves them out.
+        (put("runs.0.recall", None), "runs[0].recall must be a mapping, got None"),
+        (put("runs.0.recall.question_heldout", None), "question_heldout must be a number from 0"),
+        (put("runs.0.answer_nll.statement", None), "answer_nll.statement must be a number from 0"),
+        (put("runs.0.history.1.tokens", None), "history[1].tokens must be a number from 0"),
+        (put("runs.0.status", None), "runs[0].status must be one of ok, diverged"),
+        (put("runs.0.examples", None), "runs[0].examples must be a list, got None"),
     ],
 )
 def test_a_comparison_is_refused(change: Callable[[Any], None], says: str) -> None:
@@ -109,6 +116,8 @@ def test_a_comparison_is_refused(change: Callable[[Any], None], says: str) -> No
         (put("exchange.1.slots", 7), "exchange[1].slots must name one of slots, got 7"),
         (put("exchange.0.metric", "x"), "exchange[0].metric must be one of recall, answer_nll"),
         (put("exchange.0.times", -1), "exchange[0].times must be a number"),
+        (put("exchange.0.times", None), "exchange[0].reason is missing"),
+        (put("fits.slots.small", None), "fits.slots.small must be a mapping, got None"),
         (take("runs.0.flops_per_token"), "runs[0].flops_per_token is missing"),
         (take("fits.flops.recall"), "fits.flops.recall is missing"),
         (put("fits.flops.recall.curve.y.0", 1.5), "curve.y[0] must be a number from 0 to 1"),

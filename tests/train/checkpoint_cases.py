@@ -93,10 +93,10 @@ def step(model: nn.Module, optimizer: MemoryAdamW, number: int) -> float:
 
 
 def trained(
-    case: Case, parallel: ParallelConfig | None = None
+    case: Case, parallel: ParallelConfig | None = None, seed: int = 0
 ) -> tuple[PreTrainedModel, MemoryAdamW]:
     """A model after two steps."""
-    model, optimizer = build(case, parallel)
+    model, optimizer = build(case, parallel, seed)
     for number in range(2):
         step(model, optimizer, number)
     return model, optimizer

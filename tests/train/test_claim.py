@@ -193,6 +193,47 @@ def test_a_checkpoint_of_a_version_that_counts_more_is_refused(run: RunConfig) -
         train(run, Path("out"), show=False)
 
 
+@pytest.mark.parametrize("name", ["config.json", "data.json", "metrics.jsonl"])
+def test_a_pipe_in_a_run_is_not_waited_for(run: RunConfig, name: str) -> None:
+    (Path("out") / name).unlink()
+    os.mkfifo(Path("out") / name)
+    with pytest.raises(UserError, match=rf"{name} is a pipe or device.*hint"):
+        train(run, Path("out"), show=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens", "9"), ("tokens", None), ("tokens", -1), ("seconds", float("nan")),
+        ("losses", [1.0, None]), ("losses", 2.0), ("lines", True),
+        ("reads", torch.zeros(3, dtype=torch.int64)), ("reads", torch.zeros(64)), ("reads", 5),
+    ],
+)  # fmt: skip
+def test_counts_of_another_kind_are_refused(run: RunConfig, name: str, value: object) -> None:
+    (folder,) = list_checkpoints(Path("out"))
+    (folder / "checksums.json").unlink()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    state["counters"][name] = value
+    torch.save({**state, "format": 2}, folder / "state.pt")
+    with pytest.raises(
+        OSError, match=rf"state\.pt cannot be read: it has no count of {name}.*hint"
+    ):
+        train(run, Path("out"), show=False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_checkpoint_damaged_beside_lost_records_can_be_given_up(
+    run: RunConfig, name: str
+) -> None:
+    Path("out/data.json").unlink()
+    (folder,) = list_checkpoints(Path("out"))
+    (folder / name).write_bytes(b"")
+    with pytest.raises(
+        OSError, match=rf"{name} .*hint: the checkpoint is damaged, delete {folder}"
+    ):
+        train(run, Path("out"), show=False)
+
+
 def test_settings_that_decide_no_content_may_change(run: RunConfig) -> None:
     free = replace(run.train, log_every=2, checkpoint_every=3, keep_checkpoints=5, device="cpu")
     train(replace(run, name="renamed", train=free), Path("out"), show=False)

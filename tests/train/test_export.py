@@ -163,6 +163,14 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exported").exists()
 
 
+def test_a_model_folder_that_lost_its_configuration_is_replaced(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(dense(), tmp_path)
+    export_checkpoint(checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_bytes(b"")
+    export_checkpoint(checkpoint, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"]
+
+
 def test_nothing_but_a_model_folder_is_replaced(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(dense(), tmp_path)
     (tmp_path / "config.json").write_text('{"name": "a run"}')

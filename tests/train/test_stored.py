@@ -14,7 +14,12 @@ import pytest
 import torch
 from checkpoint_cases import CASES, assert_same, build, snapshot, tokenizer, trained
 from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 from torch.serialization import _get_layout
 
 from memory_layers.common.checksums import CHECKSUMS
@@ -290,6 +295,24 @@ def test_a_file_that_is_elsewhere_too_is_not_exported(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_file_of_another_checkpoint_is_refused(saved: Path, copy: Callable) -> None:
+    """All of it is whole, and half of it would be the model of another step."""
+    folder, other = copy(saved), Checkpoints(saved.parent.parent.with_name("other"), 1)
+    other.save(2, *trained(CASES["full"], seed=1), {"tokens": 2}, tokenizer())
+    other.wait()
+    shutil.copy(other.out / "checkpoints" / folder.name / "__0_0.distcp", folder)
+    with pytest.raises(DamagedCheckpointError, match=r"__0_0\.distcp cannot.* another checkpoint"):
+        load_checkpoint(folder, *build(CASES["full"]))
+
+
+def test_a_link_to_itself_is_refused(older: Path, copy: Callable) -> None:
+    folder = copy(older)
+    (folder / "state.pt").unlink()
+    (folder / "state.pt").symlink_to("state.pt")
+    with pytest.raises(DamagedCheckpointError, match=r"state\.pt cannot be read.*hint"):
+        load_checkpoint(folder, *build(CASES["full"]))
+
+
 def test_a_pipe_is_not_waited_for(older: Path, copy: Callable) -> None:
     folder = copy(older)
     (folder / "state.pt").unlink()
@@ -308,6 +331,27 @@ def test_metadata_lead_nowhere_else(older: Path, copy: Callable, name: str | int
     shutil.copyfile(older / "__0_0.distcp", folder.parent / "secret")
     with pytest.raises(DamagedCheckpointError, match=r"\.metadata cannot be read"):
         export(folder)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_parts_that_leave_a_hole_are_refused(older: Path, copy: Callable, axis: int) -> None:
+    """Two parts over one another are as many numbers as the tensor has, and leave the others."""
+    folder = copy(older)
+    metadata: Any = FileSystemReader(older).read_metadata()
+    name = next(name for name in metadata.state_dict_metadata if name.endswith("q_proj.weight"))
+    whole = metadata.state_dict_metadata[name]
+    place = metadata.storage_data[MetadataIndex(name, torch.Size([0, 0]))]
+    # A quarter at the start, three quarters from an eighth on: the last eighth is nowhere.
+    eighth = whole.size[axis] // 8
+    whole.chunks = []
+    for first, count in ((0, 2 * eighth), (eighth, 6 * eighth)):
+        offsets, sizes = [0, 0], list(whole.size)
+        offsets[axis], sizes[axis] = first, count
+        whole.chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+        metadata.storage_data[MetadataIndex(name, torch.Size(offsets))] = place
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(DamagedCheckpointError, match="not stored as a whole, or twice"):
+        load_checkpoint(folder, *build(CASES["full"]))
 
 
 @pytest.mark.parametrize("level", [b"\x85", b"K\x010\x85", b"(0\x85", b"\x94\x85"])

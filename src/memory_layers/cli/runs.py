@@ -44,7 +44,13 @@ class OfConfig:
         """Return where --out says that runs are written, or else runs/NAME."""
         if out is None:
             return Path("runs") / self.run.name
-        found = next(place for place in (out, *out.absolute().parents) if place.exists())
+        try:
+            # Not every library takes names of other encodings.
+            str(out).encode("utf-8")
+            found = next(place for place in (out, *out.absolute().parents) if place.exists())
+        except (OSError, UnicodeEncodeError) as error:
+            problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise UserError(f"--out {out}: {problem}. hint: another name") from error
         if not found.is_dir():
             problem = "File exists" if found == out else "Not a directory"
             raise UserError(f"--out {out}: {problem}: {found}. hint: name a folder")

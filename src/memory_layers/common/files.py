@@ -111,7 +111,7 @@ def remove(path: Path) -> None:
     Raises:
         OSError: It cannot be removed.
     """
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -243,7 +243,8 @@ def publish(part: Path, folder: Path) -> None:
     """
     finish([*part.rglob("*"), part], part)
     settle(folder)
-    if folder.exists():
+    # Also where a link that leads nowhere is in the way.
+    if os.path.lexists(folder):
         os.replace(folder, _older(folder))
     try:
         os.replace(part, folder)
@@ -255,10 +256,10 @@ def publish(part: Path, folder: Path) -> None:
 def settle(folder: Path) -> None:
     """End a replacement that was cut off: without a new folder the older one comes back."""
     older = _older(folder)
-    if not older.exists():
+    if not os.path.lexists(older):
         return
-    if folder.exists():
-        shutil.rmtree(older)
+    if os.path.lexists(folder):
+        remove(older)
     else:
         os.replace(older, folder)
 

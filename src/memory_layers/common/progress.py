@@ -60,11 +60,13 @@ class ProgressLine:
         if name != self._name:
             if self._one and self._name is not None:
                 self._bar.remove_task(self._task)
-            self._name, self._first = name, done
+            self._name, self._first, self._last = name, done, -1
             self._started, self._due = now, now + FIRST_LINE
             self._task = self._bar.add_task(name, total=total, completed=done, status=status)
         self._bar.update(self._task, completed=done, status=status)
-        if self._bar.disable and (now > self._due or (status and done == total)):
+        # Who waits for something after the end says the same again and again.
+        ends, self._last = done == total != self._last, done
+        if self._bar.disable and (now > self._due or (status and ends)):
             self._due = now + NEXT_LINES
             left = (now - self._started) / max(1, done - self._first) * (total - done)
             self.say(f"{name} {done:,}/{total:,}  {left:.0f} s left  {status}".rstrip())

@@ -4,7 +4,6 @@ Its files lie in it, and none of them is run unless that is asked for.
 """
 
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from pickle import PickleError
@@ -56,8 +55,7 @@ def check_inside(folder: Path, *, trusted: bool = False) -> None:
                 f"that is meant, copy it with what its links lead to: cp -rL {folder} COPY. A "
                 "model you trust: --trust-remote-code True"
             )
-        if path.exists() and not (stat.S_ISREG(path.stat().st_mode) or path.is_dir()):
-            raise UserError(f"{path} is a pipe or device, expected a file. hint: remove it")
+        check_ends(path)
     for path in sorted(base.glob("*.index.json")):
         places = read_mapping(path).get("weight_map")
         names = set(places.values()) if isinstance(places, dict) else {places}
@@ -67,6 +65,16 @@ def check_inside(folder: Path, *, trusted: bool = False) -> None:
                     f"{path}: weight_map must name files of its folder, got {name!r}. hint: the "
                     "folder is not what save_pretrained wrote, copy it again"
                 )
+
+
+def check_ends(path: Path) -> None:
+    """Refuse a pipe or a device, of which reading may never end.
+
+    Raises:
+        UserError: It is one, or a link to one.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or device, expected a file. hint: remove it")
 
 
 def _entries(folder: Path) -> Iterator[Path]:

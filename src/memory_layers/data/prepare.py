@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.checksums import (
@@ -21,6 +22,7 @@ from memory_layers.common.checksums import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import (
     cache_folder,
+    make_folder,
     new_part,
     publish,
     remove_left,
@@ -97,11 +99,12 @@ def prepare_data(
         check: Look for damage in the cache. False where another process has just done so.
 
     Raises:
-        UserError: A file is malformed, with its line number, or changed while it was read.
+        UserError: A file is malformed, with its line number, or changed while it was read, or the
+            cache cannot be written.
     """
     fingerprint, sources = _fingerprint(config)
-    folder = _cache_dir(config) / fingerprint
-    found = _find(folder, check=check)
+    cache = cache_folder() / "data" if config.cache_dir is None else Path(config.cache_dir)
+    found = _find(folder := cache / fingerprint, check=check)
     if found is None:
         # Tells what it leaves out as it finds it.
         _build(config, folder, progress)
@@ -207,6 +210,15 @@ def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
 
 
 def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
+    # Before the texts are read, which may take minutes.
+    try:
+        make_folder(folder.parent)
+        TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir: {folder.parent} cannot be written: {error.strerror}. hint: name "
+            "another folder for prepared data"
+        ) from error
     texts: list[str] = []
     notes: list[str] = []
     for source in config.text:
@@ -229,8 +241,7 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
         size = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + 2**16
         require_space(part, size)
         tokenizer.save_pretrained(part / "tokenizer")
-        characters = sum(map(len, texts))
-        count = counter(characters, "encoding text", progress)
+        count = counter(sum(map(len, texts)), "encoding text", progress)
         count(0)
         text, kept_out = hold_out(
             list(_encode(tokenizer, texts, progress=count)), config.text_heldout
@@ -263,10 +274,8 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
         (part / "summary.json").write_text(json.dumps(summary, indent=2), "utf-8")
         write_checksums(part, _files(part))
         if _fingerprint(config)[0] != folder.name:
-            raise UserError(
-                "a file of the data changed while it was read, expected none to. hint: run the "
-                "same command again"
-            )
+            changed = "a file of the data changed while it was read, expected none to"
+            raise UserError(f"{changed}. hint: run the same command again")
         # Another process may have been faster: its files are the same.
         if _find(folder) is None:
             publish(part, folder)
@@ -314,12 +323,6 @@ def hold_out(documents: list[Document], share: float) -> tuple[list[Document], l
     pairs = list(zip(documents, cuts, strict=True))
     heldout = [Document(doc.ids[cut:]) for doc, cut in pairs]
     return [Document(doc.ids[:cut]) for doc, cut in pairs], [d for d in heldout if len(d.ids) > 1]
-
-
-def _cache_dir(config: DataConfig) -> Path:
-    if config.cache_dir is not None:
-        return Path(config.cache_dir)
-    return cache_folder() / "data"
 
 
 def _fingerprint(config: DataConfig) -> tuple[str, dict[str, str]]:

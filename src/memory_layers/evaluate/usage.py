@@ -53,6 +53,11 @@ class SlotUsage:
         """[N] reads of every slot so far, all tables one after the other."""
         return torch.cat([torch.zeros(0, dtype=torch.int64), *self._counts.values()])
 
+    @property
+    def slots(self) -> int:
+        """N, of all tables."""
+        return sum(map(len, self._counts.values()))
+
     def take_up(self, counts: Tensor) -> None:
         """Continue from `counts` of another SlotUsage of this model."""
         own = list(self._counts.values())

@@ -94,6 +94,11 @@ def _check_cells(results: Mapping[str, Any], where: str) -> None:
         # What a token costs is its place in a plot.
         if finished(run) and run.get("flops_per_token") is None:
             raise UserError(f"{where}: runs[{number}].flops_per_token is missing")
+    for number, rate in enumerate(results["exchange"]):
+        names = ("reason",) if rate["times"] is None else ("value", "flops_per_token")
+        for name in names:
+            if rate.get(name) is None:
+                raise UserError(f"{where}: exchange[{number}].{name} is missing")
     for base in results["fits"]["slots"]:
         _known(base, results["bases"], "one of bases", f"{where}: fits.slots")
 
@@ -165,19 +170,19 @@ def _list(part: Check, length: int | None = None) -> Check:
 
 
 def _map(part: Check) -> Check:
-    """Check a mapping of any names. A value may be null."""
+    """Check a mapping of any names."""
 
     def check(value: Any, where: str) -> None:  # noqa: ANN401
         if not isinstance(value, dict):
             _fail(where, "a mapping", value)
         for name, item in value.items():
-            _nullable(part)(item, f"{where}.{name}")
+            part(item, f"{where}.{name}")
 
     return check
 
 
 def _record(required: Mapping[str, Check], optional: Mapping[str, Check]) -> Check:
-    """Check a mapping of known names. Those that are optional may be missing or null."""
+    """Check a mapping of known names. Those that are optional may be missing."""
 
     def check(value: Any, where: str) -> None:  # noqa: ANN401
         _map(_anything)(value, where)
@@ -188,7 +193,8 @@ def _record(required: Mapping[str, Check], optional: Mapping[str, Check]) -> Che
                 raise UserError(f"{inner}{name} is missing")
             part(value[name], f"{inner}{name}")
         for name, part in optional.items():
-            _nullable(part)(value.get(name), f"{inner}{name}")
+            if name in value:
+                part(value[name], f"{inner}{name}")
 
     return check
 
@@ -216,14 +222,20 @@ def _usage(value: Any, where: str) -> None:  # noqa: ANN401
 _CONFIG = _record(
     {
         "model": _record(
-            {}, {"preset": _TEXT, **dict.fromkeys(("hidden_size", "mlp_size", "layers"), _SIZE)}
+            {},
+            {
+                "preset": _TEXT,
+                **dict.fromkeys(("hidden_size", "mlp_size", "layers"), _nullable(_SIZE)),
+            },
         )
     },
     {
-        "memory": _record(
-            {"sub_keys": _SIZE, "layers": _list(_COUNT), "heads": _SIZE, "top_k": _SIZE}, {}
+        "memory": _nullable(
+            _record(
+                {"sub_keys": _SIZE, "layers": _list(_COUNT), "heads": _SIZE, "top_k": _SIZE}, {}
+            )
         ),
-        "moe": _record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE}),
+        "moe": _nullable(_record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE})),
         "train": _record(
             dict.fromkeys(("steps", "batch_size", "accumulate", "seq_len"), _SIZE), {}
         ),
@@ -237,36 +249,39 @@ _RUN: Mapping[str, Check] = {
     "status": _one_of("ok", "diverged", "out_of_memory", "killed", "failed", "unfinished"),
     "error": _TEXT,
     "steps": _COUNT,
-    "last_loss": _LOSS,
+    "last_loss": _nullable(_LOSS),
+    "value_learning_rate": _nullable(_AMOUNT),
     "flops_per_token": _number(1),
     **dict.fromkeys(
         ("train_flops_per_token", "params_total", "params_active",
-         "params_memory", "tokens", "seconds", "learning_rate", "value_learning_rate",
+         "params_memory", "tokens", "seconds", "learning_rate",
          "bits_stored", "bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop"),
         _AMOUNT,
     ),
     "recall": _record({}, {**_FORM, "by_relation": _map(_record({}, _FORM))}),
     "answer_nll": _map(_AMOUNT),
-    "text": _record({}, {"nll": _AMOUNT, "perplexity": _AMOUNT, "tokens": _COUNT}),
+    "text": _nullable(_record({}, {"nll": _AMOUNT, "perplexity": _AMOUNT, "tokens": _COUNT})),
     "recall_by_exposures": _list(
         _record({}, {"exposures": _COUNT, "facts": _COUNT, "recall": _SHARE})
     ),
     "recall_by_entropy": _list(
         _record({}, {"low": _AMOUNT, "high": _AMOUNT, "facts": _COUNT, "recall": _SHARE})
     ),
-    "slot_usage": _usage,
+    "slot_usage": _nullable(_usage),
     "examples": _list(_EXAMPLE),
     "losses": _record({"training": _POINTS, "text": _POINTS}, {}),
     "shape": _map(_SIZE),
     "history": _list(
-        _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT, "loss": _LOSS, **_FORM})
+        _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT,
+                     "loss": _nullable(_LOSS), **_FORM})
     ),
     "config": _CONFIG,
 }  # fmt: skip
-_MATCHED = _record({}, {"target": _AMOUNT, "off": _map(_number(-1))})
+_MATCHED = _nullable(_record({}, {"target": _AMOUNT, "off": _map(_number(-1))}))
 _ABOUT: Mapping[str, Check] = {
     "format_version": _number(1, 1, whole=True),
-    **dict.fromkeys(("name", "command", "device", "commit", "date"), _TEXT),
+    **dict.fromkeys(("name", "command", "device", "date"), _TEXT),
+    "commit": _nullable(_TEXT),
     "versions": _map(_TEXT),
     "complete": _BOOL,
     "kinds": _map(_TEXT),
@@ -274,7 +289,7 @@ _ABOUT: Mapping[str, Check] = {
     "facts": _record(
         {},
         {
-            "source": _TEXT,
+            "source": _nullable(_TEXT),
             **dict.fromkeys(("facts", "shown", "heldout"), _COUNT),
             "relations": _map(_COUNT),
         },
@@ -313,10 +328,10 @@ _RATE = _record(
         "extrapolated": _nullable(_BOOL),
     },
     {
-        "reason": _TEXT,
+        "reason": _nullable(_TEXT),
         "runs": _COUNT,
-        **dict.fromkeys(("value", "flops_per_token"), _AMOUNT),
-        "dense_flops": _number(0, 1e300),
+        **dict.fromkeys(("value", "flops_per_token"), _nullable(_AMOUNT)),
+        "dense_flops": _nullable(_number(0, 1e300)),
     },
 )
 _CELL = {"variant": _TEXT, "seed": _COUNT, "base": _TEXT, "slots": _COUNT}

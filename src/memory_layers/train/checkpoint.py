@@ -5,7 +5,8 @@ A checkpoint is a folder of torch's Distributed Checkpoint (DCP) with a few file
     .metadata, *.distcp      parameters and optimizer state, by the names of state.py
     state.pt                 step, counters, random state, numbers of the tables
     config.json, tokenizer   what it takes to make a model folder of it: export.py
-    checksums.json           of all of these but *.distcp, which has them inside: slices.py
+    slices.json              of the checksums that *.distcp have inside: slices.py
+    checksums.json           of all of these but *.distcp
 
 It is the same for one process and for many, and loads on any number of them. One from somebody
 else can hold wrong numbers, but it runs nothing and reaches no file outside of it.
@@ -29,10 +30,17 @@ from torch.distributed.checkpoint.planner import SavePlan
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memory_layers.common.checksums import write_checksums
-from memory_layers.common.files import make_folder, publish, remove, require_space, settle
+from memory_layers.common.files import (
+    json_bytes,
+    make_folder,
+    publish,
+    remove,
+    require_space,
+    settle,
+)
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.folders import STATE_FILE, list_checkpoints
-from memory_layers.train.slices import Checksum, FiniteSavePlanner
+from memory_layers.train.slices import Checksum, FiniteSavePlanner, sums_of_slices
 from memory_layers.train.state import (
     BLOCK_BYTES,
     check_fit,
@@ -44,6 +52,7 @@ from memory_layers.train.state import (
 from memory_layers.train.stored import (
     FORMATS,
     METADATA_FILE,
+    SLICES_FILE,
     expect_one_process,
     failures_of,
     open_checkpoint,
@@ -128,7 +137,9 @@ class Checkpoints:
             }
             files = {**self._model_files, STATE_FILE: _packed(state)}
 
-        def complete() -> None:
+        def complete(metadata: Metadata) -> None:
+            sums = sums_of_slices(part, metadata.storage_data.values())
+            files[SLICES_FILE] = json_bytes(sums)
             for name, content in files.items():
                 (part / name).parent.mkdir(exist_ok=True)
                 (part / name).write_bytes(content)
@@ -234,7 +245,7 @@ def not_written(folder: Path, reason: object) -> OSError:
     """Return an error that says that a folder could not be written, and what to do."""
     return OSError(
         f"could not write {folder}: {reason}. Checkpoints written before are intact. "
-        "hint: free disk space and run the same command again"
+        "hint: free disk space and run the same command again, or choose another folder"
     )
 
 
@@ -244,7 +255,7 @@ class _Writer(dcp.FileSystemWriter):
     What goes wrong there is raised on all ranks.
     """
 
-    def __init__(self, part: Path, complete: Callable[[], None]) -> None:
+    def __init__(self, part: Path, complete: Callable[[Metadata], None]) -> None:
         super().__init__(part, _extensions=[Checksum()])
         self._complete = complete
 
@@ -262,4 +273,4 @@ class _Writer(dcp.FileSystemWriter):
     def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
         """Write the metadata. Runs on the coordinator, when all ranks have written."""
         super().finish(metadata, results)
-        self._complete()
+        self._complete(metadata)

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from memory_layers.common.checksums import DamageError, check_files
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_json
+from memory_layers.common.untrusted import check_ends
 from memory_layers.config import MemoryConfig
 from memory_layers.data.prepare import PreparedData
 from memory_layers.data.tokenizer import load_tokenizer
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import has_saved, list_checkpoints
+from memory_layers.train.stored import damaged
 
 SETTINGS, DATA = "config.json", "data.json"
 # How a run is computed, watched and called, not what: this may change when it goes on.
@@ -65,6 +68,9 @@ class _Found:
 
 def _look(out: Path, config: RunConfig, data: PreparedData | None, *, longer: bool) -> _Found:
     """Read what is in a folder, and refuse another run: see check_folder."""
+    if out.is_dir():
+        for path in sorted(out.iterdir()):
+            check_ends(path)
     old, before = read_object(out / SETTINGS), read_object(out / DATA)
     content, sources = _in(before, "content"), _in(before, "sources")
     if not isinstance(content, dict) or not isinstance(sources, dict):
@@ -99,8 +105,14 @@ def _other_tokenizer(out: Path, data: PreparedData) -> list[str]:
     for folder in list_checkpoints(out)[-1:]:
         if not (folder / "tokenizer.json").is_file():
             continue
+        try:
+            check_files(folder)
+            tokenizer = load_tokenizer(folder)
+        except (DamageError, UserError) as error:
+            reason = str(error).partition(". hint:")[0]
+            raise damaged(folder, folder / "tokenizer.json", reason) from error
         # Not the files: versions of the tokenizers package write the same in other words.
-        if load_tokenizer(folder).get_vocab() != data.tokenizer.get_vocab():
+        if tokenizer.get_vocab() != data.tokenizer.get_vocab():
             return [f"the tokenizer of {folder} is not that of {data.folder}"]
     return []
 

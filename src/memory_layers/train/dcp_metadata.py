@@ -198,7 +198,31 @@ def _tensor(name: str, value: object, places: dict[MetadataIndex, Place]) -> Ten
             stored.add(offsets)
             if places[MetadataIndex(name, offsets)].length < prod(sizes) * dtype.itemsize:
                 raise ValueError(f"{name} has a part that is too short")
-    numbers = [prod(chunk.sizes) for chunk in chunks]
-    if sum(numbers) != prod(size) or len(stored) < sum(number > 0 for number in numbers):
+    parts = [chunk for chunk in chunks if prod(chunk.sizes)]
+    whole = sum(prod(part.sizes) for part in parts) == prod(size)
+    if not whole or len(stored) < len(parts) or _overlap(parts):
         raise ValueError(f"{name} is not stored as a whole, or twice")
     return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+
+
+def _overlap(parts: list[ChunkStorageMetadata]) -> bool:
+    """Tell whether two parts of a tensor share numbers, so that others would be nowhere."""
+    if len(parts) < 2:
+        return False
+    # Where most parts start at different places, few are open at a time.
+    starts = zip(*(part.offsets for part in parts), strict=True)
+    axis = max(enumerate(map(set, starts)), key=lambda different: len(different[1]))[0]
+    opened: list[ChunkStorageMetadata] = []
+    for part in sorted(parts, key=lambda part: part.offsets[axis]):
+        opened = [other for other in opened if _reaches(other, part, axis)]
+        axes = range(len(part.sizes))
+        if any(all(_reaches(a, b, n) for n in axes for a, b in ((other, part), (part, other)))
+               for other in opened):  # fmt: skip
+            return True
+        opened.append(part)
+    return False
+
+
+def _reaches(part: ChunkStorageMetadata, other: ChunkStorageMetadata, axis: int) -> bool:
+    """Tell whether a part ends behind the start of another one."""
+    return part.offsets[axis] + part.sizes[axis] > other.offsets[axis]

@@ -56,5 +56,7 @@ def check_replaceable(out: Path) -> None:
             if "model_type" in read_json(config):
                 return
         except (UserError, TypeError):
-            pass
+            # Cut off, as without power.
+            if any(out.glob("model*.safetensors")):
+                return
     raise UserError(f"{out} exists and is not a model folder. hint: choose another folder")

@@ -39,15 +39,13 @@ from memory_layers.train.build import make_model, make_optimizer
 from memory_layers.train.checkpoint import Checkpoints
 from memory_layers.train.claim import check_folder, claim_folder, list_changes
 from memory_layers.train.config import RunConfig, check_shares
+from memory_layers.train.counters import check_counters
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.finite import count_in_state
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
-
-# What a checkpoint holds of a `_Run`.
-_COUNTERS = ("tokens", "seconds", "losses", "reads")
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,9 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         world.on_rank_0(lambda: told.extend(claim_folder(out, config, data, longer=True)))
         checkpoints = Checkpoints(out, config.train.keep_checkpoints)
         done, counters = checkpoints.load_newest(model, optimizer) or (0, {})
+        if done:
+            check_counters(list_checkpoints(out)[-1], counters, SlotUsage(model).slots)
         lines = counters.pop("lines", 0)
-        if others := sorted(counters.keys() - _COUNTERS):
-            raise UserError(
-                f"{list_checkpoints(out)[-1]} counts {', '.join(others)} too. hint: go on with the "
-                "version of memory-layers that wrote it, or choose another --out"
-            )
         with (
             StopSignal(show=world.is_rank_0) as stop,
             MetricsWriter(out, done, writes=world.is_rank_0) as metrics,

@@ -5,7 +5,11 @@ DCP calls a tensor, or the part of one that a rank holds, a slice of its file.
 
 import io
 import zlib
-from typing import IO, NoReturn, cast
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import IO, Any, NoReturn, cast
 
 from torch import Tensor
 
@@ -84,6 +88,30 @@ class _Summing:
     def close(self) -> None:
         self._output.write(self._crc.to_bytes(_BYTES, "little"))
         self._output.close()
+
+
+def sums_of_slices(folder: Path, places: Iterable[Any]) -> dict[str, str]:
+    """Return the CRC-32 of the checksums in each file, in hexadecimal, by its name.
+
+    It tells the file of one save from that of another, whose slices are whole too.
+
+    Args:
+        folder: The checkpoint.
+        places: Where each slice is, as the metadata of DCP have it.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    ends = sorted((place.relative_path, place.offset + place.length) for place in places)
+    sums = {}
+    for name, slices in groupby(ends, itemgetter(0)):
+        crc = 0
+        with (folder / name).open("rb") as file:
+            for _, end in slices:
+                file.seek(max(0, end - _BYTES))
+                crc = zlib.crc32(file.read(_BYTES), crc)
+        sums[name] = f"{crc:08x}"
+    return sums
 
 
 class FiniteSavePlanner(DefaultSavePlanner):

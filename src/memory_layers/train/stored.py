@@ -4,6 +4,7 @@ What is damaged is refused, and so is what leads out of its folder. Next: checkp
 it into a model, and export.py.
 """
 
+import os
 import stat
 import warnings
 from collections.abc import Mapping
@@ -21,11 +22,14 @@ from torch.distributed.checkpoint.metadata import Metadata
 from memory_layers.common import untrusted
 from memory_layers.common.checksums import CHECKSUMS, DamageError, check_files
 from memory_layers.common.errors import UserError
+from memory_layers.common.text_files import read_json
 from memory_layers.train.dcp_metadata import parse_metadata
 from memory_layers.train.folders import STATE_FILE
-from memory_layers.train.slices import Checksum, FiniteLoadPlanner
+from memory_layers.train.slices import Checksum, FiniteLoadPlanner, sums_of_slices
 
 METADATA_FILE = ".metadata"
+# Of the checksums in *.distcp. Not in every checkpoint of a format.
+SLICES_FILE = "slices.json"
 # The first has no checksums.
 FORMATS = (2, 3)
 
@@ -87,7 +91,13 @@ def open_checkpoint(folder: Path) -> StoredCheckpoint:
         raise damaged(folder, folder / CHECKSUMS, "it is missing")
     files = None if checksums is None else frozenset(checksums)
     values = {name: state[name] for name in _STATE}
-    return StoredCheckpoint(folder, **values, metadata=_read_metadata(folder), files=files)
+    metadata = _read_metadata(folder)
+    if files is not None and SLICES_FILE in files:
+        known = read_json(folder / SLICES_FILE)
+        for name, crc in sums_of_slices(folder, metadata.storage_data.values()).items():
+            if not isinstance(known, dict) or known.get(name) != crc:
+                raise damaged(folder, folder / name, "it is of another checkpoint, or damaged")
+    return StoredCheckpoint(folder, **values, metadata=metadata, files=files)
 
 
 def read_tensors(
@@ -167,9 +177,11 @@ def _refuse_links(folder: Path) -> None:
     inside = folder.resolve()
     for path in folder.rglob("*"):
         mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode) and not path.resolve().is_relative_to(inside):
+        # Not resolve, which raises where a link leads to itself.
+        target = Path(os.path.realpath(path))
+        if stat.S_ISLNK(mode) and not target.is_relative_to(inside):
             raise UserError(
-                f"{path} is a link to {path.resolve()}, which is not of this checkpoint. "
+                f"{path} is a link to {target}, which is not of this checkpoint. "
                 "hint: if it is meant to be, put a copy in the place of the link"
             )
         if not stat.S_ISLNK(mode) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
