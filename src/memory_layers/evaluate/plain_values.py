@@ -38,11 +38,12 @@ def plain_values() -> Generator[None]:
         return loaded
 
     environment, load_dataset = utils.env, datasets.load_dataset
+    checked: Any = load
     inside = Plain(
         loader=environment.loader, undefined=environment.undefined, keep_trailing_newline=True
     )
     inside.filters.update(environment.filters)
-    utils.env, datasets.load_dataset = inside, load
+    utils.env, datasets.load_dataset = inside, checked
     try:
         yield
     finally:
