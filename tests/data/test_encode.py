@@ -3,13 +3,14 @@
 from collections.abc import Callable
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from memory_layers.common.errors import UserError
 from memory_layers.data import encode
 from memory_layers.data.chat import ChatTemplate
 from memory_layers.data.encode import encode_texts, special_names
-from tests.learn.tiny_tokenizers import byte_level, chatml, sentence_piece, unigram
+from tests.learn.tiny_tokenizers import CHATML, byte_level, chatml, sentence_piece, unigram
 
 KINDS = [byte_level, chatml, sentence_piece, unigram]
 TEXTS = ["{0}", "the land {0} is{0}", "{0}{0}\n{0} land", " {0} "]
@@ -97,6 +98,29 @@ def test_a_message_is_text_in_its_template() -> None:
     assert decoded(tokenizer, ids) == (
         f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_a_mark_in_parts_of_several_turns_is_text_too() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}"
+    template = ChatTemplate(tokenizer)
+    for said in (["a <|im_ ", "end|> b"], ["<", "|im_end", "|>"], ["<|im_end|><|im_", "start|>"]):
+        ids = template.asked(["user"] * len(said), said)
+        assert template.controls.isdisjoint(ids)
+        assert decoded(tokenizer, ids) == "".join(text.strip() for text in said)
+
+
+@pytest.mark.parametrize("said", ["＜|im_end|＞", "the <|IM_END|> land", "<|im_énd|>"])
+def test_a_mark_in_other_letters_is_text_too(said: str) -> None:
+    tokenizer = byte_level("<|im_start|>", template=CHATML)
+    core = tokenizer.backend_tokenizer
+    core.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    core.add_special_tokens([AddedToken("<|im_end|>", special=True, normalized=True)])
+    template = ChatTemplate(PreTrainedTokenizerFast(tokenizer_object=core, chat_template=CHATML))
+    plain = [one for one in template.asked(["user"], ["the land"]) if one in template.controls]
+    assert [one for one in template.asked(["user"], [said]) if one in template.controls] == plain
 
 
 def test_a_message_of_all_private_letters_is_text_too() -> None:

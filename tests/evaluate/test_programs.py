@@ -1,5 +1,7 @@
 """Programs of models: good ones pass, and what others try does not pass, stay or reach anything."""
 
+import ctypes
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -48,6 +50,10 @@ GOOD = {
         "from concurrent.futures import ThreadPoolExecutor\n"
         "def f():\n  with ThreadPoolExecutor(2) as pool: return sum(pool.map(abs, [-1, 2]))",
         "assert f() == 3",
+    ),
+    "asyncio": (
+        "import asyncio\ndef f(n): return asyncio.run(asyncio.to_thread(abs, n))",
+        "assert f(-2) == 2",
     ),
     "numpy": ("import numpy as np\ndef f(n): return np.arange(n).sum()", "assert f(4) == 6"),
     "dataclass": (
@@ -145,6 +151,7 @@ REFUSED = {
     "namespace": "call(C.unshare(0x10000000))",
     "network": "socket.socket()",
     "local socket": "socket.socket(socket.AF_UNIX)",
+    "watch a folder": "call(C.inotify_init1(0))",
     "ring": "call(C.syscall(425, 8, 0))",
     "key": "call(C.syscall({'x86_64': 248, 'aarch64': 217}[platform.machine()], 0, 0, 0, 0, 0))",
     "read a file": "open(PRIVATE)",
@@ -217,6 +224,48 @@ def test_what_a_program_is_refused(tried: str, tmp_path: Path) -> None:
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
     assert private.read_text() == "private"
     assert [*private.parent.iterdir()] == [private]
+
+
+@linux
+@pytest.mark.parametrize(
+    "tried",
+    [
+        "datagrams().sendto(b'', OTHER)", "datagrams().connect(OTHER)",
+        "datagrams().sendmsg([b''], [], 0, OTHER)",
+        "socket.socketpair()[0].bind(chr(0) + 'name')",
+        "call(-(C.shmat(MEMORY, None, 0) == -1))",
+        "call(C.shmctl(MEMORY, 0, None))",
+    ],
+)  # fmt: skip
+def test_a_program_reaches_no_other_process_of_the_user(tried: str, tmp_path: Path) -> None:
+    library, other = ctypes.CDLL(None), str(tmp_path / "private")
+    memory = library.shmget(0, 4096, 0o1600)
+    program = (
+        f"{IMPORTS}OTHER, MEMORY = {other!r}, {memory}\n"
+        "def datagrams(): return socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0]\n"
+        f"def f():\n  try: {tried}\n  except PermissionError: return 'refused'\n"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(other)
+        assert passes(program, "assert f() == 'refused'", ["f"])
+    # There it is still.
+    assert library.shmctl(memory, 0, None) == 0
+
+
+@linux
+@pytest.mark.parametrize(
+    "tried",
+    ["open(str(n), 'wb').write(bytes(2 ** 20))", "threading.Thread(target=time.sleep, "
+     "args=(1e6,), daemon=True).start()"],
+    ids=["files", "threads"],
+)  # fmt: skip
+def test_a_program_of_many_files_or_threads_ends_soon(
+    tried: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "SECONDS", 1e6)
+    program = "import itertools, threading, time\nthreading.stack_size(2 ** 15)\n"
+    program += f"def f():\n  for n in itertools.count(): {tried}\n"
+    assert not passes(program, "f()", ["f"])
 
 
 def test_a_program_has_no_environment_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,21 @@
 """Task files of users: run as the harness runs its own, and no code of theirs unasked."""
 
 import json
+import os
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jinja2.exceptions import SecurityError
 from tests_support import write_untrained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.harness import TaskOptions, load_manager, run_tasks
+from memory_layers.evaluate.plain_values import plain_values
 
 TASK = {
     "task": "mine",
@@ -49,6 +53,8 @@ PLANTED = {
     "a file elsewhere": ("dataset_kwargs: {data_files: ../private.jsonl}", "lies outside"),
     "a file by its path": ("dataset_kwargs: {data_files: /etc/hostname}", "lies outside"),
     "a pattern elsewhere": ("dataset_kwargs: {data_files: '../*.jsonl'}", "lies outside"),
+    "a pattern for folders in folders": ("dataset_kwargs: {data_files: 'deep/**'}", "lies outside"),
+    "examples that are code": ("fewshot_config: {samples: os.system}", "must be a list"),
     "a link": ("dataset_kwargs: {data_files: link.jsonl}", "lies outside"),
     "an address": ("dataset_kwargs: {data_files: 'http://localhost/x'}", "http://localhost/x"),
     "an archive": ("dataset_kwargs: {data_files: 'zip://x::/etc/hostname'}", "zip://"),
@@ -79,6 +85,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "private.jsonl").write_text(text)
     (tmp_path / "outer.yaml").write_text("description: x")
     (folder / "link.jsonl").symlink_to(tmp_path / "private.jsonl")
+    (folder / "deep" / "deeper").mkdir(parents=True)
+    (folder / "deep" / "deeper" / "link.jsonl").symlink_to(tmp_path / "private.jsonl")
     (folder / "coded.inc").write_text("process_results: !function evil.run")
     (folder / "mine.yaml").write_text(yaml.safe_dump(TASK))
     code = CODE.format(str(tmp_path / "ran"))
@@ -161,6 +169,61 @@ def test_templates_reach_no_code(template: str, loaded: Any, folder: Path) -> No
     assert "the harness cannot run it" in refused(loaded, path)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_pictures_open_and_write_no_files(nested: bool, loaded: Any, folder: Path) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    # Written as it is, its size is asked for. It is never read.
+    picture = {"path": str(folder.parent / "private.jsonl"), "bytes": None}
+    kind = [{"inner": Image()}] if nested else Image()
+    features = Features(question=Value("string"), answer=Value("string"), shown=kind)
+    shown = [{"inner": picture}] if nested else picture
+    rows = [{"question": "q", "answer": "a", "shown": shown}]
+    Dataset.from_list(rows, features).to_parquet(folder / "shown.parquet")
+    path = with_line(folder, "dataset_kwargs: {data_files: {test: shown.parquet}}")
+    path.write_text(path.read_text().replace("dataset_path: json", "dataset_path: parquet"))
+    assert "'shown' holds" in refused(loaded, path)
+
+
+def test_templates_use_plain_values_alone() -> None:
+    from lm_eval import utils
+
+    class Picture:
+        def save(self) -> str:
+            raise AssertionError
+
+    with plain_values():
+        template = "{{ day.year }} {{ rows[0].a | upper }} {% for r in rows %}{{ loop.index }}"
+        values = {"day": date(2020, 1, 1), "rows": [{"a": "b"}]}
+        assert utils.apply_template(template + "{% endfor %}", values) == "2020 B 1"
+        with pytest.raises(SecurityError):
+            utils.apply_template("{{ shown.save() }}", {"shown": Picture()})
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        "task: [{task: niah_single_1, metadata: {tokenizer: ./evil}}]",
+        "task: [{task: longcxt, metadata: {tokenizer: ./evil}}]",
+        "task: [{group: more, task: [{task: niah_single_1, metadata: {tokenizer: ./evil}}]}]",
+        "task: [piqa]\ndataset_path: json\ndataset_kwargs: {data_files: data/test.jsonl}",
+        "task: [inner]\ndataset_path: json\ndataset_kwargs: {data_files: data/test.jsonl}",
+    ],
+)
+def test_functions_of_the_harness_get_nothing_of_a_file(
+    group: str, loaded: Any, folder: Path
+) -> None:
+    (folder / "group.yaml").write_text(f"group: mine_too\n{group}\n")
+    (folder / "inner.yaml").write_text("group: inner\ntask: [piqa]\n")
+    assert "of another task is changed" in refused(loaded, folder)
+
+
+def test_a_group_changes_tasks_of_its_own_folder(loaded: Any, folder: Path) -> None:
+    changed = "[{task: mine, doc_to_text: 'x'}, {group: in, task: [mine]}]"
+    (folder / "group.yaml").write_text(f"group: mine_too\nmetadata: {{a: 1}}\ntask: {changed}\n")
+    assert "mine" in run(loaded, folder)["results"]
+
+
 def test_code_runs_where_the_file_is_trusted(loaded: Any, folder: Path) -> None:
     path = with_line(folder, "process_results: !function evil.run")
     found = run(loaded, path, trusted=True)
@@ -192,6 +255,8 @@ def test_a_group_does_not_make_programs_harmless(loaded: Any, folder: Path) -> N
         ("task: ../../x\ndataset_path: csv\ndataset_kwargs: {data_files: mine.yaml}", "mine.yaml"),
         ("task: x\nmetric_list: [{metric: exact_match, aggregation: y}]", "cannot run it"),
         ("\0", "mine.yaml"), ("task: &a [*a]", "mine.yaml"),
+        ("group: x\ntask: [x]", "is in itself"),
+        ("task: x\ndataset_path: json\ndataset_kwargs: {data_files: data}", "no such data file"),
     ],
 )  # fmt: skip
 def test_malformed_files_are_named(text: str, says: str, loaded: Any, folder: Path) -> None:
@@ -203,5 +268,8 @@ def test_malformed_files_are_named(text: str, says: str, loaded: Any, folder: Pa
 def test_what_is_no_task_file(loaded: Any, folder: Path) -> None:
     assert "there is no task file" in refused(loaded, folder / "data")
     assert "nosuch.yaml: cannot be read" in refused(loaded, folder / "nosuch.yaml")
+    os.mkfifo(folder / "pipe.yaml")
+    assert "pipe.yaml is no file" in refused(loaded, folder)
+    (folder / "pipe.yaml").unlink()
     (folder / "again.yaml").write_text(yaml.safe_dump(TASK))
     assert "'mine' is named in another file too" in refused(loaded, folder)

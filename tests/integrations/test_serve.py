@@ -292,11 +292,18 @@ def test_a_memory_is_served_with_its_base_until_ctrl_c(
         stream = client.completions.create(prompt=PROMPT, stream=True, **long)
         for _ in range(20):
             next(stream)
+        slow = socket.create_connection(("localhost", port))
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        slow.sendall(head + b"Content-Length: 9\r\n\r\n{")
+        # Its request has been read before this is answered.
+        client.models.list()
         began = time.monotonic()
         server.send_signal(signal.SIGINT)
         with pytest.raises(openai.APIError, match="shutting down"):
             for _ in stream:
                 pass
+        with slow:
+            assert slow.recv(64).startswith(b"HTTP/1.1 503")
         waits.join()
         assert server.wait(5) == 0
         assert time.monotonic() - began < 5

@@ -135,6 +135,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"-1": 1}}, "logit_bias"),
     ({"logit_bias": {"²": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ({"logit_bias": {"1": 1, "01": -1}}, "logit_bias"),
     ({"logit_bias": {"1": "1"}}, "logit_bias"),
     ({"logit_bias": {"300000": 1}}, "logit_bias"),
     ({"suffix": "b"}, "suffix"),

@@ -1,8 +1,9 @@
 """Conversations in tokens: control tokens come from the chat template, and what is said is text."""
 
 import re
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any
 
 from memory_layers.common.errors import UserError
@@ -46,7 +47,8 @@ class ChatTemplate:
             said: The texts of the turns.
 
         Returns:
-            The texts with one character for each name, and the name by its character.
+            The texts with one character for each name, or for the part of one that a text ends
+            in and the next one goes on with, and the name or part by its character.
 
         Raises:
             UserError: A text has half of a surrogate pair, or all characters for private use.
@@ -54,6 +56,9 @@ class ChatTemplate:
         for text in said:
             check_complete("a turn", text)
         names = dict.fromkeys(name for text in said for name in self._special.findall(text))
+        # A template may write turns without anything between them.
+        begun = [*self._begun(said)]
+        names |= dict.fromkeys(part for _, part in begun)
         if not names:
             return list(said), {}
         used = set("".join(said))
@@ -65,7 +70,19 @@ class ChatTemplate:
                 f"{len(names)} of these to be free, got {len(letters)}. hint: take some out"
             )
         hidden = [self._special.sub(lambda match: letters[match[0]], text) for text in said]
+        for n, part in begun:
+            body = hidden[n].rstrip()
+            hidden[n] = body.removesuffix(part) + letters[part] + hidden[n][len(body) :]
         return hidden, {letter: name for name, letter in letters.items()}
+
+    def _begun(self, said: Sequence[str]) -> Iterator[tuple[int, str]]:
+        """Yield which texts end in a part of a name that the next ones complete, and the part."""
+        stripped = [text.strip() for text in said]
+        ends = [*accumulate(map(len, stripped))]
+        for match in self._special.finditer("".join(stripped)):
+            n = bisect_right(ends, match.start())
+            if match.end() > ends[n]:
+                yield n, match[0][: ends[n] - match.start()]
 
     def render(self, roles: Sequence[str], said: Sequence[str], *, ask: bool) -> str:
         """Write turns.
@@ -103,12 +120,21 @@ class ChatTemplate:
             at = control.end()
         return ids + self._text(text[at:].translate(shown))
 
-    def whole(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the ids and offsets of a written text in which no name is hidden."""
+    def whole(self, text: str) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Return the ids and offsets of a written text in which no name is hidden.
+
+        None: the tokenizer finds control tokens where there are other letters, such as capitals.
+        """
         encoded = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        return list(encoded["input_ids"]), encoded["offset_mapping"]
+        ids = list(encoded["input_ids"])
+        # What the tokenizer has no token for is none of them.
+        controls = self.controls - {self._tokenizer.unk_token_id}
+        written = [self._ids[name] for name in self._special.findall(text)]
+        if [n for n in ids if n in controls] != [n for n in written if n in controls]:
+            return None
+        return ids, encoded["offset_mapping"]
 
     def asked(self, roles: Sequence[str], said: Sequence[str]) -> list[int]:
         """Return the ids of turns with what an answer begins with.
@@ -122,7 +148,8 @@ class ChatTemplate:
         """
         hidden, names = self.hide(said)
         text = self.render(roles, hidden, ask=True)
-        return self.tokens(text, names) if names else self.whole(text)[0]
+        whole = None if names else self.whole(text)
+        return self.tokens(text, names) if whole is None else whole[0]
 
     def _text(self, text: str) -> list[int]:
         return [*next(encode_texts(self._tokenizer, [text])).ids] if text else []

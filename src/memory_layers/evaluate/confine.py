@@ -34,8 +34,15 @@ _REFUSED: tuple[tuple[int | None, int | None], ...] = (
     # The network, and ways around a filter: socket, io_uring_setup, io_uring_enter,
     # io_uring_register, bpf, perf_event_open, userfaultfd.
     (41, 198), (425, 425), (426, 426), (427, 427), (321, 280), (298, 241), (323, 282),
-    # What outlives a process: shmget, msgget, semget, mq_open, keyctl, add_key, request_key.
-    (29, 194), (68, 186), (64, 190), (240, 180), (250, 219), (248, 217), (249, 218),
+    # connect, bind, and what names whom a socket of a pair writes to: sendmsg, sendmmsg.
+    (42, 203), (49, 200), (46, 211), (307, 269),
+    # What outlives a process, or is another's of the user: shmget, shmat, shmctl, msgget, msgsnd,
+    (29, 194), (30, 196), (31, 195), (68, 186), (69, 189),
+    # msgrcv, msgctl, semget, semop, semctl, semtimedop, mq_open, mq_unlink, keyctl, add_key,
+    (70, 188), (71, 187), (64, 190), (65, 193), (66, 191), (220, 192), (240, 180), (241, 181),
+    (250, 219), (248, 217),
+    # request_key. What is done in other folders: inotify_init, inotify_init1, fanotify_init.
+    (249, 218), (253, None), (294, 26), (300, 262),
     # What Landlock lets pass: chmod, fchmod, fchmodat, chown, fchown, lchown, fchownat, truncate,
     (90, None), (91, 52), (268, 53), (92, None), (93, 55), (94, None), (260, 54), (76, 45),
     # utime, utimes, futimesat, utimensat, setxattr, lsetxattr, fsetxattr,
@@ -51,6 +58,8 @@ _REFUSED_VALUES = (
     ((16, 29), 1, 0x5412), ((157, 167), 0, 1),
 )  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), 435
+# Sockets of a pair, in its second argument. Those of datagrams write to any other.
+_SOCKETPAIR, _KIND, _STREAM = (53, 199), 0xF, 1
 # Calls from this number on are newer than this list: fchmodat2 is the first.
 _UNKNOWN = 452
 _EPERM, _ENOSYS = 1, 38
@@ -182,7 +191,7 @@ def _drop_capabilities() -> None:
 def _filter_calls() -> None:
     machine, column = _MACHINES[platform.machine()]
     allow, refuse, kill = 0x7FFF0000, 0x00050000, 0x80000000
-    load, equal, at_least, has_bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
+    load, equal, at_least, has_bits, mask, answer = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
     number = (load, 0, 0, 0)
     eperm, enosys = (answer, 0, 0, refuse | _EPERM), (answer, 0, 0, refuse | _ENOSYS)
     steps = [(load, 0, 0, 4), (equal, 1, 0, machine), (answer, 0, 0, kill), number]
@@ -193,6 +202,8 @@ def _filter_calls() -> None:
     for numbers, argument, value in _REFUSED_VALUES:
         steps += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16 + 8 * argument)]
         steps += [(equal, 0, 1, value), eperm, number]
+    steps += [(equal, 0, 5, _SOCKETPAIR[column]), (load, 0, 0, 24), (mask, 0, 0, _KIND)]
+    steps += [(equal, 1, 0, _STREAM), eperm, number]
     # Threads stay within the process.
     steps += [(equal, 0, 3, _CLONE[column]), (load, 0, 0, 16), (has_bits, 1, 0, _CLONE_THREAD)]
     steps += [eperm, (answer, 0, 0, allow)]

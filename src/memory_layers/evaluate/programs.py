@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from memory_layers.evaluate.worker import READY
 # For the tests, and for Python to start, which depends on the machine alone.
 SECONDS = 10.0
 START_SECONDS = 120.0
+# What a program may have at a time. Each file is at most confine.FILE_SIZE.
+MOST_FILES, MOST_THREADS = 256, 256
+LOOK_SECONDS = 0.05
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from memory_layers.evaluate.worker "
 _START += "import main; del sys.path[0]; main()"
 
@@ -50,7 +54,9 @@ def passes(program: str, tests: str, names: Sequence[str], *, before: str = "") 
         ends = [stack.enter_context(open(end, "rb", buffering=0)) for end in (asked, told)]
         ends += [stack.enter_context(open(end, "wb", buffering=0)) for end in (asks, tells)]
         task = {"before": before, "tests": tests, "names": list(names)}
-        stack.enter_context(_process("program", asked, tells, Path(name), {"program": program}))
+        ran = stack.enter_context(
+            _process("program", asked, tells, Path(name), {"program": program})
+        )
         judge = stack.enter_context(_process("tests", told, asks, Path(name), task))
         # So that either process sees that the other one has ended.
         for end in ends:
@@ -61,10 +67,20 @@ def passes(program: str, tests: str, names: Sequence[str], *, before: str = "") 
                 "programs of a model cannot be confined on this machine, so they are not run. "
                 "hint: leave out the tasks that need --run-code"
             )
-        try:
-            return judge.wait(SECONDS) == 0
-        except subprocess.TimeoutExpired:
-            return False
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and not _takes_too_much(ran.pid, Path(name)):
+            with suppress(subprocess.TimeoutExpired):
+                return judge.wait(LOOK_SECONDS) == 0
+        return False
+
+
+def _takes_too_much(program: int, folder: Path) -> bool:
+    """Tell whether a program fills the disk, or the system's table of threads."""
+    # Only Linux lists threads. It is gone where the program has ended.
+    with suppress(OSError):
+        if len(os.listdir(f"/proc/{program}/task")) > MOST_THREADS:
+            return True
+    return len(os.listdir(folder)) > MOST_FILES
 
 
 def tell_gaps(tasks: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ files and the hub, which are programs too.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from glob import glob, has_magic
+from collections.abc import Callable, Iterator, Mapping
+from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +39,12 @@ _INSIDE: Mapping[str, tuple[str, ...]] = MappingProxyType({
         "doc_to_target", "gen_prefix", "fewshot_delimiter", "target_delimiter",
     ),
 })  # fmt: skip
+# What may be changed of a task of the harness. The rest reaches its functions, some of which run
+# what they are given, or trust the tokenizer that is named to them.
+_CHANGES = (
+    "task", "task_alias", "group", "group_alias", "tag", "aggregate_metric_list", "num_fewshot",
+    "description", "target_delimiter", "fewshot_delimiter", "generation_kwargs", "repeats",
+)  # fmt: skip
 # Kinds of files that hold texts and numbers.
 _KINDS = ("json", "csv", "parquet", "text")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -56,18 +62,38 @@ def refuse_in(file: Path) -> Callable[[str], NoReturn]:
     return refuse
 
 
-def check(values: Mapping[str, Any], file: Path, root: Path) -> None:
+def check(
+    values: Mapping[str, Any], file: Path, root: Path, is_other: Callable[[str], bool]
+) -> None:
     """Refuse what can run code or reach other files.
 
     Args:
         values: Of a task or group, after find_data.
         file: Theirs.
         root: What lies outside of it is not reached.
+        is_other: Tells whether a name is that of a task of the harness, or of a group with some.
 
     Raises:
         UserError: There is such a thing, or the values are malformed.
     """
-    _check(values, refuse_in(file), root, top=True)
+    _check(values, refuse_in(file), root, is_other, top=True)
+
+
+def names_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the members of a group, and of theirs.
+
+    Args:
+        values: Of a task or group.
+    """
+    members = values.get("task")
+    for member in members if isinstance(members, list) else ():
+        if isinstance(member, dict):
+            yield from (
+                name for key in ("task", "group") if isinstance(name := member.get(key), str)
+            )
+            yield from names_in(member)
+        elif isinstance(member, str):
+            yield member
 
 
 def is_in(path: Path, root: Path) -> bool:
@@ -79,14 +105,13 @@ def _check(
     values: Mapping[str, Any],
     refuse: Callable[[str], NoReturn],
     root: Path,
+    is_other: Callable[[str], bool],
     *,
     top: bool,
 ) -> None:
     for name in values:
         if name not in _FIELDS:
             refuse(f"`{name}:` is unknown, or can run code")
-    if not top and "unsafe_code" in values:
-        refuse("`unsafe_code:` of another task is changed")
     for name, known in _INSIDE.items():
         inside = values.get(name) or {}
         if not isinstance(inside, dict):
@@ -94,12 +119,20 @@ def _check(
         for field in inside:
             if field not in known:
                 refuse(f"`{name}: {field}:` is unknown, or can run code")
+    if not isinstance((values.get("fewshot_config") or {}).get("samples", []), list):
+        refuse("`fewshot_config: samples:` must be a list")
+    own = [name for key in ("task", "group") if isinstance(name := values.get(key), str)]
+    if any(map(is_other, [*([] if top else own), *names_in(values)])):
+        # Those of a group itself stay with it.
+        changes = set(values) - {*_CHANGES, *(["metadata"] if top else [])}
+        if changes:
+            refuse(f"`{min(changes)}:` of another task is changed")
     _check_metrics(values.get("metric_list") or [], refuse)
     _check_data(values, refuse, root)
     members = values.get("task")
     for member in members if isinstance(members, list) else ():
         if isinstance(member, dict):
-            _check(member, refuse, root, top=False)
+            _check(member, refuse, root, is_other, top=False)
 
 
 def _check_metrics(metrics: object, refuse: Callable[[str], NoReturn]) -> None:
@@ -140,11 +173,23 @@ def _check_data(values: Mapping[str, Any], refuse: Callable[[str], NoReturn], ro
 def _check_file(name: object, refuse: Callable[[str], NoReturn], root: Path) -> None:
     if not isinstance(name, str) or "::" in name or "://" in name:
         refuse(f"`data_files:` must name files beside it, got {name!r}")
+    # The folder that a pattern begins in, so that none is searched elsewhere.
     plain = Path(*takewhile(lambda part: not has_magic(part), Path(name).parts))
-    if not is_in(plain, root) or not all(is_in(Path(file), root) for file in glob(name)):
+    found = _files(name) if is_in(plain, root) else []
+    if not is_in(plain, root) or not all(is_in(Path(file), root) for file in found):
         refuse(f"data file {name} lies outside of {root}")
-    if not glob(name):
+    if not found:
         raise UserError(f"{name}: there is no such data file. hint: check `data_files:`")
+
+
+def _files(name: str) -> list[str]:
+    """Return the files that a path or pattern stands for, as the harness reads them."""
+    from datasets.data_files import resolve_pattern
+
+    try:
+        return resolve_pattern(name, str(Path.cwd()))
+    except (OSError, ValueError):
+        return []
 
 
 def find_data(values: dict[str, Any], folder: Path) -> None:
@@ -173,7 +218,7 @@ def _beside(name: object, folder: Path) -> object:
     if not isinstance(name, str) or "::" in name or "://" in name:
         return name
     path = str((folder / name).absolute())
-    return name if glob(name) and not glob(path) else path
+    return name if _files(name) and not _files(path) else path
 
 
 def _data_files(named: object) -> list[object]:

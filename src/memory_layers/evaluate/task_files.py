@@ -1,13 +1,19 @@
-"""Task files of the harness that a user names. Next: task_checks.py, what they may hold."""
+"""Task files of the harness that a user names.
 
-from collections.abc import Generator, Iterator, Sequence
+Next: task_checks.py, what they may hold, and plain_values.py, what they are run in.
+"""
+
+import re
+import stat
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.yaml_files import read_yaml_values
-from memory_layers.evaluate.task_checks import check, find_data, is_in, refuse_in
+from memory_layers.evaluate.plain_values import plain_values
+from memory_layers.evaluate.task_checks import check, find_data, is_in, names_in, refuse_in
 
 if TYPE_CHECKING:
     from lm_eval.tasks._index import Entry
@@ -18,11 +24,14 @@ def is_task_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or (name != "" and Path(name).expanduser().is_dir())
 
 
-def read_tasks(place: str, *, trusted: bool = False) -> tuple[dict[str, "Entry"], list[str]]:
+def read_tasks(
+    place: str, others: Container[str], *, trusted: bool = False
+) -> tuple[dict[str, "Entry"], list[str]]:
     """Read a task file of the harness, or all those of a folder.
 
     Args:
         place: The file or folder. Data files are looked for beside their task file first.
+        others: Names that the harness knows.
         trusted: Let them run code, and read what is outside of their folder.
 
     Returns:
@@ -37,6 +46,7 @@ def read_tasks(place: str, *, trusted: bool = False) -> tuple[dict[str, "Entry"]
     else:
         root, files = path.parent, [path]
     entries: dict[str, Entry] = {}
+    read: list[tuple[Path, dict[str, Any]]] = []
     for file in files:
         values = _trusted(file) if trusted else _values(file, root, ())
         kind = "group" if "group" in values else "task"
@@ -52,17 +62,23 @@ def read_tasks(place: str, *, trusted: bool = False) -> tuple[dict[str, "Entry"]
         if name in entries:
             raise UserError(f"{file}: {name!r} is named in another file too. hint: rename it")
         find_data(values, file.parent)
-        if not trusted:
-            check(values, file, root)
+        read.append((file, values))
         entries[name] = _entry(name, kind, values)
     if not entries:
         raise UserError(f"{place}: there is no task file, expected .yaml with `task:`")
-    inner = {
-        member if isinstance(member, str) else member.get("task") or member.get("group")
-        for entry in entries.values()
-        for member in (entry.cfg or {}).get("task") or ()
-        if entry.kind.name == "GROUP" and isinstance(member, str | dict)
-    }
+
+    def is_other(name: str, inside: frozenset[str] = frozenset()) -> bool:
+        if name not in entries:
+            return name in others
+        if name in inside:
+            raise UserError(f"{place}: group {name!r} is in itself. hint: take it out")
+        return any(is_other(one, inside | {name}) for one in names_in(entries[name].cfg or {}))
+
+    for name in entries:
+        is_other(name)
+    for file, values in () if trusted else read:
+        check(values, file, root, is_other)
+    inner = {name for entry in entries.values() for name in names_in(entry.cfg or {})}
     return entries, [name for name in entries if name not in inner]
 
 
@@ -90,20 +106,20 @@ def task_files(
         if name in index or not is_task_file(name):
             names.append(name)
             continue
-        entries, tops = read_tasks(name, trusted=trusted)
+        entries, tops = read_tasks(name, index, trusted=trusted)
         if taken := sorted(entries.keys() & index.keys()):
             raise UserError(f"{name}: {taken[0]!r} is a task already. hint: rename yours")
         index.update(entries)
         names += tops
         files.append(name)
     try:
-        with sandboxed_templates() if files and not trusted else nullcontext():
+        with plain_values() if files and not trusted else nullcontext():
             yield names
     except UserError:
         raise
     except (
-        ArithmeticError, AttributeError, LookupError, NotImplementedError, SyntaxError,
-        TemplateError, TypeError, ValueError,
+        ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError,
+        SyntaxError, TemplateError, TypeError, ValueError, re.error,
     ) as error:  # fmt: skip
         if not files:
             raise
@@ -114,24 +130,6 @@ def task_files(
     finally:
         index.clear()
         index.update(before)
-
-
-@contextmanager
-def sandboxed_templates() -> Generator[None]:
-    """Let templates of tasks use the values of documents and nothing else."""
-    from jinja2.sandbox import SandboxedEnvironment
-    from lm_eval import utils
-
-    before = utils.env
-    inside = SandboxedEnvironment(
-        loader=before.loader, undefined=before.undefined, keep_trailing_newline=True
-    )
-    inside.filters.update(before.filters)
-    utils.env = inside
-    try:
-        yield
-    finally:
-        utils.env = before
 
 
 def _entry(name: str, kind: str, values: dict[str, Any]) -> "Entry":
@@ -156,6 +154,8 @@ def _values(file: Path, root: Path, including: Sequence[Path]) -> dict[str, Any]
     refuse = refuse_in(file)
     if not is_in(file, root):
         refuse(f"lies outside of {root}")
+    if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+        raise UserError(f"{file} is no file. hint: remove it")
     if file.resolve() in including:
         raise UserError(f"{file}: includes itself. hint: take the include out")
     for tag in _tags(file):

@@ -54,7 +54,7 @@ def make_app(engine: Engine, served: Served) -> Starlette:
         served: What it serves.
     """
     service = Service(engine, served)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/completions", service.completions, methods=["POST"]),
             Route("/v1/chat/completions", service.chat, methods=["POST"]),
@@ -64,6 +64,8 @@ def make_app(engine: Engine, served: Served) -> Starlette:
         ],
         exception_handlers={RequestError: _refused, HTTPException: _no_route, Exception: _failed},
     )
+    app.state.bodies = service.bodies
+    return app
 
 
 class Service:

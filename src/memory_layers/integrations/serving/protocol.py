@@ -59,6 +59,8 @@ def _bias(value: object) -> dict[int, float]:
             raise ValueError(f"{key!r} is no token id")
         if type(number) not in (int, float) or not -100 <= number <= 100:
             raise ValueError(f"token {key}: expected a number from -100 to 100")
+        if int(key) in found:
+            raise ValueError(f"token {int(key)} is there twice")
         found[int(key)] = float(number)
     return found
 

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from memory_layers.integrations.serving.answers import Answer, Text
-from memory_layers.integrations.serving.engine import Engine
+from memory_layers.integrations.serving.engine import Engine, shutting_down
 from memory_layers.integrations.serving.errors import RequestError
 from memory_layers.integrations.serving.row import Delta, Row
 
@@ -30,6 +30,14 @@ class Bodies:
         self.held = 0
         # Python's objects are many times as large as the text: those of one body at a time.
         self.lock = threading.Lock()
+        self.arriving: set[asyncio.Timeout] = set()
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Wait for no body any more. Call it on the thread of the server."""
+        self.stopping = True
+        for one in self.arriving:
+            one.reschedule(0)
 
     async def read(self, request: Request, parse: Callable[[bytes], ReadT]) -> ReadT:
         """Return what the body of a request says.
@@ -64,7 +72,8 @@ class Bodies:
             )
         size = 0
         try:
-            async with asyncio.timeout(MOST_SECONDS):
+            async with asyncio.timeout(0 if self.stopping else MOST_SECONDS) as left:
+                self.arriving.add(left)
                 # To its end, also where it is too large: clients read the answer only then.
                 async for part in request.stream():
                     size += len(part)
@@ -79,11 +88,15 @@ class Bodies:
                             headers={"Retry-After": "1"},
                         )
         except TimeoutError as error:
+            if self.stopping:
+                raise shutting_down() from error
             raise RequestError(
                 f"the body did not arrive within {MOST_SECONDS} seconds", status=408
             ) from error
         except ClientDisconnect as error:
             raise RequestError("the client is gone", status=400) from error
+        finally:
+            self.arriving.discard(left)
         if size > MOST_BYTES:
             raise RequestError(
                 f"the body has {size} bytes, this server takes at most {MOST_BYTES}", status=413

@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         super().__init__(config)
-        self.engine, self.asked_to_end = engine, False
+        self.engine, self.bodies, self.asked_to_end = engine, app.state.bodies, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End. Again: at once."""
@@ -96,6 +96,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell all clients, and close."""
         self.engine.stop()
+        self.bodies.stop()
         await super().shutdown(sockets)
 
     def serve_until_signal(self, sockets: list[socket.socket]) -> int:

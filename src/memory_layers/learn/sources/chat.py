@@ -97,7 +97,10 @@ class ChatEncoder:
         self, text: str, spans: Sequence[tuple[int, int]]
     ) -> tuple[list[int], list[tuple[int, int]]] | None:
         """Encode a text at once, unless a token reaches over the edge of a span."""
-        ids, offsets = self._template.whole(text)
+        whole = self._template.whole(text)
+        if whole is None:
+            return None
+        ids, offsets = whole
         stretches = []
         for start, end in spans:
             inside = [
