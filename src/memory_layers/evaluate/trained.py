@@ -11,7 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
-from memory_layers.common.paths import IS_PATH
+from memory_layers.common.paths import IS_PATH, may_be_on_hub
 from memory_layers.common.untrusted import (
     MALFORMED,
     check_inside,
@@ -322,6 +322,12 @@ def _check_name(name: str) -> None:
     # Before the hub is asked, which takes long where there is no network.
     if close := get_close_matches(name, PACKAGED, n=1):
         raise UserError(f"{name} is no model folder. hint: did you mean {close[0]}?")
+    if not may_be_on_hub(name):
+        found = "it is a file" if Path(name).is_file() else "it does not exist"
+        raise UserError(
+            f"{name} is no model folder: {found}. hint: the folder that training wrote, "
+            "runs/NAME/model"
+        )
     from huggingface_hub import hf_hub_download
 
     try:
