@@ -167,7 +167,8 @@ def _check_generation(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 1.0}):
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         try:
-            with torch.random.fork_rng():
+            # It is on the CPU yet. Without a list all GPUs of the machine would be started.
+            with torch.random.fork_rng(devices=[]):
                 model.generate(first, max_new_tokens=1, tokenizer=tokenizer, **sampling)
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
