@@ -94,6 +94,8 @@ def test_paths_of_flags(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (home / "page" / "report.html").is_file()
     assert main(["generate", "~/model", "~/text"]) == 2
     assert f"{home}/model" in capsys.readouterr().err
+    assert main(["init", "~/my_run"]) == 0
+    assert (home / "my_run.yaml").is_file()
     assert main(["eval", "~nobody_of_this_name/model"]) == 2
     assert main(["report", "r.json", "--out", "$NOT_SET_HERE/x"]) == 2
     assert "error: $NOT_SET_HERE/x: $NOT_SET_HERE is not known" in capsys.readouterr().err

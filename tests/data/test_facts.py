@@ -91,6 +91,7 @@ def test_load_accepts_a_byte_order_mark(tmp_path: Path) -> None:
         pytest.param(line_of(answer=None), 1, "'answer' is not a string.*null", id="null field"),
         pytest.param(line_of(answer=["a"]), 1, "'answer' is not a string.*a list", id="list field"),
         pytest.param(line_of(answer="\ud800"), 1, "'answer' has half of a surrogate", id="half"),
+        pytest.param(line_of(subject="a\0b"), 1, "'subject' has U\\+0000.*hint", id="NUL"),
         pytest.param(
             '{"relation": "a", "relation": "b"}', 1, "'relation' stands more than once", id="twice"
         ),
@@ -194,6 +195,13 @@ def question(text: str) -> str:
         pytest.param(
             question("'{subject}{answer}'") + "  x: 1", 5, "entry 'x'", id="unknown entry"
         ),
+        pytest.param(
+            "capital:\n  question: x\n  statments: [x]",
+            3,
+            "did you mean 'statements'",
+            id="misspelt",
+        ),
+        pytest.param("capital: {<<: {question: x}}", 1, "merge key. hint: write out", id="merge"),
         pytest.param(
             question("'{subject}{answer}'") * 2, 5, "already there, in line 1", id="again"
         ),

@@ -78,7 +78,7 @@ def test_what_is_no_memory_of_the_model_is_refused(
 def test_a_file_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "model.gguf").write_bytes(b"")
     assert main(["generate", str(tmp_path / "model.gguf"), "The code"]) == 2
-    assert "model.gguf is no model folder" in capsys.readouterr().err
+    assert "model.gguf is no model folder: it is a file" in capsys.readouterr().err
 
 
 def test_chat_needs_a_template(base: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ import torch
 from example_models import write_example
 from example_result import RESULT
 from safetensors.torch import load_file
-from tests_support import write_facts
+from tests_support import write_facts, write_untrained
 from tiny_models import tiny_memory
 from transformers import AutoModelForCausalLM
 
@@ -96,6 +96,14 @@ def test_a_dry_run_looks_at_the_data_alone(
     assert "Place" in capsys.readouterr().out
     assert calls == []
     assert not Path("taught").exists()
+
+
+def test_a_dry_run_refuses_a_model_that_has_memory(
+    calls: list[dict], capsys: pytest.CaptureFixture
+) -> None:
+    write_untrained(Path("taught"))
+    assert main(["learn", "taught", "facts", "--dry-run"]) == 2
+    assert "has memory layers already. hint" in capsys.readouterr().err
 
 
 def test_progress_has_learning_and_forgetting_side_by_side(

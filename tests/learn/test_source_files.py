@@ -227,6 +227,7 @@ def test_what_is_held_out_is_not_trained_on() -> None:
         ("a.csv", "prompt,completion\na\0b,c\n", 2, "NUL"),
         ("a.csv", f"prompt,completion,paraphrases\na,b,{'[' * 99_999}\n", 2, "not valid JSON"),
         ("a.jsonl", lines({**ROW, "completion": "\ud800"}), 1, "half of a surrogate"),
+        ("a.jsonl", lines({**ROW, "completion": "a\0b"}), 1, r"has U\+0000"),
         ("a.jsonl.gz", b"\x1f\x8b", 1, "compressed"),
         ("a.docx", "x", 1, "not a kind of file"),
         ("a.txt", " ", 1, "empty"),

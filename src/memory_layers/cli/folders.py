@@ -20,6 +20,7 @@ from memory_layers.common.checks import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import write_file
 from memory_layers.common.packages import needs, quiet_transformers
+from memory_layers.common.paths import IS_PATH
 from memory_layers.common.progress import ProgressLine
 from memory_layers.configs import find_config
 from memory_layers.data.lines import check_complete
@@ -198,7 +199,7 @@ class Init:
     Example: memory-layers init my_run
     """
 
-    name: Positional[Annotated[str, arg(metavar="NAME")]]
+    name: Positional[Annotated[str, arg(metavar="NAME"), IS_PATH]]
     """Of the run. NAME.yaml is written."""
     examples: Path | None = None
     """Folder to copy the example scripts of the guides to."""

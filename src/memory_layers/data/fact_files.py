@@ -191,18 +191,18 @@ def _parse_templates(relation: str, where: str, node: "Node") -> RelationTemplat
 
     of = f"of relation {relation!r}"
     entries = _entries(node, where, f"relation {relation!r} has no templates", _SHAPE)
-    for name in _REQUIRED:
-        if name not in entries:
-            raise UserError(
-                f"{where}: relation {relation!r} has no `{name}:`, expected {_SHAPE}, got "
-                f"{', '.join(entries) or 'nothing'}. hint: add `{name}:` below the relation"
-            )
     for name, (at, _) in entries.items():
         if name not in _ENTRIES:
             raise UserError(
                 f"{at}: relation {relation!r} has the unknown entry {name!r}, expected {_SHAPE}, "
                 f"or `heldout:` (a list of strings), got {name!r}. "
-                "hint: correct its name, or remove it"
+                f"hint: {did_you_mean(name, _ENTRIES)}, or remove it"
+            )
+    for name in _REQUIRED:
+        if name not in entries:
+            raise UserError(
+                f"{where}: relation {relation!r} has no `{name}:`, expected {_SHAPE}, got "
+                f"{', '.join(entries) or 'nothing'}. hint: add `{name}:` below the relation"
             )
     wordings: dict[str, tuple[str, ...]] = {"heldout": ()}
     for name, what in (("statements", "a statement"), ("heldout", "a held-out wording")):
@@ -263,6 +263,11 @@ def _entries(node: "Node", where: str, problem: str, shape: str) -> dict[str, tu
     entries: dict[str, tuple[str, Node]] = {}
     for key, value in node.value:
         at = _place(key)
+        if key.tag == "tag:yaml.org,2002:merge":
+            raise UserError(
+                f"{at}: `<<` takes entries from elsewhere, expected each entry in its place, got a "
+                "merge key. hint: write out what it stands for"
+            )
         name = _string(at, "a name", key)
         entries[name] = at, value
     return entries

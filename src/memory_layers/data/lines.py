@@ -104,7 +104,7 @@ def text_field(where: str, row: dict[str, object], name: str) -> str:
         name: Of the field.
 
     Raises:
-        UserError: It is missing, no string, blank, or cannot be written as UTF-8.
+        UserError: It is missing, no string, blank, has U+0000, or cannot be written as UTF-8.
     """
     if name not in row:
         got = f"the fields {', '.join(map(repr, row))}" if row else "an empty object"
@@ -125,6 +125,10 @@ def text_field(where: str, row: dict[str, object], name: str) -> str:
             "hint: fill it in, or remove the line"
         )
     check_complete(f"{where}: field {name!r}", value)
+    if "\0" in value:
+        raise UserError(
+            f"{where}: field {name!r} has U+0000, expected text, got no character. hint: remove it"
+        )
     return value
 
 

@@ -11,7 +11,7 @@ from tyro.conf import FlagConversionOff, Positional, arg
 from memory_layers.common.errors import UserError, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
-from memory_layers.common.paths import IS_PATH
+from memory_layers.common.paths import IS_PATH, may_be_on_hub
 from memory_layers.common.untrusted import (
     MALFORMED,
     check_inside,
@@ -167,7 +167,8 @@ def _check_generation(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 1.0}):
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         try:
-            with torch.random.fork_rng():
+            # It is on the CPU yet. Without a list all GPUs of the machine would be started.
+            with torch.random.fork_rng(devices=[]):
                 model.generate(first, max_new_tokens=1, tokenizer=tokenizer, **sampling)
         except (LookupError, TypeError, ValueError) as error:
             raise UserError(
@@ -322,6 +323,12 @@ def _check_name(name: str) -> None:
     # Before the hub is asked, which takes long where there is no network.
     if close := get_close_matches(name, PACKAGED, n=1):
         raise UserError(f"{name} is no model folder. hint: did you mean {close[0]}?")
+    if not may_be_on_hub(name):
+        found = "it is a file" if Path(name).is_file() else "it does not exist"
+        raise UserError(
+            f"{name} is no model folder: {found}. hint: the folder that training wrote, "
+            "runs/NAME/model"
+        )
     from huggingface_hub import hf_hub_download
 
     try:

@@ -13,6 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.packages import quiet_transformers
 from memory_layers.common.paths import IS_PATH
 from memory_layers.common.text import show
+from memory_layers.common.untrusted import read_settings
 from memory_layers.evaluate.trained import (
     DESCRIPTION,
     check_model,
@@ -162,12 +163,14 @@ class Learn:
     def _look(self) -> "Look":
         """Read the data, which needs no more of the model than its tokenizer."""
         from memory_layers.data.tokenizer import load_tokenizer
+        from memory_layers.learn.lesson import HAS_MEMORY
         from memory_layers.learn.sources import read_data
         from memory_layers.models import resolve_model
 
-        tokenizer = load_tokenizer(
-            resolve_model(self.model), trust_remote_code=self.trust_remote_code
-        )
+        model = resolve_model(self.model)
+        if read_settings(model, "config.json").get("memory"):
+            raise UserError(HAS_MEMORY)
+        tokenizer = load_tokenizer(model, trust_remote_code=self.trust_remote_code)
         with Display(self.minutes) as display:
             return read_data(
                 list(self.data),

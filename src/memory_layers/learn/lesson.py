@@ -38,6 +38,8 @@ from memory_layers.train.interrupt import StopSignal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# The sentence about a model that cannot be taught for it.
+HAS_MEMORY = "the model has memory layers already. hint: a plain one, and its memory as onto"
 # How far an entry of a row moves in a step, as a share of the size of those of hidden states.
 STEP = 0.22
 # Share of the prompts of a pass that are answered right before their update: all but slips.

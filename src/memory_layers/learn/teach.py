@@ -39,7 +39,7 @@ from memory_layers.learn.keep import (
     keep_of_files,
     neighbours,
 )
-from memory_layers.learn.lesson import LearnSettings, Lesson
+from memory_layers.learn.lesson import HAS_MEMORY, LearnSettings, Lesson
 from memory_layers.learn.record import facts_of, make_way
 from memory_layers.learn.report import write_report
 from memory_layers.learn.result import LearnResult, Progress, Silent
@@ -164,9 +164,7 @@ def learn(
         raise UserError("tokenizer is needed with a model that is loaded, got None")
     model.eval()
     if memory_layers_of(model):
-        raise UserError(
-            "the model has memory layers already. hint: a plain one, and its memory as onto"
-        )
+        raise UserError(HAS_MEMORY)
     check_quantised(model)
     stay_trainable(model)
     told.stage("reading the data")

@@ -1,6 +1,5 @@
 """Which pretrained model a name means: a folder, one of the hub, or one that came as a package."""
 
-import re
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,9 +9,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder, new_folder
 from memory_layers.common.locks import locked
 from memory_layers.common.packages import PACKAGED, needs
-
-# As the hub has them: a name, or an owner and a name.
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+from memory_layers.common.paths import may_be_on_hub
 
 
 def resolve_model(model: str | Path) -> str | Path:
@@ -41,9 +38,7 @@ def resolve_model(model: str | Path) -> str | Path:
             f"{name} is a file, and a model is a folder. "
             "hint: give the folder that save_pretrained wrote"
         )
-    # runs/tiny reads like a name of the hub, but nobody who has a folder "runs" means that.
-    local = isinstance(model, Path) or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-    if local or not _HUB_NAME.fullmatch(name):
+    if isinstance(model, Path) or not may_be_on_hub(name):
         raise UserError(
             f"{name}: there is no such folder. hint: give the folder of a model, a name of the hub "
             f"such as HuggingFaceTB/SmolLM2-135M-Instruct, or {' or '.join(PACKAGED)}"
