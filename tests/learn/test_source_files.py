@@ -192,6 +192,12 @@ def test_what_is_held_out_is_not_trained_on() -> None:
         ("a.jsonl", lines({"question": "a", "answer": "b"}), 1, "'question' to 'prompt' and"),
         ("a.jsonl", lines({"a": "b"}), 1, "no kind of row"),
         ("a.jsonl", "{}", 1, "no kind of row"),
+        (
+            "a.jsonl",
+            lines({"instruction": "a", "input": "b", "output": "c"}),
+            1,
+            "rename 'instruction' joined with 'input' to 'prompt' and 'output' to",
+        ),
         ("a.jsonl", lines({**ROW, "heldout": "yes"}), 1, "'heldout' must be true or false"),
         ("a.jsonl", lines({**ROW, "group": [1]}), 1, "'group' must be"),
         ("a.jsonl", lines({**ROW, "paraphrases": "x"}), 1, "'paraphrases' is not a list"),

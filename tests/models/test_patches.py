@@ -424,7 +424,7 @@ def test_facts_that_are_not_there_are_refused() -> None:
     patch = record_teaching(model, facts=facts_of([1, 2]))
     with pytest.raises(ValueError, match=r"facts must be below 1, their number, got \[1\]"):
         revert_patch(model, patch, [1])
-    with pytest.raises(ValueError, match="has '' in it"):
+    with pytest.raises(ValueError, match=r"has '' in it\. hint: memory-layers patch show"):
         revert_patch(model, patch, "")
     with pytest.raises(ValueError, match="texts or indices, got both"):
         revert_patch(model, patch, ["Paris", 0])  # type: ignore[list-item]

@@ -121,7 +121,10 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\noptim: {beta2: 1}", "optim.beta2 must lie in [0, 1), got 1.0"),
         ("name: x\noptim: {weight_decay: .nan}", "optim.weight_decay must be >= 0, got nan"),
         ("name: x\ndata: {facts: null}", "data.facts and data.text are both empty"),
-        ("name: x\ndata: {facts: no/folder}", "data.facts must be a folder, 'no/folder' is none"),
+        (
+            "name: x\ndata: {facts: no/folder}",
+            "data.facts must be a folder, 'no/folder' is none. hint",
+        ),
         ("name: x\ndata: {tokenizer: no/folder}", "data.tokenizer must be a folder"),
         ("name: x\ndata: {shown_fraction: 1}", "data.shown_fraction must lie between 0 and 1"),
         ("name: x\ndata: {text_heldout: 1}", "data.text_heldout must lie in [0, 1), got 1.0"),

@@ -107,4 +107,6 @@ class DataConfig:
         for name in ("facts", "tokenizer"):
             folder = getattr(self, name)
             if folder not in (None, BUILTIN) and not Path(folder).is_dir():
-                raise ValueError(f"data.{name} must be a folder, {folder!r} is none")
+                raise ValueError(
+                    f"data.{name} must be a folder, {folder!r} is none. hint: check the path"
+                )

@@ -306,7 +306,10 @@ def _pick(
         for text in texts:
             found_in = [place for place, fact in enumerate(said) if text.casefold() in fact]
             if not found_in or not text:
-                raise UserError(f"no prompt or answer of {len(places)} facts has {text!r} in it")
+                raise UserError(
+                    f"no prompt or answer of {len(places)} facts has {text!r} in it. hint: "
+                    "memory-layers patch show PATCH --facts lists them"
+                )
             picked += found_in
     else:
         if len(teachings) > 1:

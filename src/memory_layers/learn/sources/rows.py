@@ -80,7 +80,11 @@ def kind_of_row(where: str, row: dict[str, Any]) -> Kind:
     if len(begun) == 1 and begun[0] != "messages":
         for name in COLUMNS[begun[0]]:
             text_field(where, row, name)
-    renamed = [f"{name!r} to {_OTHER_NAMES[name]!r}" for name in row if name in _OTHER_NAMES]
+    others: dict[str, list[str]] = {}
+    for name in row:
+        if name in _OTHER_NAMES:
+            others.setdefault(_OTHER_NAMES[name], []).append(repr(name))
+    renamed = [f"{' joined with '.join(old)} to {new!r}" for new, old in others.items()]
     hint = f"rename {' and '.join(renamed)}" if renamed else "rename the fields"
     raise UserError(
         f"{where}: the fields are those of no kind of row, expected one of ({_SHAPES}), got {got}. "
