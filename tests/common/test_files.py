@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from memory_layers.common import locks
-from memory_layers.common.errors import UserError
+from memory_layers.common.errors import UserError, in_words
 from memory_layers.common.files import is_left, new_folder, remove_left, replacing, write_json
 from memory_layers.common.locks import alone_in
 from memory_layers.common.tensors import save_tensors
@@ -310,3 +310,16 @@ def test_what_killed_processes_have_left_of_a_folder_is_removed(tmp_path: Path) 
         assert part.is_dir()
         assert not left.exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_an_error_of_the_system_names_what_is_written(tmp_path: Path) -> None:
+    """That of a write to a full disk names nothing."""
+    for write in (replacing, new_folder):
+        with pytest.raises(OSError, match="No space") as error, write(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        said = in_words(error.value)
+        assert (
+            said == f"{tmp_path / 'x'}: No space left on device. hint: free disk space, and "
+            "run the same command again"
+        )
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,8 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -12,7 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 from memory_layers.common.errors import UserError
 from memory_layers.data.encode import encode_texts
-from memory_layers.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from memory_layers.data.tokenizer import (
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+    vocabulary_size,
+)
 from memory_layers.data.tokens import Document, read_pieces, write_tokens
 
 TEXTS = ["The capital of Ægypt is Kairo.", "  two  spaces\n", "東京 🗼 is in Japan"]
@@ -184,3 +191,14 @@ def test_ids_that_no_model_can_have_are_refused(
     moved = {token: change(n) for token, n in vocab.items()}
     with pytest.raises(UserError, match=says):
         load_tokenizer(damaged(tmp_path, "tokenizer.json", {"model": {"vocab": moved}}))
+
+
+def test_a_tokenizer_that_finds_no_room_says_so(tmp_path: Path) -> None:
+    """Its package raises no error of the system, but an exception of no type."""
+
+    def fail(_folder: Path) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    full: Any = SimpleNamespace(save_pretrained=fail)
+    with pytest.raises(OSError, match=r"cannot be written: No space left.*hint: free disk space"):
+        save_tokenizer(full, tmp_path)

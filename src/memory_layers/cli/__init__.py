@@ -19,7 +19,7 @@ from memory_layers.cli.parse import parse, parse_with_config
 from memory_layers.cli.patches import PatchCommand
 from memory_layers.cli.runs import Compare, OfConfig, Plan, Scale, Show, Train
 from memory_layers.cli.streams import BROKEN_PIPE, NobodyReads, standard_streams
-from memory_layers.common.errors import LostRankError, UserError, is_out_of_memory
+from memory_layers.common.errors import LostRankError, UserError, in_words, is_out_of_memory
 from memory_layers.common.text import did_you_mean, printable, show
 from memory_layers.common.version import __version__
 from memory_layers.evaluate.command import Eval
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(f"memory ran out: {reason[0]}. {hint}", own=True)
         if not isinstance(error, OSError):
             raise
-        return _fail(str(error), own=True)
+        return _fail(in_words(error), own=True)
     except (UserError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
 

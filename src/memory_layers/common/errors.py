@@ -22,6 +22,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def in_words(error: OSError) -> str:
+    """Return what an error of the system says, without its number, and what to do."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "free disk space" if error.errno in full else "look whether it is there and may be used"
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{error.strerror}. hint: {hint}, and run the same command again"
+
+
 def placed(error: UserError, place: object) -> UserError:
     """Return an error that names the file or folder that it is about, if it does not yet."""
     return error if str(place) in str(error) else UserError(f"{place}: {error}")

@@ -29,6 +29,17 @@ _SECONDS_UNCHANGED = 3600.0
 
 
 @contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Name what is written where an error of the system does not, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
     """Write files beside their final places and move them there at the end, all or none.
 
@@ -49,7 +60,8 @@ def replacing(*paths: Path) -> Generator[tuple[Path, ...]]:
         remove_left(path.parent, path.name)
     _settle_files(paths)
     try:
-        yield parts
+        with naming(paths[0]):
+            yield parts
         finish(parts, parts[0].parent, paths[0].name)
         try:
             for path in reversed(paths) if len(paths) > 1 else ():
@@ -193,7 +205,8 @@ def new_part(folder: Path, size: int = 0) -> Generator[Path]:
     prefix = f".{folder.name}.{_writer()}."
     part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
     try:
-        yield part
+        with naming(folder):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

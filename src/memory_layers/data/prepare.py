@@ -26,7 +26,6 @@ from memory_layers.common.files import (
     new_part,
     publish,
     remove_left,
-    require_space,
 )
 from memory_layers.common.progress import Report, counted, counter, tell
 from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
@@ -37,6 +36,7 @@ from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
 from memory_layers.data.text import builtin_text, iter_text
 from memory_layers.data.tokenizer import (
     load_tokenizer,
+    save_tokenizer,
     slices,
     train_tokenizer,
     vocabulary_size,
@@ -236,11 +236,7 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
             tokenizer = train_tokenizer(read, config.vocab_size)
         else:
             tokenizer = load_tokenizer(Path(config.tokenizer))
-        # A full disk is no OSError to tokenizers, but an exception of no type. Beside its file,
-        # the small ones have to fit.
-        size = len(tokenizer.backend_tokenizer.to_str(pretty=True).encode()) + 2**16
-        require_space(part, size)
-        tokenizer.save_pretrained(part / "tokenizer")
+        save_tokenizer(tokenizer, part / "tokenizer")
         count = counter(sum(map(len, texts)), "encoding text", progress)
         count(0)
         text, kept_out = hold_out(

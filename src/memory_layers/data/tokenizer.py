@@ -144,6 +144,19 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write a tokenizer into a folder.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    try:
+        with _named_errors():
+            tokenizer.save_pretrained(folder)
+    except ValueError as error:
+        raise OSError(f"{folder} cannot be written: {error}. hint: free disk space") from error
+
+
 @contextmanager
 def _named_errors() -> Generator[None]:
     """Raise as ValueError what tokenizers raises: Exception itself, and none of its classes."""

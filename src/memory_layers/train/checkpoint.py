@@ -38,6 +38,7 @@ from memory_layers.common.files import (
     require_space,
     settle,
 )
+from memory_layers.data.tokenizer import save_tokenizer
 from memory_layers.optim import MemoryAdamW
 from memory_layers.train.folders import STATE_FILE, list_checkpoints
 from memory_layers.train.slices import Checksum, FiniteSavePlanner, sums_of_slices
@@ -230,7 +231,7 @@ def _model_files(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

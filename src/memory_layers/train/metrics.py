@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Self
 
-from memory_layers.common.files import sync, write_file
+from memory_layers.common.files import naming, sync, write_file
 
 METRICS = "metrics.jsonl"
 
@@ -50,8 +50,9 @@ class MetricsWriter:
         """
         if not self._writes:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         self.lines += 1
         for name, value in _flatten(values):
             self._board.add_scalar(name, value, step)
