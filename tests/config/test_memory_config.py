@@ -53,6 +53,7 @@ def test_odd_default_key_width_is_refused_with_one_that_works(width: int) -> Non
     [
         ({"layers": None}, "layers must be a list of block indices, got None"),
         ({"layers": 4}, "layers must be a list of block indices, got 4"),
+        ({"layers": 3.5}, "layers must be a list of block indices, got 3.5"),
         ({"layers": "4"}, "layers must be a list of block indices, got '4'"),
         ({"layers": (1, 1)}, "layers must not name a block twice"),
         ({"layers": (-1,)}, "counted from 0, got -1"),

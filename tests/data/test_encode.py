@@ -100,6 +100,13 @@ def test_a_message_is_text_in_its_template() -> None:
     )
 
 
+def test_a_template_that_writes_nothing_is_told() -> None:
+    tokenizer = chatml()
+    tokenizer.chat_template = "{{ messages[0].other }}"
+    with pytest.raises(UserError, match=r"writes nothing.*hint"):
+        ChatTemplate(tokenizer).asked(["user"], ["the land"])
+
+
 def test_a_mark_in_parts_of_several_turns_is_text_too() -> None:
     tokenizer = chatml()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}"

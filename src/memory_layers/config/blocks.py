@@ -51,7 +51,7 @@ class BlocksConfig:
         """
         if self.layers is None and "layers" not in self.required:
             return
-        if self.layers is None or isinstance(self.layers, int | str):
+        if isinstance(self.layers, str) or not isinstance(self.layers, Iterable):
             raise UserError(f"layers must be a list of block indices, got {self.layers!r}")
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:

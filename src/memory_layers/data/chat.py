@@ -144,12 +144,18 @@ class ChatTemplate:
             said: Their texts.
 
         Raises:
-            UserError: The template refuses the turns.
+            UserError: The template refuses the turns, or writes nothing.
         """
         hidden, names = self.hide(said)
         text = self.render(roles, hidden, ask=True)
         whole = None if names else self.whole(text)
-        return self.tokens(text, names) if whole is None else whole[0]
+        ids = self.tokens(text, names) if whole is None else whole[0]
+        if not ids:
+            raise UserError(
+                "the chat template writes nothing of these turns, expected a text. hint: look at "
+                "chat_template.jinja of the tokenizer"
+            )
+        return ids
 
     def _text(self, text: str) -> list[int]:
         return [*next(encode_texts(self._tokenizer, [text])).ids] if text else []
