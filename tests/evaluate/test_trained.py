@@ -9,7 +9,7 @@ import torch
 from example_models import write_example
 from tests_support import write_facts
 from tiny_models import tiny_memory
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
@@ -247,6 +247,7 @@ def test_marks_that_a_text_begins_with_need_embeddings(base: Path, tmp_path: Pat
     "asked",
     [
         {"num_beams": "x"},
+        {"num_beams": 60_000},
         {"forced_eos_token_id": 10**9},
         {"stop_strings": 3},
         {"max_time": "soon"},
@@ -279,3 +280,19 @@ def test_settings_of_generating_change_nothing_that_is_drawn(base: Path, tmp_pat
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.manual_seed(0)))
     # Tokens, as of any other model.
     assert model.generate(torch.tensor([[1]]), max_new_tokens=2).ndim == 2
+
+
+def test_settings_of_generating_do_not_end_the_teaching_of_weights_in_four_bits(
+    base: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map="cpu"
+    )
+    model.generation_config.update(do_sample=True, temperature=0.2)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "model")
+    loaded, _ = load_trained(tmp_path / "model")
+    assert loaded.generation_config.temperature == 0.2
+    # It is refused where bitsandbytes has laid out the weights for inference.
+    add_memory(loaded, tiny_memory(placement="beside"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagConversionOff, Positional, arg
 
-from memory_layers.common.errors import UserError, placed
+from memory_layers.common.errors import UserError, is_out_of_memory, placed
 from memory_layers.common.files import is_left
 from memory_layers.common.packages import PACKAGED, needs
 from memory_layers.common.paths import IS_PATH, may_be_on_hub
@@ -162,7 +162,8 @@ def _check_generation(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
             "code of the hub. hint: take it out of that file"
         )
     settings.return_dict_in_generate = False
-    if settings.to_diff_dict().keys() <= _PLAIN_SETTINGS:
+    # bitsandbytes lays out 4-bit weights for inference on the device that computes first.
+    if settings.to_diff_dict().keys() <= _PLAIN_SETTINGS or getattr(model, "is_quantized", False):
         return
     for sampling in ({"do_sample": False}, {"do_sample": True, "temperature": 1.0}):
         first = torch.zeros(1, 1, dtype=torch.long, device=model.device)
@@ -170,7 +171,9 @@ def _check_generation(model: Any, tokenizer: Any, name: str) -> None:  # noqa: A
             # It is on the CPU yet. Without a list all GPUs of the machine would be started.
             with torch.random.fork_rng(devices=[]):
                 model.generate(first, max_new_tokens=1, tokenizer=tokenizer, **sampling)
-        except (LookupError, TypeError, ValueError) as error:
+        except MALFORMED as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{name} does not generate: {' '.join(str(error).split())}. hint: look at its "
                 "generation_config.json"
