@@ -320,7 +320,7 @@ def test_wrong_folders_and_values(
     facts = write_facts(tmp_path / "facts")
     os.mkfifo(tmp_path / "pipe")
     for flags, says in (
-        (["--facts", tmp_path / "no"], "data.facts must be a folder"),
+        (["--facts", tmp_path / "no"], "--facts must be a folder"),
         (["--facts", facts, "--relations", "capital"], "select built-in facts"),
         (["--facts", "builtin", "--relations", "capitals"], "unknown relations ['capitals']"),
         (["--facts", facts, "--shown-fraction", "2"], "must lie between 0 and 1, got 2.0"),

@@ -26,6 +26,14 @@ def test_long_work_says_how_much_there_is_and_how_long_it_takes(
     ]
 
 
+def test_nobody_knows_how_long_work_takes_that_has_not_moved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE", -1.0)
+    ProgressLine().update(0, 9, "run", "starting")
+    assert capsys.readouterr().err == "run 0/9  starting\n"
+
+
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLine() as line:
         assert list(counted(range(2500), 2500, "facts", line.update)) == list(range(2500))

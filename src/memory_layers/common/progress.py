@@ -68,8 +68,11 @@ class ProgressLine:
         ends, self._last = done == total != self._last, done
         if self._bar.disable and (now > self._due or (status and ends)):
             self._due = now + NEXT_LINES
-            left = (now - self._started) / max(1, done - self._first) * (total - done)
-            self.say(f"{name} {done:,}/{total:,}  {left:.0f} s left  {status}".rstrip())
+            line = f"{name} {done:,}/{total:,}"
+            if done > self._first:
+                left = (now - self._started) / (done - self._first) * (total - done)
+                line += f"  {left:.0f} s left"
+            self.say(f"{line}  {status}".rstrip())
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

@@ -221,9 +221,13 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
         raise UserError(wrong.format(error)) from error
     except ValueError as error:
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
-        hint = ". hint: --facts FOLDER says where it is now" if moved else ""
+        message = str(error)
+        if moved:
+            message = message.partition(". hint:")[0] + ". hint: --facts FOLDER says where it is now"
+        for name in (*given, *(() if asked.facts is None else ("facts",))):
+            message = message.replace(f"data.{name} ", f"{_flag(name)} ")
         place = "config.json of the run: " if same and not given else ""
-        raise UserError(f"{place}{error}{hint}") from error
+        raise UserError(f"{place}{message}") from error
 
 
 def _flag(name: str) -> str:
