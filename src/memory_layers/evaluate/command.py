@@ -223,7 +223,8 @@ def _facts(asked: Eval, trained_on: dict[str, Any]) -> tuple[DataConfig | None, 
         moved = asked.facts is None and not Path(facts).is_dir() and facts != BUILTIN
         message = str(error)
         if moved:
-            message = message.partition(". hint:")[0] + ". hint: --facts FOLDER says where it is now"
+            hint = "hint: --facts FOLDER says where it is now"
+            message = f"{message.partition('. hint:')[0]}. {hint}"
         for name in (*given, *(() if asked.facts is None else ("facts",))):
             message = message.replace(f"data.{name} ", f"{_flag(name)} ")
         place = "config.json of the run: " if same and not given else ""
