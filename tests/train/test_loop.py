@@ -260,7 +260,7 @@ def test_the_start_says_how_many_facts_there_are(
     """As soon as it takes longer than a moment."""
     monkeypatch.setattr(progress, "FIRST_LINE", -1.0)
     train(tiny_run(tmp_path, train={"steps": 1}), tmp_path / "out")
-    assert "stating facts 0/30 " in capsys.readouterr().err
+    assert "stating facts 0/30\n" in capsys.readouterr().err
 
 
 def test_a_longer_run_follows_the_longer_schedule(tmp_path: Path) -> None:
