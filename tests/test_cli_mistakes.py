@@ -333,6 +333,7 @@ def test_wrong_folders_and_values(
         (["--facts", facts, "--seed", str(2**64)], "--seed must be"),
         (["--facts", facts, "--out", model / "config.json"], "holds no results of eval"),
         (["--facts", facts, "--out", tmp_path / "pipe"], "holds no results of eval"),
+        (["--facts", facts, "--out", "/proc/x.json"], "--out: /proc cannot be written: "),
         (["--tasks", "piqa", "--device", "cuda:9"], "--device cuda:9"),
         (["--facts", facts, "--data-dir", facts], "--data-dir has no effect without --tasks"),
         (["--facts", facts, "--out", tmp_path / "no" / "a.json"], "there is no folder"),

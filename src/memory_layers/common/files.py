@@ -223,6 +223,25 @@ def make_folder(folder: Path) -> None:
         sync(path.parent)
 
 
+def check_writable(folder: Path, name: str) -> None:
+    """Make a folder, and refuse one that takes no files, before work of which they would be lost.
+
+    Args:
+        folder: Where files will be written.
+        name: Of the argument that names it.
+
+    Raises:
+        UserError: No file can be made there.
+    """
+    try:
+        make_folder(folder)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{name}: {folder} cannot be written: {error.strerror}. hint: name another folder"
+        ) from error
+
+
 def cache_folder() -> Path:
     """Return the folder of this package among the user's caches. It may not exist.
 

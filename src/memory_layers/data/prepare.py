@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from memory_layers.common.checksums import (
@@ -22,7 +21,7 @@ from memory_layers.common.checksums import (
 from memory_layers.common.errors import UserError
 from memory_layers.common.files import (
     cache_folder,
-    make_folder,
+    check_writable,
     new_part,
     publish,
     remove_left,
@@ -210,15 +209,7 @@ def corpus_of(config: DataConfig, progress: Report | None = None) -> FactCorpus:
 
 
 def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
-    # Before the texts are read, which may take minutes.
-    try:
-        make_folder(folder.parent)
-        TemporaryFile(dir=folder.parent).close()
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir: {folder.parent} cannot be written: {error.strerror}. hint: name "
-            "another folder for prepared data"
-        ) from error
+    check_writable(folder.parent, "data.cache_dir")
     texts: list[str] = []
     notes: list[str] = []
     for source in config.text:

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from memory_layers.common.checks import check_seed, check_whole
 from memory_layers.common.errors import UserError
-from memory_layers.common.files import write_json
+from memory_layers.common.files import check_writable, write_json
 from memory_layers.common.packages import needs, quiet_transformers
 from memory_layers.common.paths import IS_PATH, PathText
 from memory_layers.common.progress import ProgressLine, progress_of
@@ -253,11 +253,12 @@ def _check(asked: Eval) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to write where something else is: a folder, a device, or a file of another kind."""
+    """Refuse to write where that cannot be, or to where something else is."""
     if out.is_dir():
         raise UserError(f"--out {out} is a folder. hint: {out / 'results.json'}")
     if "\0" in str(out) or not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}. hint: make it first")
+    check_writable(out.parent, "--out")
     if not out.exists():
         return
     try:
