@@ -1,6 +1,6 @@
 """A byte-level BPE trained on the data, or any Hugging Face tokenizer folder."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -84,7 +84,7 @@ def load_tokenizer(
     check_named_files(settings, str(folder))
     check_named_files(read_settings(folder, MARKS), str(folder), replaced=False)
     try:
-        with _named_errors():
+        with _typed_errors():
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 folder,
                 local_files_only=isinstance(folder, Path),
@@ -150,22 +150,23 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     Raises:
         OSError: The disk is full or cannot be written.
     """
-    try:
-        with _named_errors():
-            tokenizer.save_pretrained(folder)
-    except ValueError as error:
-        raise OSError(f"{folder} cannot be written: {error}. hint: free disk space") from error
+
+    def unwritten(reason: str) -> OSError:
+        return OSError(f"{folder} cannot be written: {reason}. hint: free disk space")
+
+    with _typed_errors(unwritten):
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager
-def _named_errors() -> Generator[None]:
-    """Raise as ValueError what tokenizers raises: Exception itself, and none of its classes."""
+def _typed_errors(typed: Callable[[str], Exception] = ValueError) -> Generator[None]:
+    """Give a type to what tokenizers raises: Exception itself, and none of its classes."""
     try:
         yield
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ValueError(str(error)) from error
+        raise typed(str(error)) from error
 
 
 def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
@@ -178,7 +179,7 @@ def _refuse_damaged(folder: Path | str, error: Exception) -> NoReturn:
     where = f"{folder} holds no tokenizer that transformers can load"
     if isinstance(folder, Path) and (folder / BACKEND).is_file():
         try:
-            with _named_errors():
+            with _typed_errors():
                 Tokenizer.from_file(str(folder / BACKEND))
         except ValueError as broken:
             raise UserError(

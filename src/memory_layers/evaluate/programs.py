@@ -67,8 +67,8 @@ def passes(program: str, tests: str, names: Sequence[str], *, before: str = "") 
                 "programs of a model cannot be confined on this machine, so they are not run. "
                 "hint: leave out the tasks that need --run-code"
             )
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and not _takes_too_much(ran.pid, Path(name)):
+        until = time.monotonic() + SECONDS
+        while time.monotonic() < until and not _takes_too_much(ran.pid, Path(name)):
             with suppress(subprocess.TimeoutExpired):
                 return judge.wait(LOOK_SECONDS) == 0
         return False

@@ -4,7 +4,6 @@ Next: task_checks.py, what they may hold, and plain_values.py, what they are run
 """
 
 import re
-import stat
 from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -154,7 +153,7 @@ def _values(file: Path, root: Path, including: Sequence[Path]) -> dict[str, Any]
     refuse = refuse_in(file)
     if not is_in(file, root):
         refuse(f"lies outside of {root}")
-    if file.exists() and not stat.S_ISREG(file.stat().st_mode):
+    if file.exists() and not file.is_file():
         raise UserError(f"{file} is no file. hint: remove it")
     if file.resolve() in including:
         raise UserError(f"{file}: includes itself. hint: take the include out")

@@ -1,13 +1,11 @@
 """State of a teaching that is not finished, so that a killed one goes on where it was."""
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,6 +14,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import remove_left, replacing
 from memory_layers.common.tensors import save_tensors
 from memory_layers.learn.result import Point
+from memory_layers.models.teachings import digest_of
 
 # One file, so that it is whole or not there. Numbers stand in its header.
 NAME = "unfinished.safetensors"
@@ -61,7 +60,7 @@ class State:
         }
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(numbers)
-        header = {"state": text, "crc32": _checksum(text, self.tensors)}
+        header = {"state": text, "digest": digest_of(text, self.tensors)}
         with replacing(folder / NAME) as (part,):
             save_tensors(self.tensors, part, header)
 
@@ -86,8 +85,8 @@ class State:
                 header = json.loads(file.read(size))["__metadata__"]
             numbers = json.loads(header["state"])
             # Earlier versions wrote none.
-            if header.get("crc32") not in (None, _checksum(header["state"], tensors)):
-                raise ValueError("its checksum is not what was written")
+            if header.get("digest") not in (None, digest_of(header["state"], tensors)):
+                raise ValueError("its digest is not what was written")
         except (SafetensorError, KeyError, ValueError) as error:
             raise UserError(
                 f"{path} is damaged: {error}. hint: remove it to begin again"
@@ -136,13 +135,3 @@ class State:
         """Remove what is not needed any more."""
         (folder / NAME).unlink(missing_ok=True)
         remove_left(folder, NAME, unchanged=0)
-
-
-def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the CRC-32 of what a file of a state holds, in hexadecimal."""
-    crc = zlib.crc32(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
-        # numpy has no bfloat16, and a number alone no parts.
-        crc = zlib.crc32(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
