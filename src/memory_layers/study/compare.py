@@ -13,6 +13,7 @@ from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
+from memory_layers.study.tune import sweep_rates
 
 
 def compare(
@@ -44,15 +45,21 @@ def compare(
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
         matched = match_variants(config, sizes)
-        jobs = config.jobs(matched.variants)
-        workers = workers_for(jobs, workers)
+        workers = workers_for(config.jobs(matched.variants), workers)
+        threads = max(1, cores() // workers)
+        variants, rates = matched.variants, None
+        if config.sweep is not None:
+            config.check_sweep()
+            variants, rates = sweep_rates(variants, config.sweep, out, workers, threads)
+        jobs = config.jobs(variants)
         about = {
             "name": config.base.name,
             "command": command,
             "facts": next(iter(prepared.values())).summary,
             "kinds": config.kinds(),
             "match": matched.record,
+            "rates": rates,
         }
-        results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
+        results = run_jobs(jobs, prepared, out, about, workers, threads)
         write_report(results, out)
         return results

@@ -14,6 +14,7 @@ from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.common.text import did_you_mean
 from memory_layers.study.fields import changed_fields, flat_fields, merge_fields
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
+from memory_layers.study.rates import Sweep, check_sweep, read_sweep
 from memory_layers.train.config import RunConfig
 
 Measure = Literal["flops", "parameters"]
@@ -48,6 +49,8 @@ class CompareConfig:
         reference: For a measure, the variant that the others are made to equal. Without it:
             for "flops" the first dense variant, for "parameters" `memory_plus`, or else the first
             with memory.
+        sweep: Learning rates of which each variant is trained with the best. None: those of the
+            file.
     """
 
     base: RunConfig
@@ -55,6 +58,7 @@ class CompareConfig:
     seeds: tuple[int, ...]
     match: tuple[Measure, ...] = ()
     reference: Mapping[str, str] = field(default_factory=dict)
+    sweep: Sweep | None = None
 
     def variants(self) -> dict[str, RunConfig]:
         """Return the full configuration of each variant as it stands, with the first seed.
@@ -127,8 +131,18 @@ class CompareConfig:
             UserError: A field was changed that every run takes from its variant or seed.
         """
         changes = {name: variant.changes for name, variant in self.overrides.items()}
-        check_changes(self.base, base, ("variant", changes), {"train.seed": "--seeds"})
+        flags = {"train.seed": "--seeds", **flags_swept(self.sweep)}
+        check_changes(self.base, base, ("variant", changes), flags)
         return replace(self, base=base)
+
+    def check_sweep(self) -> None:
+        """Refuse a sweep of rates that would not find the best of each variant.
+
+        Raises:
+            UserError: As rates.check_sweep.
+        """
+        changes = {name: variant.changes for name, variant in self.overrides.items()}
+        check_sweep(self.sweep, self.variants(), changes, self.seeds, "variants")
 
     def _run(self, name: str, variant: Variant) -> RunConfig:
         where = f"variants.{name}"
@@ -161,6 +175,7 @@ def load_compare(path: Path) -> CompareConfig:
     entries, seeds = take_parts(values, path, "variants", hint, {"train.seed": "seeds:"})
     match = _read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
+    sweep = read_sweep(values.pop("sweep", None), f"{path}: sweep")
     overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
         raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
@@ -171,9 +186,11 @@ def load_compare(path: Path) -> CompareConfig:
         seeds=seeds,
         match=match,
         reference=references,
+        sweep=sweep,
     )
     config.variants()
     _check_free(config, path)
+    config.check_sweep()
     return config
 
 
@@ -304,6 +321,11 @@ def check_tokens(where: str, runs: Mapping[str, RunConfig]) -> None:
             f"{where} must be trained on the same number of tokens, got {counts}. "
             f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `{where}:`"
         )
+
+
+def flags_swept(sweep: Sweep | None) -> dict[str, str]:
+    """Return the flags that have no effect where a file sweeps them, and what has one."""
+    return dict.fromkeys(sweep.values, "`sweep:` in the file") if sweep else {}
 
 
 def check_changes(

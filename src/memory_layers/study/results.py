@@ -13,6 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
 from memory_layers.study.fits import LAWS
 from memory_layers.study.metrics import FORMS, METRICS
+from memory_layers.study.rates import RATES
 from memory_layers.study.summary import finished
 
 # Raises a UserError for a value that is not as it must be, with its path.
@@ -241,12 +242,13 @@ _CONFIG = _record(
         ),
     },
 )
+_STATUS = _one_of("ok", "diverged", "out_of_memory", "killed", "failed", "unfinished")
 _EXAMPLE = _record(
     {"correct": _BOOL, "relation": _TEXT, "prompt": _TEXT, "answer": _TEXT, "said": _TEXT}, {}
 )
 _POINTS = _list(_list(_LOSS, 2))
 _RUN: Mapping[str, Check] = {
-    "status": _one_of("ok", "diverged", "out_of_memory", "killed", "failed", "unfinished"),
+    "status": _STATUS,
     "error": _TEXT,
     "steps": _COUNT,
     "last_loss": _nullable(_LOSS),
@@ -278,8 +280,29 @@ _RUN: Mapping[str, Check] = {
     "config": _CONFIG,
 }  # fmt: skip
 _MATCHED = _nullable(_record({}, {"target": _AMOUNT, "off": _map(_number(-1))}))
+_RATES = dict.fromkeys(RATES, _AMOUNT)
+_TRIED = {"status": _STATUS, "error": _TEXT, "question_heldout": _SHARE,
+          **dict.fromkeys(("answer_nll", "seconds", "text_nll"), _AMOUNT)}  # fmt: skip
+_SWEPT = _record(
+    {
+        "seed": _COUNT,
+        "fields": _list(_one_of(*RATES)),
+        "variants": _map(
+            _record(
+                {
+                    "best": _record({}, _RATES),
+                    "edges": _map(_one_of("lowest", "highest")),
+                    "tried": _list(_record({"status": _STATUS}, {**_RATES, **_TRIED})),
+                },
+                {},
+            )
+        ),
+    },
+    {},
+)
 _ABOUT: Mapping[str, Check] = {
     "format_version": _number(1, 1, whole=True),
+    "rates": _nullable(_SWEPT),
     **dict.fromkeys(("name", "command", "device", "date"), _TEXT),
     "commit": _nullable(_TEXT),
     "versions": _map(_TEXT),

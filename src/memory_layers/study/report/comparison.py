@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
-from memory_layers.study.report import tables, text
+from memory_layers.study.report import rates, tables, text
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -43,6 +43,7 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
         lambda row: [Cell(str(row["seeds"])), *(_terminal_cell(row, key) for key in columns)],
     )
     notes = text.notes(results)[:1] if results.get("complete") is False else []
+    notes += rates.rate_notes(results)
     notes += [
         f"{row.title.text}, {row.title.small} {row.reason}"
         for row in rows
@@ -78,7 +79,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     page = Page(
         title=text.report_title(results),
         lead=text.lead(results),
-        notes=text.notes(results),
+        notes=[*text.notes(results), *rates.rate_notes(results)],
         sections=_sections(results),
         footer=text.provenance(results),
     )
@@ -106,6 +107,7 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
         "Results": [tables.results_table(results, styles)],
         "What each variant is": present(describe_variants(results)),
         "What was matched": present(matched, tables.match_table(results, styles)),
+        "Learning rates": present(rates.rates_text(results), *rates.rate_tables(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,
         "Recall by relation": [*tables.relation_tables(results, groups)],
