@@ -9,6 +9,7 @@ from memory_layers.common.paths import expand
 
 MOST_EXPOSURES = 10**6
 BUILTIN = "builtin"
+PACKAGES = "packages"
 SHORT = "short"
 SHORT_TEMPLATES = Path(__file__).with_name("short_templates.yaml")
 
@@ -21,8 +22,9 @@ class DataConfig:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field. "builtin" for
-            the prose in the documentation of the installed Python. A line `<|endoftext|>` of a .txt
-            file begins another document.
+            the prose in the documentation of the installed Python, "packages" for that in the
+            docstrings of packages that the extras `data` and `train` install. A line
+            `<|endoftext|>` of a .txt file begins another document.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
         templates: A file such as templates.yaml with wordings for the built-in facts, or "short"
