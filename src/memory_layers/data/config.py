@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from memory_layers.common.checks import MOST_WORDS, check_path, check_seed
+from memory_layers.common.checks import MOST_WORDS, check_path, check_seed, check_whole
 from memory_layers.common.paths import expand
 
 MOST_EXPOSURES = 10**6
 BUILTIN = "builtin"
+PACKAGES = "packages"
 SHORT = "short"
 SHORT_TEMPLATES = Path(__file__).with_name("short_templates.yaml")
 
@@ -21,8 +22,11 @@ class DataConfig:
         facts: "builtin" for the real facts of installed packages, or a folder with facts.jsonl
             and templates.yaml. None: no facts.
         text: Files or folders of running text, .txt or .jsonl with a `text` field. "builtin" for
-            the prose in the documentation of the installed Python. A line `<|endoftext|>` of a .txt
-            file begins another document.
+            the prose in the documentation of the installed Python, "packages" for that in the
+            docstrings of packages that the extras `data` and `train` install. A line
+            `<|endoftext|>` of a .txt file begins another document.
+        text_documents: Documents of running text to keep, evenly spread over all of them. None:
+            all.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
         relations: Relations to use of the built-in facts. Empty: all that are real, not invented.
             Users' facts are used whole.
@@ -47,6 +51,7 @@ class DataConfig:
 
     facts: str | None = BUILTIN
     text: tuple[str, ...] = ()
+    text_documents: int | None = None
     text_heldout: float = 0.02
     relations: tuple[str, ...] = ()
     templates: str | None = None
@@ -82,6 +87,10 @@ class DataConfig:
             raise ValueError(
                 f"data.shown_fraction must lie between 0 and 1, got {self.shown_fraction}"
             )
+        if self.text_documents is not None:
+            check_whole("data.text_documents", self.text_documents, 1, MOST_WORDS)
+            if not self.text:
+                raise ValueError("data.text_documents has no effect without data.text")
         if not 0 <= self.text_heldout < 1:
             raise ValueError(f"data.text_heldout must lie in [0, 1), got {self.text_heldout}")
         if self.tokenizer is None and not 300 <= self.vocab_size <= MOST_WORDS:
