@@ -118,7 +118,8 @@ def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_sizes_trains_each_cell_at_its_best(tmp_path: Path) -> None:
-    path = write_study(tmp_path, bases={"a": {}}, slots=[64], memory={"layers": [1], "top_k": 4, "heads": 2})
+    memory = {name: MEMORY[name] for name in ("layers", "top_k", "heads")}
+    path = write_study(tmp_path, bases={"a": {}}, slots=[64], memory=memory)
     results = scale(load_scale(path), tmp_path / "out", workers=2)
     (run,) = results["runs"]
     assert run["learning_rate"] == 0.02 == results["rates"]["variants"]["a-slots64"]["best"][LR]
