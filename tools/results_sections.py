@@ -57,6 +57,26 @@ def missing(command: str) -> str:
     return f"No complete results yet: `{command}`."
 
 
+def text_section() -> str:
+    """Return how much text is installed, by source, with version and licence."""
+    found = load("01-headline", "text.json")
+    if found is None:
+        return missing("python experiments/01-headline/text.py")
+    counts = ("documents", "words", "tokens")
+    rows = [
+        [source["source"], source["version"], source["licence"]]
+        + [f"{source[count]:,}" for count in counts]
+        for source in found["sources"]
+    ]
+    sums = [f"{sum(source[count] for source in found['sources']):,}" for count in counts]
+    header = ("", "version", "licence", *counts)
+    return (
+        f"{table(header, [*rows, ['all', '', '', *sums]])}\n\nTokens are those of a byte-level BPE "
+        f"of {found['vocab_size']:,} trained on all of it. Python is `builtin`, the others are "
+        "`packages`, without the paragraphs that are in `builtin` too."
+    )
+
+
 def table_section(folder: str, columns: Sequence[str] = COLUMNS) -> str:
     """Return the table of a comparison, what it was run on, and what its runs have in common."""
     results = load(folder)

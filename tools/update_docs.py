@@ -26,7 +26,10 @@ STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
-    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("add_memory", "learn", "serve")),
+    *(
+        ROOT / "docs" / "guides" / f"{name}.md"
+        for name in ("add_memory", "learn", "serve", "train")
+    ),
     *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
@@ -81,6 +84,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "teach-arms": partial(of_teaching, "section"),
     "teach-headline": partial(of_teaching, "headline", ""),
     "teach-guide": partial(of_teaching, "headline", "../../"),
+    "text": studies.text_section,
     "generate-parts": speed.generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": speed.targets_section,

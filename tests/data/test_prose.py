@@ -1,5 +1,6 @@
 """Prose in the documentation of the installed Python and of packages."""
 
+import json
 from importlib import metadata
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tests = f'"""Tests are not read, this one says: {SENTENCE}"""\n'
     install(site, "alpha", "1.0", {
         "alpha/b.py": f'class B:\n    """{SENTENCE}"""\n{method}',
-        "alpha/a.py": f'def f():\n    if 1:\n        def g():\n            """{SENTENCE}"""\n',
+        "alpha/a.py": f'def f():\n    if 1:\n        def g():\n            """{OTHER}"""\n',
         "alpha/data.txt": f'"""{THIRD}"""',
         "alpha/tests/a.py": tests,
         "alpha/_vendor/a.py": tests,
@@ -104,7 +105,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_paragraph_of_packages_is_there_once(site: Path) -> None:
     told = []
     found = package_text(progress=lambda *what: told.append(what))
-    assert found == {"alpha": [SENTENCE, OTHER], "beta": [THIRD]}
+    assert found == {"alpha": [OTHER, SENTENCE], "beta": [THIRD]}
     assert told[-1] == (3, 3, "reading files of packages")
 
 
@@ -156,3 +157,10 @@ def test_the_extras_install_all_packages_that_are_read() -> None:
                 if needed.marker is None or any(map(needed.marker.evaluate, asked)):
                     wanted.append((canonicalize_name(needed.name), frozenset(needed.extras)))
     assert {package.name for package in prose.FREE_PACKAGES} <= installed
+
+
+def test_the_table_of_text_has_all_that_is_read() -> None:
+    file = Path(__file__).parents[2] / "experiments" / "01-headline" / "text.json"
+    listed = [(row["source"], row["licence"]) for row in json.loads(file.read_text())["sources"]]
+    free = [(package.name, package.licence) for package in prose.FREE_PACKAGES]
+    assert listed == [("Python", "PSF-2.0"), *free]
