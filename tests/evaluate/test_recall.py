@@ -14,7 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from memory_layers.data.facts import Probe
 from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.evaluate import batches
-from memory_layers.evaluate.recall import recall_items, recall_share, summarize_recall
+from memory_layers.evaluate.recall import (
+    pick_items,
+    recall_items,
+    recall_share,
+    summarize_recall,
+)
 
 
 def probe(template: str, answer: str, kind: str = "statement", relation: str = "r") -> Probe:
@@ -265,6 +270,26 @@ def test_mode_is_given_back(tokenizer: PreTrainedTokenizerBase, training: bool) 
     recall_items(model, tokenizer, PROBES)
     assert model.training is training
     assert set(model.modes) == {False}
+
+
+def test_a_sample_asks_the_same_facts_in_each_form() -> None:
+    items = [
+        replace(probe("Q: @", "1", kind, relation), subject=str(n))
+        for n in range(30)
+        for relation in ("a", "b")
+        for kind in ("statement", "question_shown" if n < 10 else "question_heldout")
+    ]
+    picked = pick_items(items, 12)
+    asked = {
+        kind: {(items[n].relation, items[n].subject) for n in picked if items[n].kind == kind}
+        for kind in ("statement", "question_shown", "question_heldout")
+    }
+    assert {kind: len(facts) for kind, facts in asked.items()} == dict.fromkeys(asked, 12)
+    assert asked["statement"] <= asked["question_shown"] | asked["question_heldout"]
+    # Not the first ones, and of both relations.
+    assert len({relation for relation, _ in asked["question_heldout"]}) == 2
+    assert picked != pick_items(items[:-1], None)[: len(picked)]
+    assert pick_items(items, None) == [*range(len(items))]
 
 
 def test_no_items(tokenizer: PreTrainedTokenizerBase) -> None:

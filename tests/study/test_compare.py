@@ -15,6 +15,8 @@ from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
 from memory_layers.study.flops import count_flops
 from memory_layers.study.measure import count_parameters
+from memory_layers.study.results import check_results
+from memory_layers.train.metrics import read_lines
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
@@ -26,6 +28,7 @@ def write_comparison(folder: Path, **changes: object) -> Path:
         "data": {
             "facts": str(write_facts(folder / "facts")),
             "vocab_size": 300,
+            "exposures": [1],
             "cache_dir": str(folder / "cache"),
         },
         "optim": {"warmup_steps": 2},
@@ -82,11 +85,19 @@ def test_results_and_report(tmp_path: Path) -> None:
         right = [example["said"] == example["answer"] for example in runs[name]["examples"]]
         assert right == [example["correct"] for example in runs[name]["examples"]]
         assert 1 <= len(right) <= 6
+        (facts,) = runs[name]["facts"].values()
+        assert facts["unseen"].count("1") == 15 * runs[name]["recall"]["question_heldout"]
+        assert len(facts["seen"]) == len(facts["p_seen"].split()) == 15
         assert runs[name]["losses"]["training"][-1][0] == 6
     assert runs["dense"]["tokens"] == runs["memory"]["tokens"] > 0
     assert runs["dense"]["slot_usage"] is None
     assert runs["memory"]["slot_usage"]["slots"] == 64
     assert {"device", "versions", "commit"} <= set(results)
+    assert results["exposure"]["code"]["statements"] == " ".join("1" * 15)
+    check_results(results, "results.json")
+    # What is asked after the run counts as no read of a slot.
+    (last,) = read_lines(out / "runs" / "memory-seed0" / "metrics.jsonl")[-1:]
+    assert runs["memory"]["slot_usage"] == last["slot_usage"]
 
     written = (out / "runs" / "dense-seed0" / "result.json").stat().st_mtime_ns
     again = compare(load_compare(path), out, workers=1)

@@ -33,6 +33,11 @@ STUDY["runs"][0] |= {
     "losses": {"training": [[1, 2.0], [2, float("nan")]], "text": []},
     "examples": [{"correct": True, "relation": "a", "prompt": "b", "answer": "c", "said": "d"}],
 }
+ASKED = {"seen": "011", "unseen": "001", "p_seen": "0 9931 10000", "p_unseen": "7 8 9"}
+STUDY["exposure"] = {
+    "code": {"subjects": "0 1 5", "statements": "0 64 8", "answers": 96, "candidates": 32}
+}
+STUDY["runs"][0]["facts"] = {"code": ASKED}
 SWEEP = make_results()
 
 
@@ -93,6 +98,16 @@ def test_what_was_measured_before_is_read(path: Path) -> None:
         (take("runs.0.examples.0.said"), "runs[0].examples[0].said is missing"),
         (take("runs.0.config.memory.sub_keys"), "runs[0].config.memory.sub_keys is missing"),
         (put("runs.0.config.train.steps", 0), "runs[0].config.train.steps must be"),
+        (take("exposure.code.answers"), "exposure.code.answers is missing"),
+        (put("exposure.code.statements", "0 8"), "statements must be of 3 facts, got 2"),
+        (put("exposure.code.subjects", "0  1 5"), "subjects must be whole numbers, a space"),
+        (put("exposure.code.candidates", 97), "candidates must be at most answers = 96, got 97"),
+        (put("runs.0.facts", {}), "runs[0].facts must have the relations of exposure, code, got"),
+        (put("runs.0.facts.code.seen", "012"), "facts.code.seen must be digits 0 and 1, got '012'"),
+        (put("runs.0.facts.code.unseen", "01"), "facts.code.unseen must be of 3 facts, got 2"),
+        (put("runs.0.facts.code.p_seen", "0 1 10001"), "p_seen must be whole numbers up to 10000"),
+        (put("runs.0.facts.code.p_unseen", "7 8"), "code.p_unseen must be of 3 facts, got 2"),
+        (take("runs.0.facts.code.p_seen"), "runs[0].facts.code.p_seen is missing"),
         # Nobody would see that a report leaves them out.
         (put("runs.0.recall", None), "runs[0].recall must be a mapping, got None"),
         (put("runs.0.recall.question_heldout", None), "question_heldout must be a number from 0"),

@@ -79,18 +79,19 @@ def score_spans(
     return scores
 
 
-def logits_from(model: "PreTrainedModel", ids: Tensor, first: int) -> Tensor:
+def logits_from(model: "PreTrainedModel", ids: Tensor, first: int, **inputs: Tensor) -> Tensor:
     """Return the logits after each token from a place on, without computing those before it.
 
     Args:
         model: A causal language model.
         ids: [B, L] int64.
         first: The place.
+        **inputs: More for the model.
 
     Returns:
         [B, L - first, vocabulary].
     """
     if "logits_to_keep" not in signature(model.forward).parameters:
-        return model(input_ids=ids, use_cache=False).logits[:, first:]
+        return model(input_ids=ids, use_cache=False, **inputs).logits[:, first:]
     keep = ids.shape[1] - first
-    return model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    return model(input_ids=ids, use_cache=False, logits_to_keep=keep, **inputs).logits

@@ -1,8 +1,10 @@
 """Closed-book recall: does the model give the answer, and end it, under greedy decoding?"""
 
+import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,32 @@ from memory_layers.evaluate.scores import is_over
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pick_items(items: Sequence[Probe], count: int | None) -> list[int]:
+    """Draw `count` items of each kind, the same in every run, and return their numbers.
+
+    Facts are drawn: of two kinds the same ones are asked, as far as they have the same.
+
+    Args:
+        items: To draw from.
+        count: Items of a kind. None: all.
+    """
+    if count is None:
+        return list(range(len(items)))
+    members = defaultdict(list)
+    for index, item in enumerate(items):
+        members[item.kind].append(index)
+    # Not every n-th: a file may have its relations in turn.
+    facts = [*dict.fromkeys((item.relation, item.subject) for item in items)]
+    random.Random(0).shuffle(facts)  # noqa: S311
+    order = {fact: n for n, fact in enumerate(facts)}
+    picked = []
+    for _, indices in sorted(members.items()):
+        picked += sorted(
+            nsmallest(count, indices, key=lambda n: order[items[n].relation, items[n].subject])
+        )
+    return picked
 
 
 def recall_items(

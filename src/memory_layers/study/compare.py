@@ -10,6 +10,7 @@ from typing import Any
 from memory_layers.common.locks import alone_in
 from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
+from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
@@ -56,6 +57,7 @@ def compare(
             "name": config.base.name,
             "command": command,
             "facts": next(iter(prepared.values())).summary,
+            **shared_exposure(matched.variants.values(), prepared),
             "kinds": config.kinds(),
             "match": matched.record,
             "rates": rates,

@@ -15,6 +15,7 @@ from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
 from memory_layers.study.config import tokens_of
 from memory_layers.study.examples import example_answers
+from memory_layers.study.facts_asked import measure_facts
 from memory_layers.study.flops import count_flops
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import RESULT
@@ -37,6 +38,9 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
     asked, shape = final.get("asked"), trained.model.config
     answered = (trained.data.probes, final["correct"], asked)
     bits = bits_stored(*answered)
+    facts = {}
+    if config.data.exposures:
+        facts["facts"] = measure_facts(trained.model, trained.data, final["correct"], asked)
     result = {
         "variant": variant,
         "seed": seed,
@@ -56,6 +60,7 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
         "bits_per_train_flop": bits / (training * tokens_of(config)),
         "recall_by_exposures": recall_by_exposures(*answered),
         "recall_by_entropy": recall_by_entropy(*answered),
+        **facts,
         "text": final.get("text"),
         "slot_usage": final.get("slot_usage"),
         "examples": example_answers(trained.model, trained.data, final["correct"], asked),

@@ -21,7 +21,7 @@ FAILURE, LOG = "failure.json", "log.txt"
 _KINDS = {
     "recall": dict, "losses": dict, "shape": dict, "config": dict, "history": list,
     "examples": list, "recall_by_exposures": list, "recall_by_entropy": list,
-    "params_total": int, "params_active": int, "tokens": int,
+    "facts": dict, "params_total": int, "params_active": int, "tokens": int,
 }  # fmt: skip
 
 

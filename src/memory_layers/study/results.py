@@ -11,6 +11,7 @@ from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
+from memory_layers.study.facts_checked import check_facts
 from memory_layers.study.fits import LAWS
 from memory_layers.study.metrics import FORMS, METRICS
 from memory_layers.study.rates import RATES
@@ -65,6 +66,7 @@ def check_results(results: Any, where: str) -> None:  # noqa: ANN401
     for number, run in enumerate(results["runs"]):
         if run.get("error") is not None and finished(run):
             raise UserError(f"{where}: runs[{number}].status is that of a run without an error")
+    check_facts(results, where)
     if is_sweep(results):
         _check_cells(results, where)
 
@@ -269,6 +271,7 @@ _RUN: Mapping[str, Check] = {
     "recall_by_entropy": _list(
         _record({}, {"low": _AMOUNT, "high": _AMOUNT, "facts": _COUNT, "recall": _SHARE})
     ),
+    "facts": _map(_record(dict.fromkeys(("seen", "unseen", "p_seen", "p_unseen"), _TEXT), {})),
     "slot_usage": _nullable(_usage),
     "examples": _list(_EXAMPLE),
     "losses": _record({"training": _POINTS, "text": _POINTS}, {}),
@@ -308,6 +311,15 @@ _ABOUT: Mapping[str, Check] = {
     "versions": _map(_TEXT),
     "complete": _BOOL,
     "kinds": _map(_TEXT),
+    "exposure": _map(
+        _record(
+            {
+                **dict.fromkeys(("subjects", "statements"), _TEXT),
+                **dict.fromkeys(("answers", "candidates"), _SIZE),
+            },
+            {},
+        )
+    ),
     "match": _record({}, {"tokens": _AMOUNT, "flops": _MATCHED, "parameters": _MATCHED}),
     "facts": _record(
         {},

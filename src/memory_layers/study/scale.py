@@ -15,6 +15,7 @@ from memory_layers.common.files import write_json
 from memory_layers.common.locks import alone_in
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study import config as study
+from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.rates import Sweep, check_sweep, read_sweep
@@ -240,6 +241,7 @@ def scale(
             "command": command,
             "threads": threads,
             "facts": prepared[config.base.data].summary,
+            **shared_exposure((run for _, _, run in cells.values()), prepared),
             "bases": list(config.bases),
             "slots": sorted({slots for _, slots, _ in cells.values()}),
             "seeds": list(config.seeds),

@@ -6,9 +6,7 @@ a function of the seed and the step, and everything else is in the newest checkp
 
 import math
 import os
-import random
 import time
-from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
@@ -26,7 +24,7 @@ from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.data.tokens import TokenStream, read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.positions import check_texts
-from memory_layers.evaluate.recall import recall_share, summarize_recall
+from memory_layers.evaluate.recall import pick_items, recall_share, summarize_recall
 from memory_layers.evaluate.usage import SlotUsage, summarize_usage, used_share
 from memory_layers.layers.experts import balance_loss
 from memory_layers.models import memory_layers_of
@@ -347,7 +345,7 @@ class _Run:
         last = step == self.config.train.steps
         settings, all_probes = self.config.train, self.data.probes
         count = settings.final_items if last else settings.eval_items
-        picked = _pick_probes(self.data, count)
+        picked = pick_items(all_probes, count)
         probes = [all_probes[index] for index in picked]
         self.usage.reset()
         own = recall_share(self.model, self.data.tokenizer, probes, self._share)
@@ -378,18 +376,3 @@ class _Run:
         }
         self.metrics.sync()
         self.checkpoints.save(step, self.model, self.optimizer, counters, self.data.tokenizer)
-
-
-def _pick_probes(data: PreparedData, count: int | None) -> list[int]:
-    """Draw `count` recall items of each kind, the same in every run. None: all items."""
-    if count is None:
-        return list(range(len(data.probes)))
-    members = defaultdict(list)
-    for index, probe in enumerate(data.probes):
-        members[probe.kind].append(index)
-    picked = []
-    for _, indices in sorted(members.items()):
-        # Not every n-th: a file may have its relations in turn.
-        drawn = random.Random(0).sample(indices, min(count, len(indices)))  # noqa: S311
-        picked += sorted(drawn)
-    return picked
