@@ -11,7 +11,7 @@ from memory_layers.common.locks import alone_in
 from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
-from memory_layers.study.report import write_report
+from memory_layers.study.report import tell_guessers, write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
 
 
@@ -40,6 +40,8 @@ def compare(
     with alone_in(out):
         variants = config.variants()
         prepared = prepare_runs(variants.values(), "a comparison")
+        first = next(iter(prepared.values()))
+        guessed = tell_guessers(first.probes)
         sizes = {
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
@@ -49,7 +51,8 @@ def compare(
         about = {
             "name": config.base.name,
             "command": command,
-            "facts": next(iter(prepared.values())).summary,
+            "facts": first.summary,
+            "guessers": guessed,
             "kinds": config.kinds(),
             "match": matched.record,
         }

@@ -17,7 +17,7 @@ from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study import config as study
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.report import write_scale_report
+from memory_layers.study.report import tell_guessers, write_scale_report
 from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
 from memory_layers.train.claim import read_object
 from memory_layers.train.config import RunConfig
@@ -200,13 +200,16 @@ def scale(
     with alone_in(out):
         cells, jobs = config.cells(), config.jobs()
         prepared = prepare_runs([config.base], "a sweep")
+        data = prepared[config.base.data]
         _claim_threads(out, threads)
+        guessed = tell_guessers(data.probes)
         workers = workers_for(jobs, workers, threads)
         about = {
             "name": config.base.name,
             "command": command,
             "threads": threads,
-            "facts": prepared[config.base.data].summary,
+            "facts": data.summary,
+            "guessers": guessed,
             "bases": list(config.bases),
             "slots": sorted({slots for _, slots, _ in cells.values()}),
             "seeds": list(config.seeds),
