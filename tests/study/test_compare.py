@@ -61,6 +61,12 @@ def test_results_and_report(tmp_path: Path) -> None:
     assert runs["broken"]["steps"] == 0
     assert results["complete"]
     assert results["kinds"] == {"dense": "dense", "memory": "memory_plus", "broken": "dense"}
+    # All answers differ, so that nobody can guess one.
+    assert results["guessers"]["code"] == {
+        "facts": 30, "heldout": 15, "asked": 15, "chance": 1 / 30, "majority": 0.0,
+        "neighbour": 0.0, "prefix": 0.0,
+    }  # fmt: skip
+    assert "What can be guessed" in (out / "report.html").read_text()
     assert results["match"] == {"tokens": 6 * 2 * 32, "flops": None, "parameters": None}
     fields = (
         "seed flops_per_token params_total params_active tokens seconds recall answer_nll "

@@ -12,7 +12,7 @@ from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.match import match_variants
-from memory_layers.study.report import write_report
+from memory_layers.study.report import tell_guessers, write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
 from memory_layers.study.tune import sweep_rates
 
@@ -42,6 +42,8 @@ def compare(
     with alone_in(out):
         variants = config.variants()
         prepared = prepare_runs(variants.values(), "a comparison")
+        first = next(iter(prepared.values()))
+        guessed = tell_guessers(first.probes)
         sizes = {
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
@@ -56,8 +58,9 @@ def compare(
         about = {
             "name": config.base.name,
             "command": command,
-            "facts": next(iter(prepared.values())).summary,
             **shared_exposure(matched.variants.values(), prepared),
+            "facts": first.summary,
+            "guessers": guessed,
             "kinds": config.kinds(),
             "match": matched.record,
             "rates": rates,

@@ -13,6 +13,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
 from memory_layers.study.facts_checked import check_facts
 from memory_layers.study.fits import LAWS
+from memory_layers.study.guess import GUESSERS
 from memory_layers.study.metrics import FORMS, METRICS
 from memory_layers.study.rates import RATES
 from memory_layers.study.summary import finished
@@ -328,6 +329,11 @@ _ABOUT: Mapping[str, Check] = {
             **dict.fromkeys(("facts", "shown", "heldout"), _COUNT),
             "relations": _map(_COUNT),
         },
+    ),
+    "guessers": _map(
+        _record(
+            {"facts": _SIZE, "heldout": _SIZE, "asked": _SIZE} | dict.fromkeys(GUESSERS, _SHARE), {}
+        )
     ),
 }
 _RESULTS = _record({"runs": _list(_record({"variant": _TEXT, "seed": _COUNT}, _RUN))}, _ABOUT)

@@ -19,7 +19,7 @@ from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.rates import Sweep, check_sweep, read_sweep
-from memory_layers.study.report import write_scale_report
+from memory_layers.study.report import tell_guessers, write_scale_report
 from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
 from memory_layers.study.tune import sweep_rates
 from memory_layers.train.claim import read_object
@@ -230,7 +230,9 @@ def scale(
         cells, jobs = config.cells(), config.jobs()
         config.check_sweep()
         prepared = prepare_runs([config.base], "a sweep")
+        data = prepared[config.base.data]
         _claim_threads(out, threads)
+        guessed = tell_guessers(data.probes)
         workers = workers_for(jobs, workers, threads)
         rates = None
         if config.sweep is not None:
@@ -240,8 +242,9 @@ def scale(
             "name": config.base.name,
             "command": command,
             "threads": threads,
-            "facts": prepared[config.base.data].summary,
             **shared_exposure((run for _, _, run in cells.values()), prepared),
+            "facts": data.summary,
+            "guessers": guessed,
             "bases": list(config.bases),
             "slots": sorted({slots for _, slots, _ in cells.values()}),
             "seeds": list(config.seeds),

@@ -13,6 +13,7 @@ from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.report import rates, tables, text
+from memory_layers.study.report.guessing import guess_notes, guess_parts
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -49,6 +50,7 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
         for row in rows
         if row.failure is not None
     ]
+    notes += guess_notes(results)
     head = ("Variant", "Seeds", *(METRICS[key].short for key in columns))
     return terminal_table(text.report_title(results), head, rows, notes)
 
@@ -79,7 +81,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     page = Page(
         title=text.report_title(results),
         lead=text.lead(results),
-        notes=[*text.notes(results), *rates.rate_notes(results)],
+        notes=[*text.notes(results), *rates.rate_notes(results), *guess_notes(results)],
         sections=_sections(results),
         footer=text.provenance(results),
     )
@@ -110,6 +112,7 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
         "Learning rates": present(rates.rates_text(results), *rates.rate_tables(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,
+        "What can be guessed": guess_parts(results),
         "Recall by relation": [*tables.relation_tables(results, groups)],
         "Bits by variant": present(tables.bits_table(results, styles)),
         "Example answers": [*example_tables(groups, styles)],
