@@ -83,6 +83,9 @@ def test_results_and_report(tmp_path: Path) -> None:
         spent = 6 * 2 * 32 * runs[name]["train_flops_per_token"]
         assert runs[name]["history"][-1]["flops"] == spent > runs[name]["tokens"]
         assert runs[name]["bits_per_train_flop"] == runs[name]["bits_stored"] / spent
+        times = [point["seconds"] for point in runs[name]["history"]]
+        assert 0 < times[0] < times[1]
+        assert runs[name]["seconds"] == round(times[1], 1)
         # One statement of each fact, and fifteen held-out subjects.
         (exposures,) = runs[name]["recall_by_exposures"]
         assert (exposures["exposures"], exposures["facts"]) == (1, 15)

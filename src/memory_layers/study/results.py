@@ -279,7 +279,7 @@ _RUN: Mapping[str, Check] = {
     "shape": _map(_SIZE),
     "history": _list(
         _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT,
-                     "loss": _nullable(_LOSS), **_FORM})
+                     "seconds": _AMOUNT, "loss": _nullable(_LOSS), **_FORM})
     ),
     "config": _CONFIG,
 }  # fmt: skip

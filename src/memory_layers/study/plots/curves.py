@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_UNITS = {"tokens": "tokens", "flops": "FLOPs"}
+_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time (seconds)"}
 # Horizontal place and value, ascending.
 _Points = list[tuple[float, float]]
 
@@ -39,7 +39,7 @@ class _Curve:
 
 
 def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
-    """Draw held-out recall over the tokens ("tokens") or the compute ("flops") of training."""
+    """Draw held-out recall over the tokens, the compute ("flops") or the seconds of training."""
     lines, rows = _lines(
         groups,
         lambda run: (
