@@ -1,7 +1,8 @@
 """compare(): train all variants on the same tokens, in worker processes, and write the report.
 
-A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py, which
-makes variants cost the same, runs.py, which trains them, and report/, which shows them.
+A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py and
+step_time.py, which make variants cost the same, runs.py, which trains them, and report/, which
+shows them.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from memory_layers.study.config import CompareConfig
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
+from memory_layers.study.step_time import match_seconds
 
 
 def compare(
@@ -44,8 +46,10 @@ def compare(
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
         matched = match_variants(config, sizes)
+        workers = workers_for(config.jobs(), workers)
+        threads = max(1, cores() // workers)
+        matched = match_seconds(config, matched, out, workers, threads)
         jobs = config.jobs(matched.variants)
-        workers = workers_for(jobs, workers)
         about = {
             "name": config.base.name,
             "command": command,
@@ -53,6 +57,6 @@ def compare(
             "kinds": config.kinds(),
             "match": matched.record,
         }
-        results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
+        results = run_jobs(jobs, prepared, out, about, workers, threads)
         write_report(results, out)
         return results

@@ -12,6 +12,7 @@ from typing import Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
 from memory_layers.study.fits import LAWS
+from memory_layers.study.measures import MEASURES
 from memory_layers.study.metrics import FORMS, METRICS
 from memory_layers.study.summary import finished
 
@@ -277,7 +278,17 @@ _RUN: Mapping[str, Check] = {
     ),
     "config": _CONFIG,
 }  # fmt: skip
-_MATCHED = _nullable(_record({}, {"target": _AMOUNT, "off": _map(_number(-1))}))
+_MATCHED = _nullable(
+    _record(
+        {},
+        {
+            "reference": _TEXT,
+            "target": _AMOUNT,
+            "off": _map(_number(-1)),
+            "step": _map(_AMOUNT),
+        },
+    )
+)
 _ABOUT: Mapping[str, Check] = {
     "format_version": _number(1, 1, whole=True),
     **dict.fromkeys(("name", "command", "device", "date"), _TEXT),
@@ -285,7 +296,13 @@ _ABOUT: Mapping[str, Check] = {
     "versions": _map(_TEXT),
     "complete": _BOOL,
     "kinds": _map(_TEXT),
-    "match": _record({}, {"tokens": _AMOUNT, "flops": _MATCHED, "parameters": _MATCHED}),
+    "match": _record(
+        {},
+        {
+            "tokens": _nullable(_AMOUNT),
+            **dict.fromkeys(MEASURES, _MATCHED),
+        },
+    ),
     "facts": _record(
         {},
         {

@@ -13,6 +13,7 @@ from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.report import tables, text
+from memory_layers.study.report.matched import match_table, match_text
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -99,13 +100,12 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
     def present(*parts: Part | None) -> list[Part]:
         return [part for part in parts if part]
 
-    matched = text.match_text(results)
     differences = tables.difference_tables(results, styles)
     verdicts = text.verdict_text(results) if differences else []
     return {
         "Results": [tables.results_table(results, styles)],
         "What each variant is": present(describe_variants(results)),
-        "What was matched": present(matched, tables.match_table(results, styles)),
+        "What was matched": present(match_text(results), match_table(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,
         "Recall by relation": [*tables.relation_tables(results, groups)],
