@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.text import markdown_table as table
+from memory_layers.study.measures import MEASURES
 from memory_layers.study.report import (
     comparisons,
     markdown_table,
@@ -96,17 +97,19 @@ def about(results: Mapping[str, Any]) -> str:
         f"runs finished, {seeds} seed{'s' * (seeds != 1)}, mean ± half of the 95 % interval, on "
         f"{results['device']}, {spent / 3600:.1f} core hours, commit `{results['commit']}`."
     )
+    match = results.get("match") or {}
     off = {
         name: max(entry["off"].items(), key=lambda pair: abs(pair[1]), default=("none", 0.0))
-        for name, entry in (results.get("match") or {}).items()
-        if isinstance(entry, Mapping)
+        for name in MEASURES
+        if (entry := match.get(name))
     }
     if off:
         parts = " and ".join(
             f"{name} (`{variant}` is farthest off: {percent(value)})"
             for name, (variant, value) in off.items()
         )
-        text += f" Matched: tokens, {parts}."
+        tokens = "" if match.get("tokens") is None else "tokens, "
+        text += f" Matched: {tokens}{parts}."
     return text
 
 

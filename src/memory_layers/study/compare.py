@@ -1,7 +1,8 @@
 """compare(): train all variants on the same tokens, in worker processes, and write the report.
 
-A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py, which
-makes variants cost the same, runs.py, which trains them, and report/, which shows them.
+A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py and
+step_time.py, which make variants cost the same, runs.py, which trains them, and report/, which
+shows them.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.match import match_variants
 from memory_layers.study.report import tell_guessers, write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
+from memory_layers.study.step_time import match_seconds
 from memory_layers.study.tune import sweep_rates
 
 
@@ -48,8 +50,9 @@ def compare(
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
         matched = match_variants(config, sizes)
-        workers = workers_for(config.jobs(matched.variants), workers)
+        workers = workers_for(config.jobs(), workers)
         threads = max(1, cores() // workers)
+        matched = match_seconds(config, matched, out, workers, threads)
         variants, rates = matched.variants, None
         if config.sweep is not None:
             config.check_sweep()

@@ -136,6 +136,11 @@ def load_scale(path: Path) -> ScaleConfig:
     values = read_yaml(path)
     if "variants" in values:
         raise UserError(f"{path} lists variants. hint: memory-layers compare {path}")
+    if "match" in values:
+        raise UserError(
+            f"{path}: match has no effect: all runs of a sweep read the same tokens, and what they "
+            "cost is what it is about. hint: leave it out, or list `variants:` for compare"
+        )
     hint = "bases: {small: {}, large: {model: {hidden_size: 128}}}"
     instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
     bases, seeds = study.take_parts(values, path, "bases", hint, instead)

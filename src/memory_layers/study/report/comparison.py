@@ -16,6 +16,7 @@ from memory_layers.study.plots.exposure import EXPOSURE_PLOTS
 from memory_layers.study.report import rates, tables, text
 from memory_layers.study.report.exposure import exposure_parts, half_line
 from memory_layers.study.report.guessing import guess_notes, guess_parts
+from memory_layers.study.report.matched import match_table, match_text
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -107,14 +108,13 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
     def present(*parts: Part | None) -> list[Part]:
         return [part for part in parts if part]
 
-    matched = text.match_text(results)
     differences = tables.difference_tables(results, styles)
     verdicts = text.verdict_text(results) if differences else []
     return {
         "Results": [tables.results_table(results, styles)],
         "Recall by exposures": by_exposures,
         "What each variant is": present(describe_variants(results)),
-        "What was matched": present(matched, tables.match_table(results, styles)),
+        "What was matched": present(match_text(results), match_table(results, styles)),
         "Learning rates": present(rates.rates_text(results), *rates.rate_tables(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,

@@ -177,23 +177,6 @@ def _markdown(cell: str) -> str:
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def match_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
-    """Return how far each variant is off what was matched, None where nothing was."""
-    match = results.get("match") or {}
-    names = {"flops": "FLOPs off the target", "parameters": "Parameters off the target"}
-    matched = [key for key in names if match.get(key)]
-    rows = [
-        Row(
-            Cell(name),
-            [Cell(percent((match[key].get("off") or {}).get(name))) for key in matched],
-            styles[name].colour,
-        )
-        for name in summary.by_variant(results)
-    ]
-    head = ["Variant", *(names[key] for key in matched)]
-    return Table(head, rows, "What was matched") if matched else None
-
-
 def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]:
     """Return, for each variant with memory, how it differs from every other, paired by seed."""
     found = {(e["variant"], e["reference"], e["measure"]): e for e in summary.comparisons(results)}
