@@ -1,7 +1,7 @@
 """Count the text that is installed, into text.json beside this file: python text.py.
 
-Tokens are those of data.text: [builtin, packages], with the tokenizer that is trained on it, and one
-token at the end of each document.
+Tokens are those of data.text: [builtin, packages], with the tokenizer that is trained on it, and
+one token at the end of each document.
 """
 
 import json
