@@ -16,16 +16,9 @@ from memory_layers.study.report import (
 )
 
 ROOT = Path(__file__).parent.parent
-# Their learning rates were not swept in the set-up: figures are shown, nothing is concluded.
-OPEN = ("dense_2x", "dense_4x")
 COLUMNS = (
     "seeds", "question_heldout", "answer_nll", "text_nll", "flops_per_token", "params_total",
 )  # fmt: skip
-BITS = (
-    "question_heldout", "bits_stored", "bits_per_parameter", "bits_per_active_parameter",
-    "bits_per_train_flop",
-)  # fmt: skip
-
 # Table 3 and table 4 of arXiv 2412.09764, 373m base: loss, NQ and TQA answers, in nats.
 # "PK base" is the row with layer 12, v_dim 1024 and key_dim 256 too.
 PAPER = {
@@ -113,14 +106,6 @@ def about(results: Mapping[str, Any]) -> str:
     return text
 
 
-def differences_section(folder: str) -> str:
-    """Return what `memory_plus` has over each other variant, paired over seeds."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    return _differences(comparisons(results, ["memory_plus"]), "reference", "`memory_plus` less")
-
-
 def recipe_differences(folder: str, file: str = "results.json") -> str:
     """Return what each variant has over `memory_plus`, paired over seeds."""
     results = load(folder, file)
@@ -141,7 +126,7 @@ def _differences(entries: Sequence[Mapping[str, Any]], key: str, title: str) -> 
     for entry in entries:
         lines.append(
             f"| `{entry[key]}` | {names[entry['measure']]} | {_interval(entry)} | "
-            f"{'open' if entry[key] in OPEN else entry['verdict']} |"
+            f"{entry['verdict']} |"
         )
     return "\n".join(lines)
 
@@ -156,42 +141,6 @@ def runs_section(folder: str, file: str) -> str:
     path = ROOT / "experiments" / folder / file
     results = json.loads(path.read_text("utf-8"))
     return markdown_table(results, COLUMNS[:4], ranges=False).strip()
-
-
-def tried_section(folder: str = "01-headline") -> str:
-    """Return the single runs that came before the headline."""
-    record = json.loads((ROOT / "experiments" / folder / "tried.json").read_text("utf-8"))
-    lines = [
-        "| Variant | what | steps | held-out recall | answer NLL | text loss |",
-        "|:---|:---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {run['variant']} | {run['what']} | {run['step']:,} | {run['recall']:.3f} | "
-        f"{run['answer_nll']:.2f} | {run['text_nll']:.3f} |"
-        for run in record["runs"]
-    ]
-    return "\n".join(lines)
-
-
-def exposures_section(folder: str) -> str:
-    """Return held-out recall by the number of statements of a fact, means over seeds."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    found: dict[str, dict[int, list[float]]] = {}
-    for run in results["runs"]:
-        for entry in run.get("recall_by_exposures") or ():
-            cell = found.setdefault(run["variant"], {}).setdefault(entry["exposures"], [])
-            cell.append(entry["recall"])
-    counts = sorted({count for cells in found.values() for count in cells})
-    rows = [
-        (
-            f"`{name}`",
-            *(f"{sum(cells[c]) / len(cells[c]):.3f}" if c in cells else "–" for c in counts),
-        )
-        for name, cells in found.items()
-    ]
-    return table(("Statements an epoch", *map(str, counts)), rows)
 
 
 def usage_section(folder: str, file: str = "results.json") -> str:
@@ -280,35 +229,3 @@ def scaling_section(folder: str) -> str:
     done = sum(run["status"] == "ok" for run in results["runs"])
     note = f"{done} of {len(results['runs'])} runs finished, on {results['device']}."
     return table(("Base", "slots", "held-out recall", "answer NLL"), rows) + f"\n\n{note}"
-
-
-def verdict_section(folder: str = "01-headline") -> str:
-    """Return the stated expectation of the headline, each part with what came out."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    expected = (
-        ("dense_2x", "question_heldout", "above", "recalls more held-out facts than `dense_2x`"),
-        ("moe_expert_choice", "question_heldout", "above", "recalls more than `moe_expert_choice`"),
-        ("moe_fine", "question_heldout", "above", "recalls more than `moe_fine`"),
-        ("dense", "text_nll", "below", "has no higher loss on running text than `dense`"),
-        ("dense_2x", "text_nll", "below", "has no higher loss on running text than `dense_2x`"),
-    )
-    found = {(e["reference"], e["measure"]): e for e in comparisons(results, ["memory_plus"])}
-    lines = ["| Expected: `memory_plus` | difference (95 %) | |", "|:---|---:|:---|"]
-    for reference, measure, wanted, words in expected:
-        entry = found.get((reference, measure))
-        if entry is None:
-            lines.append(f"| {words} | – | not measured |")
-            continue
-        is_loss = measure == "text_nll"
-        opposite = {"above": "below", "below": "above"}[wanted]
-        outcome = {
-            wanted: "holds",
-            opposite: "does not hold",
-            "not distinguishable": "not distinguishable" + (", so not shown worse" * is_loss),
-        }.get(entry["verdict"], entry["verdict"])
-        if reference in OPEN:
-            outcome = "open"
-        lines.append(f"| {words} | {_interval(entry)} | {outcome} |")
-    return "\n".join(lines)

@@ -17,6 +17,7 @@ from memory_layers.configs import find_config
 from memory_layers.plan.devices import DEVICES
 from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
+from tools import headline_sections as headline
 from tools import results_sections as studies
 from tools import speed
 from tools.scale import scale_section
@@ -65,13 +66,16 @@ def of_teaching(name: str, *args: str) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
-    "headline": partial(studies.table_section, "01-headline"),
-    "headline-verdict": studies.verdict_section,
-    "headline-differences": partial(studies.differences_section, "01-headline"),
-    "headline-exposures": partial(studies.exposures_section, "01-headline"),
-    "headline-sweep": partial(studies.runs_section, "01-headline", "sweep.json"),
-    "headline-tried": studies.tried_section,
-    "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
+    "headline": headline.table_section,
+    "headline-claims": headline.claims_section,
+    "headline-levels": headline.levels_section,
+    "headline-lift": headline.lift_section,
+    "headline-relations": headline.relations_section,
+    "headline-guess": headline.guess_section,
+    "headline-rates": headline.rates_section,
+    "headline-sizes": headline.sizes_section,
+    "headline-time": partial(headline.table_section, "time.json", "time"),
+    "headline-time-claims": partial(headline.claims_section, "time.json", "time"),
     "recipe": partial(studies.table_section, "02-recipe"),
     "recipe-differences": partial(studies.recipe_differences, "02-recipe"),
     "recipe-usage": partial(studies.usage_section, "02-recipe"),
