@@ -1,6 +1,7 @@
 """Recall by exposures: known curves come back, and intervals are those of the draws they claim."""
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,12 +137,16 @@ def test_interval_of_one_seed_is_that_of_the_subjects() -> None:
 
 
 def test_interval_of_seeds_has_their_standard_error() -> None:
-    """Every subject is alike in a seed, so that the draws of subjects add nothing."""
-    results = results_of(lambda _v, seed, _k: float(seed % 2), ("dense",), 20, subjects=10)
+    """All facts are alike in a seed, so that the draws of subjects add nothing."""
+    shares = [2000, 3500, 4500, 5500, 6500, 8000]
+    results = results_of(lambda *_: 0.0, ("dense",), len(shares), subjects=5)
+    for run, share in zip(results["runs"], shares, strict=True):
+        for entry in run["facts"].values():
+            entry["p_seen"] = " ".join([str(share)] * len(entry["seen"]))
     row = curve_rows(read_curves(results, "seen"))[0]
-    error = math.sqrt(20 / 19 * 0.25 / 20)
-    assert row["recall"] == pytest.approx(0.5)
-    assert half_width(row) == pytest.approx(1.96 * error, rel=0.08)
+    error = statistics.stdev(shares) / 10_000 / math.sqrt(len(shares))
+    assert row["probability"] == pytest.approx(0.5)
+    assert half_width(row, "probability") == pytest.approx(1.96 * error, rel=0.04)
 
 
 def test_differences_are_paired_over_subjects_and_seeds() -> None:

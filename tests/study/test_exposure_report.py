@@ -125,6 +125,9 @@ def test_time_is_told_in_the_table_and_over_training(page: Path) -> None:
     rows = read_rows(page, "recall_over_seconds")
     assert list(rows[0]) == ["variant", "seed", "seconds", "question_heldout"]
     assert len(rows) == 9 * 10
+    # Seeds of a variant took 100, 101 and 102 seconds, and are drawn at their mean.
+    last = [float(row["seconds"]) for row in rows if row["variant"] == "dense"][9::10]
+    assert last == pytest.approx([101] * 3)
 
 
 def test_results_of_before_have_the_plot_of_before(results: dict[str, Any], tmp_path: Path) -> None:

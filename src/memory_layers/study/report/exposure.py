@@ -134,7 +134,7 @@ def _ratio_tables(
         for entries in zip(*ratios, strict=True):
             other = entries[0]["reference"]
             cells = [Cell(str(entries[0]["seeds"]))]
-            cells += [Cell(_ratio(entry), _ends(entry, none="∞")) for entry in entries]
+            cells += [_ratio_cell(entry) for entry in entries]
             for found in lifts:
                 cells += difference_cells(found.get(other), better=1)
             rows.append(Row(Cell(other), cells, styles[other].colour))
@@ -198,9 +198,13 @@ def _half(row: Mapping[str, Any], *, ends: bool = True) -> str:
     return f"{text} ({around})" if around else text
 
 
-def _ratio(row: Mapping[str, Any]) -> str:
+def _ratio_cell(row: Mapping[str, Any]) -> Cell:
     if row["ratio"] is None:
-        return DASH
+        return Cell(DASH)
+    return Cell(_ratio(row), _ends(row, none="∞"))
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['bound']} {_three(row['ratio'])} {TIMES}".strip()
 
 
