@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memory_layers.data.encode import encode_texts
-from memory_layers.data.facts import Probe
+from memory_layers.data.facts import Probe, collection_paused
 from memory_layers.data.tokens import answer_tokens
 from memory_layers.evaluate.batches import by_length, logits_from
 from memory_layers.evaluate.positions import check_lengths
@@ -27,6 +27,7 @@ _STEP = 8
 
 
 @torch.no_grad()
+@collection_paused()
 def choice_probabilities(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
