@@ -67,9 +67,15 @@ def test_the_section_says_who_needs_how_many_exposures(page: Path) -> None:
     for table in (
         "memory_plus against each other variant, by exposures", "Recall, unseen wordings",
         "Recall, seen wordings", "Lift of the probability of the right answer, unseen wordings",
-        "Exposures for half recall by relation, unseen wordings", "person_badge 40 answers",
+        "Exposures for half recall by relation, unseen wordings",
+        "Pooled lift by relation, seen wordings",
     ):  # fmt: skip
         assert table in text
+    by_relation = text.split("Times the exposures of memory_plus by relation, unseen wordings")[1]
+    assert re.match(
+        r" Relation Facts dense one_slot person_city 40 answers 320 2\.00 × \S+ to \S+ &gt; 16\.0",
+        by_relation,
+    )
 
 
 def test_plots_by_exposures_have_their_data(page: Path) -> None:

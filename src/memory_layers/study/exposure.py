@@ -173,8 +173,8 @@ def lift_rows(curves: Curves) -> list[dict[str, Any]]:
     """Return the pooled lift of each variant: the mean of its lifts over all k > 0.
 
     Returns:
-        `variant`, `wording`, `seeds`, and `lift`, `lift_low`, `lift_high`. None where no subject
-        has k = 0.
+        `variant`, `wording`, `seeds`, and `lift`, `lift_low`, `lift_high`. Nothing where no
+        subject has k = 0.
     """
     return [
         {"variant": name, "wording": curves.wording, "seeds": len(seeds),

@@ -60,7 +60,7 @@ def exposure_parts(results: Mapping[str, Any], styles: Styles) -> list[Part]:
         *figures,
         *(_level_table(curves, styles, "recall") for curves in both.values()),
         *(_level_table(c, styles, "lift") for c in both.values() if c.levels[0] == 0),
-        *_relation_tables(results, both),
+        *_relation_tables(results, both, subjects),
         _TERMS,
     ]
 
@@ -165,23 +165,52 @@ def _level_table(curves: Curves, styles: Styles, what: str) -> Table:
     return Table(head, rows, f"{title}, {curves.wording} wordings", fold)
 
 
-def _relation_tables(results: Mapping[str, Any], both: Mapping[Wording, Curves]) -> list[Table]:
-    """Return the exposures for half recall by relation, where there are several."""
+def _relation_tables(
+    results: Mapping[str, Any], both: Mapping[Wording, Curves], subjects: Sequence[str]
+) -> list[Table]:
+    """Return the same by relation, where there are several: half recall, ratios, pooled lift."""
     names = exposed_relations(results)
     tables = []
     for wording, whole in both.items() if len(names) > 1 else ():
-        rows = []
-        for name in names:
-            curves = read_curves(results, wording, [name])
-            if curves is not None:
-                entry = results["exposure"][name]
-                title = Cell(name, f"{entry['answers']:,} answers")
-                needs = {row["variant"]: row for row in half_rows(curves)}
-                cells = [Cell(f"{curves.facts.sum():,}")]
-                cells += [_half_cell(needs[variant]) for variant in whole.seeds]
-                rows.append(Row(title, cells))
-        label = f"Exposures for half recall by relation, {wording} wordings"
-        tables.append(Table(("Relation", "Facts", *whole.seeds), rows, label, "closed"))
+        found = {name: read_curves(results, wording, [name]) for name in names}
+        known = {name: curves for name, curves in found.items() if curves is not None}
+        columns = [
+            (
+                f"Exposures for half recall by relation, {wording} wordings",
+                {n: {r["variant"]: _half_cell(r) for r in half_rows(c)} for n, c in known.items()},
+            ),
+            *(
+                (
+                    f"Times the exposures of {subject} by relation, {wording} wordings",
+                    {
+                        n: {r["reference"]: _ratio_cell(r) for r in half_ratios(c, [subject])}
+                        for n, c in known.items()
+                    },
+                )
+                for subject in subjects
+            ),
+            (
+                f"Pooled lift by relation, {wording} wordings",
+                {
+                    n: {r["variant"]: _estimate(r, "lift") for r in lift_rows(c)}
+                    for n, c in known.items()
+                },
+            ),
+        ]
+        for label, cells in columns:
+            shown = [name for name in whole.seeds if any(name in own for own in cells.values())]
+            rows = [
+                Row(
+                    Cell(name, f"{results['exposure'][name]['answers']:,} answers"),
+                    [
+                        Cell(f"{known[name].facts.sum():,}"),
+                        *(own.get(variant, Cell(DASH)) for variant in shown),
+                    ],
+                )
+                for name, own in cells.items()
+            ]
+            if shown:
+                tables.append(Table(("Relation", "Facts", *shown), rows, label, "closed"))
     return tables
 
 
