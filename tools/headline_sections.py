@@ -43,7 +43,7 @@ def table_section(file: str = "results.json", config: str = "compare") -> str:
         name = row["variant"]
         if row["seeds"]:
             rows.append((
-                f"`{name}`", row["seeds"],
+                f"`{name}`", str(row["seeds"]),
                 *(_half(by_variant.get(name)) for by_variant in needs.values()),
                 _mean(row["question_heldout"]), _mean(row["text_nll"]),
                 f"{short_number(row['flops_per_token'])} ({row['flops_ratio']:.2f} ×)",
@@ -169,7 +169,7 @@ def rates_section(file: str = "results.json", config: str = "compare") -> str:
     rates = (results or {}).get("rates")
     if not rates:
         return _command(config)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, swept in rates["variants"].items():
         cells = []
         for field in rates["fields"]:
@@ -200,7 +200,7 @@ def _tried(run: Mapping[str, Any], field: str, best: Mapping[str, float]) -> str
 def sizes_section() -> str:
     """Return the statements for half recall by the width of the base."""
     names = (MEMORY, "dense", "dense_2x", "dense_4x")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for file, width in SIZES.items():
         results = load(FOLDER, file)
         curves = read_curves(results, "unseen") if results else None
