@@ -113,6 +113,7 @@ def _run(kind: str, seed: int) -> dict[str, Any]:
                 "step": 100 * i,
                 "tokens": tokens * i / 10,
                 "flops": tokens * i / 10 * 3 * flops,
+                "seconds": (flops / 1e5 + seed) * i / 10,
                 "question_heldout": recall * (1 - math.exp(-i / 3)) / (1 - math.exp(-10 / 3)),
                 "loss": loss + 2 / i,
             }

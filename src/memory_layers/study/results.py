@@ -12,7 +12,7 @@ from typing import Any
 from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
 from memory_layers.study.fits import LAWS
-from memory_layers.study.measures import MEASURES
+from memory_layers.study.match_config import MEASURES
 from memory_layers.study.metrics import FORMS, METRICS
 from memory_layers.study.summary import finished
 
@@ -273,7 +273,7 @@ _RUN: Mapping[str, Check] = {
     "losses": _record({"training": _POINTS, "text": _POINTS}, {}),
     "shape": _map(_SIZE),
     "history": _list(
-        _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT,
+        _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT, "seconds": _AMOUNT,
                      "loss": _nullable(_LOSS), **_FORM})
     ),
     "config": _CONFIG,

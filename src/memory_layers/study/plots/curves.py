@@ -6,6 +6,7 @@ Next: comparison.py collects them.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_UNITS = {"tokens": "tokens", "flops": "FLOPs"}
+_TITLES = {
+    "tokens": "Training tokens", "flops": "Training FLOPs", "seconds": "Seconds of training",
+}  # fmt: skip
 # Horizontal place and value, ascending.
 _Points = list[tuple[float, float]]
 
@@ -39,11 +42,17 @@ class _Curve:
 
 
 def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
-    """Draw held-out recall over the tokens ("tokens") or the compute ("flops") of training."""
+    """Draw held-out recall over the "tokens", the compute ("flops") or "seconds" of training."""
+    clock = _clock(groups)
+    places: Mapping[str, Callable[[Run, Mapping[str, Any]], float | None]] = {
+        "tokens": tokens_at,
+        "flops": lambda _run, entry: entry.get("flops"),
+        "seconds": lambda run, entry: clock.get((run.get("variant"), entry.get("step"))),
+    }
     lines, rows = _lines(
         groups,
         lambda run: (
-            (tokens_at(run, entry) if key == "tokens" else entry.get(key), recall)
+            (places[key](run, entry), recall)
             for entry in run.get("history") or ()
             if (recall := entry.get("question_heldout")) is not None
         ),
@@ -51,7 +60,7 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     curves = _curves(lines)
     if not curves:
         return None
-    figure, axes = new_figure(f"Training {_UNITS[key]}", RECALL_LABEL)
+    figure, axes = new_figure(_TITLES[key], RECALL_LABEL)
     for curve in curves:
         style = styles[curve.name]
         axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.15, lw=0)
@@ -71,6 +80,19 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     ends = [(float(curve.x[-1]), curve.end, styles[curve.name]) for curve in curves]
     drawing.draw_intervals(figure, axes, ends, high=1.0)
     return finish(figure, ("variant", "seed", key, "question_heldout"), rows)
+
+
+def _clock(groups: Groups) -> dict[tuple[object, object], float]:
+    """Return after how many seconds a variant had taken a step, in the mean over its seeds.
+
+    Each seed has times of its own, at which the others were not asked.
+    """
+    found: dict[tuple[object, object], list[float]] = {}
+    for run in (run for runs in groups.values() for run in runs):
+        for entry in run.get("history") or ():
+            if (seconds := finite(entry.get("seconds"))) is not None:
+                found.setdefault((run.get("variant"), entry.get("step")), []).append(seconds)
+    return {place: mean(times) for place, times in found.items()}
 
 
 def loss_plot(groups: Groups, styles: Styles) -> Plot | None:
