@@ -1,8 +1,10 @@
 """Small inputs for tests of whole runs."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,12 @@ def write_facts(folder: Path, count: int = 30) -> Path:
         'code: {statements: ["{subject} has {answer}."], question: "Q {subject}? A: {answer}"}'
     )
     return folder
+
+
+def untimed(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what results.json has of a run without the times that it took."""
+    history = [{**line, "seconds": None} for line in run.get("history", ())]
+    return {**run, "seconds": None, "history": history}
 
 
 def write_untrained(folder: Path) -> Path:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.text import markdown_table as table
-from memory_layers.study.measures import MEASURES
+from memory_layers.study.match_config import MEASURES
 from memory_layers.study.report import (
     comparisons,
     markdown_table,
     percent,
     scale_rows,
+    seconds_off,
     summary_table,
 )
 
@@ -91,10 +92,12 @@ def about(results: Mapping[str, Any]) -> str:
         f"{results['device']}, {spent / 3600:.1f} core hours, commit `{results['commit']}`."
     )
     match = results.get("match") or {}
+    # Of the seconds those that were measured, not those that were expected.
+    known = {n: seconds_off(results) if n == "seconds" else match[n]["off"] for n in MEASURES
+             if match.get(n)}  # fmt: skip
     off = {
-        name: max(entry["off"].items(), key=lambda pair: abs(pair[1]), default=("none", 0.0))
-        for name in MEASURES
-        if (entry := match.get(name))
+        name: max(found.items(), key=lambda pair: abs(pair[1] or 0.0), default=("none", 0.0))
+        for name, found in known.items()
     }
     if off:
         parts = " and ".join(

@@ -193,6 +193,18 @@ def test_page_says_what_was_matched_and_the_verdicts(full_page: Path) -> None:
     assert "memory_plus against each other variant" in text
 
 
+def test_curves_over_time_have_the_mean_seconds_of_the_seeds(full_page: Path) -> None:
+    text = (full_page / "plots" / "recall_over_seconds.csv").read_text("utf-8")
+    rows = [row for row in csv.DictReader(io.StringIO(text)) if row["variant"] == "dense"]
+    # Seeds of 100, 101 and 102 s, asked ten times.
+    places = {row["seed"]: [] for row in rows}
+    for row in rows:
+        places[row["seed"]].append(float(row["seconds"]))
+    assert set(places) == {"0", "1", "2"}
+    for found in places.values():
+        assert found == pytest.approx([10.1 * i for i in range(1, 11)])
+
+
 @pytest.mark.usefixtures("no_pixels")
 def test_page_says_who_was_trained_for_as_long(tmp_path: Path) -> None:
     results = make_up(("dense", "memory_plus", "moe_fine"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests_support import SHAPE, write_facts
+from tests_support import SHAPE, untimed, write_facts
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
@@ -62,7 +62,7 @@ def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 
 
 
 def entries(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in run.items() if k != "seconds"} for run in results["runs"]]
+    return [untimed(run) for run in results["runs"]]
 
 
 def test_a_start_that_fails_leaves_its_folder_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from memory_layers.common import progress
 from memory_layers.common.errors import UserError
 from memory_layers.evaluate.recall import recall_items, summarize_recall
 from memory_layers.models import memory_layers_of
-from memory_layers.train import loop
+from memory_layers.train import loop, step
 from memory_layers.train.config import RunConfig
 from memory_layers.train.export import export_checkpoint
 from memory_layers.train.folders import list_checkpoints
@@ -93,7 +93,7 @@ def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_run(tmp_path)
     bf16 = replace(config, train=replace(config.train, precision="bf16"))
     inside = []
-    original = loop.summed_loss
+    original = step.summed_loss
 
     def watched(model: PreTrainedModel, *args: object, **kwargs: bool) -> torch.Tensor:
         handle = model.lm_head.register_forward_hook(
@@ -104,7 +104,7 @@ def test_bf16_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert loss.dtype == torch.float32
         return loss
 
-    monkeypatch.setattr(loop, "summed_loss", watched)
+    monkeypatch.setattr(step, "summed_loss", watched)
     one = run(config, tmp_path / "fp32").history
     assert set(inside) == {torch.float32}
     inside.clear()

@@ -1,6 +1,6 @@
 """CompareConfig: one base run, and what each variant changes in it.
 
-Next: kinds.py, the variants that have a name, measures.py, what they can be made equal in, and
+Next: kinds.py, the variants that have a name, match_config.py, what they can be made equal in, and
 match.py and step_time.py, which do that.
 """
 
@@ -14,7 +14,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
 from memory_layers.study.fields import changed_fields, flat_fields, merge_fields
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
-from memory_layers.study.measures import (
+from memory_layers.study.match_config import (
     MEASURES,
     SETS,
     Measure,

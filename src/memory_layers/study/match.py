@@ -12,7 +12,7 @@ from typing import Any
 
 from memory_layers.study.config import CompareConfig, tokens_of
 from memory_layers.study.flops import forward_flops, shape_of
-from memory_layers.study.measures import MEASURES
+from memory_layers.study.match_config import MEASURES
 from memory_layers.train.config import RunConfig
 
 # Sub-keys change the FLOPs of FIND, the width changes the parameters: a few rounds settle both.

@@ -14,7 +14,7 @@ from memory_layers.study import checks
 from memory_layers.study.facts_checked import check_facts
 from memory_layers.study.fits import LAWS
 from memory_layers.study.guess import GUESSERS
-from memory_layers.study.measures import MEASURES
+from memory_layers.study.match_config import MEASURES
 from memory_layers.study.metrics import FORMS, METRICS
 from memory_layers.study.rates import RATES
 from memory_layers.study.summary import finished

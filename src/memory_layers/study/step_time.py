@@ -191,8 +191,8 @@ def _work(out: Connection, turns: Sequence[tuple[str, RunConfig]], threads: int)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     for name, run in turns:
-        data = prepare_data(run.data, check=False)
         try:
+            data = prepare_data(run.data, check=False)
             out.send((name, time_steps(run, data, WARMUP + TIMED)[WARMUP:]))
         except (RuntimeError, OSError, MemoryError, ValueError, ArithmeticError) as error:
             out.send((name, f"{type(error).__name__}: {error}"))

@@ -13,7 +13,8 @@ from memory_layers.study.summary import Groups, by_variant
 # What the words say already, or what makes no difference.
 _SAID = (
     "name", "train.seed", "model.hidden_size", "model.mlp_size", "model.layers", "memory.layers",
-    "memory.sub_keys", "memory.heads", "memory.top_k", "moe.experts",
+    "memory.sub_keys", "memory.heads", "memory.top_k", "moe.experts", "train.eval_every",
+    "train.checkpoint_every",
 )  # fmt: skip
 _SPECIAL = {
     "peer": "whose values are experts of one neuron (PEER)",
