@@ -16,6 +16,7 @@ from memory_layers.configs import find_config
 from memory_layers.study import runs as study_runs
 from memory_layers.study.measure import measure_run
 from memory_layers.study.outcome import read_result
+from memory_layers.study.results import check_results
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def write_sweep(folder: Path, **changes: object) -> Path:
         "data": {
             "facts": str(folder / "facts"),
             "vocab_size": 300,
+            "exposures": [1],
             "cache_dir": str(folder / "cache"),
         },
         "optim": {"warmup_steps": 2, "value_lr": 0.02},
@@ -205,6 +207,8 @@ def test_stopped_sweep_goes_on_and_the_order_changes_nothing(
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == whole
     assert whole["complete"]
     assert whole["runs"][1] == partial["runs"][1]
+    assert whole["exposure"]["code"]["candidates"] == 30
+    check_results(whole, "results.json")
     assert (tmp_path / "out" / "report.html").is_file()
 
     monkeypatch.setattr(study_runs, "run_all", in_this_process(lambda names: names[::-1]))

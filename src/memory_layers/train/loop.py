@@ -196,6 +196,11 @@ class _Run:
         self.heldout_text = read_pieces(self.data.folder / "heldout", self.config.train.seq_len)
         # Not when they are asked for the first time, after hours.
         check_texts(self.model, self.data.tokenizer, [probe.text for probe in self.data.probes])
+        # Once: to draw from a million facts takes seconds.
+        self.asked = {
+            count: pick_items(self.data.probes, count)
+            for count in {self.config.train.eval_items, self.config.train.final_items}
+        }
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
         if reads is not None and self.world.is_rank_0:
@@ -306,8 +311,7 @@ class _Run:
     def _recall(self, step: int) -> dict[str, Any]:
         last = step == self.config.train.steps
         settings, all_probes = self.config.train, self.data.probes
-        count = settings.final_items if last else settings.eval_items
-        picked = pick_items(all_probes, count)
+        picked = self.asked[settings.final_items if last else settings.eval_items]
         probes = [all_probes[index] for index in picked]
         self.usage.reset()
         own = recall_share(self.model, self.data.tokenizer, probes, self._share)
