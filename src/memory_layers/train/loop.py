@@ -193,13 +193,14 @@ class _Run:
 
     def __post_init__(self, reads: torch.Tensor | None) -> None:
         self.stepper = Stepper(self.config, self.data, self.model, self.optimizer, self.world)
-        self.heldout_text = read_pieces(self.data.folder / "heldout", self.config.train.seq_len)
+        settings = self.config.train
+        self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
         # Not when they are asked for the first time, after hours.
         check_texts(self.model, self.data.tokenizer, [probe.text for probe in self.data.probes])
         # Once: to draw from a million facts takes seconds.
         self.asked = {
             count: pick_items(self.data.probes, count)
-            for count in {self.config.train.eval_items, self.config.train.final_items}
+            for count in {settings.eval_items, settings.final_items}
         }
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
