@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_layers.common.text import markdown_table as table
+from memory_layers.study.measures import MEASURES
 from memory_layers.study.report import (
     comparisons,
     markdown_table,
@@ -18,11 +19,6 @@ ROOT = Path(__file__).parent.parent
 COLUMNS = (
     "seeds", "question_heldout", "answer_nll", "text_nll", "flops_per_token", "params_total",
 )  # fmt: skip
-BITS = (
-    "question_heldout", "bits_stored", "bits_per_parameter", "bits_per_active_parameter",
-    "bits_per_train_flop",
-)  # fmt: skip
-
 # Table 3 and table 4 of arXiv 2412.09764, 373m base: loss, NQ and TQA answers, in nats.
 # "PK base" is the row with layer 12, v_dim 1024 and key_dim 256 too.
 PAPER = {
@@ -55,6 +51,26 @@ def missing(command: str) -> str:
     return f"No complete results yet: `{command}`."
 
 
+def text_section() -> str:
+    """Return how much text is installed, by source, with version and licence."""
+    found = load("01-headline", "text.json")
+    if found is None:
+        return missing("python experiments/01-headline/text.py")
+    counts = ("documents", "words", "tokens")
+    rows = [
+        [source["source"], source["version"], source["licence"]]
+        + [f"{source[count]:,}" for count in counts]
+        for source in found["sources"]
+    ]
+    sums = [f"{sum(source[count] for source in found['sources']):,}" for count in counts]
+    header = ("", "version", "licence", *counts)
+    return (
+        f"{table(header, [*rows, ['all', '', '', *sums]])}\n\nTokens are those of a byte-level BPE "
+        f"of {found['vocab_size']:,} trained on all of it. Python is `builtin`, the others are "
+        "`packages`, without the paragraphs that are in `builtin` too."
+    )
+
+
 def table_section(folder: str, columns: Sequence[str] = COLUMNS) -> str:
     """Return the table of a comparison, what it was run on, and what its runs have in common."""
     results = load(folder)
@@ -74,26 +90,20 @@ def about(results: Mapping[str, Any]) -> str:
         f"runs finished, {seeds} seed{'s' * (seeds != 1)}, mean ± half of the 95 % interval, on "
         f"{results['device']}, {spent / 3600:.1f} core hours, commit `{results['commit']}`."
     )
+    match = results.get("match") or {}
     off = {
         name: max(entry["off"].items(), key=lambda pair: abs(pair[1]), default=("none", 0.0))
-        for name, entry in (results.get("match") or {}).items()
-        if isinstance(entry, Mapping)
+        for name in MEASURES
+        if (entry := match.get(name))
     }
     if off:
         parts = " and ".join(
             f"{name} (`{variant}` is farthest off: {percent(value)})"
             for name, (variant, value) in off.items()
         )
-        text += f" Matched: tokens, {parts}."
+        tokens = "" if match.get("tokens") is None else "tokens, "
+        text += f" Matched: {tokens}{parts}."
     return text
-
-
-def differences_section(folder: str) -> str:
-    """Return what `memory_plus` has over each other variant, paired over seeds."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    return _differences(comparisons(results, ["memory_plus"]), "reference", "`memory_plus` less")
 
 
 def recipe_differences(folder: str, file: str = "results.json") -> str:
@@ -131,42 +141,6 @@ def runs_section(folder: str, file: str) -> str:
     path = ROOT / "experiments" / folder / file
     results = json.loads(path.read_text("utf-8"))
     return markdown_table(results, COLUMNS[:4], ranges=False).strip()
-
-
-def tried_section(folder: str = "01-headline") -> str:
-    """Return the single runs that came before the headline."""
-    record = json.loads((ROOT / "experiments" / folder / "tried.json").read_text("utf-8"))
-    lines = [
-        "| Variant | what | steps | held-out recall | answer NLL | text loss |",
-        "|:---|:---|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {run['variant']} | {run['what']} | {run['step']:,} | {run['recall']:.3f} | "
-        f"{run['answer_nll']:.2f} | {run['text_nll']:.3f} |"
-        for run in record["runs"]
-    ]
-    return "\n".join(lines)
-
-
-def exposures_section(folder: str) -> str:
-    """Return held-out recall by the number of statements of a fact, means over seeds."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    found: dict[str, dict[int, list[float]]] = {}
-    for run in results["runs"]:
-        for entry in run.get("recall_by_exposures") or ():
-            cell = found.setdefault(run["variant"], {}).setdefault(entry["exposures"], [])
-            cell.append(entry["recall"])
-    counts = sorted({count for cells in found.values() for count in cells})
-    rows = [
-        (
-            f"`{name}`",
-            *(f"{sum(cells[c]) / len(cells[c]):.3f}" if c in cells else "–" for c in counts),
-        )
-        for name, cells in found.items()
-    ]
-    return table(("Statements an epoch", *map(str, counts)), rows)
 
 
 def usage_section(folder: str, file: str = "results.json") -> str:
@@ -244,69 +218,14 @@ def _mean(found: Mapping[str, Any] | None) -> str:
 
 
 def scaling_section(folder: str) -> str:
-    """Return recall and exchange rates of a sweep."""
+    """Return recall and answer NLL of a sweep."""
     results = load(folder)
     if results is None:
         return missing("memory-layers scale scale")
-    head = (
-        "Base",
-        "slots",
-        "held-out recall",
-        "answer NLL",
-        "worth (recall)",
-        "worth (answer NLL)",
-    )
-    rows = []
-    for row in scale_rows(results):
-        rates = [_rate(row["exchange"].get(metric)) for metric in ("recall", "answer_nll")]
-        cells = [_mean(row["recall"]), _mean(row["answer_nll"]), *rates]
-        rows.append((f"`{row['base']}`", f"{row['slots']:,}", *cells))
+    rows = [
+        (f"`{row['base']}`", f"{row['slots']:,}", _mean(row["recall"]), _mean(row["answer_nll"]))
+        for row in scale_rows(results)
+    ]
     done = sum(run["status"] == "ok" for run in results["runs"])
-    note = (
-        f"{done} of {len(results['runs'])} runs finished, on {results['device']}. Worth: dense "
-        "FLOPs that do as well, over the model's own, with a 95 % interval; * outside the dense "
-        "models that were trained."
-    )
-    return table(head, rows) + f"\n\n{note}"
-
-
-def _rate(entry: Mapping[str, Any] | None) -> str:
-    if entry is None or entry.get("times") is None:
-        return "–"
-    low, high = entry["low"], entry["high"]
-    ends = " to ".join("?" if end is None else _times(end) for end in (low, high))
-    return f"{_times(entry['times'])} × ({ends}){'*' if entry['extrapolated'] else ''}"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2g}" if value < 9.95 else f"{value:,.0f}"
-
-
-def verdict_section(folder: str = "01-headline") -> str:
-    """Return the stated expectation of the headline, each part with what came out."""
-    results = load(folder)
-    if results is None:
-        return missing(f"memory-layers compare experiments/{folder}/compare.yaml")
-    expected = (
-        ("dense_2x", "question_heldout", "above", "recalls more held-out facts than `dense_2x`"),
-        ("moe_expert_choice", "question_heldout", "above", "recalls more than `moe_expert_choice`"),
-        ("moe_fine", "question_heldout", "above", "recalls more than `moe_fine`"),
-        ("dense", "text_nll", "below", "has no higher loss on running text than `dense`"),
-        ("dense_2x", "text_nll", "below", "has no higher loss on running text than `dense_2x`"),
-    )
-    found = {(e["reference"], e["measure"]): e for e in comparisons(results, ["memory_plus"])}
-    lines = ["| Expected: `memory_plus` | difference (95 %) | |", "|:---|---:|:---|"]
-    for reference, measure, wanted, words in expected:
-        entry = found.get((reference, measure))
-        if entry is None:
-            lines.append(f"| {words} | – | not measured |")
-            continue
-        is_loss = measure == "text_nll"
-        opposite = {"above": "below", "below": "above"}[wanted]
-        outcome = {
-            wanted: "holds",
-            opposite: "does not hold",
-            "not distinguishable": "not distinguishable" + (", so not shown worse" * is_loss),
-        }.get(entry["verdict"], entry["verdict"])
-        lines.append(f"| {words} | {_interval(entry)} | {outcome} |")
-    return "\n".join(lines)
+    note = f"{done} of {len(results['runs'])} runs finished, on {results['device']}."
+    return table(("Base", "slots", "held-out recall", "answer NLL"), rows) + f"\n\n{note}"

@@ -17,6 +17,7 @@ from memory_layers.configs import find_config
 from memory_layers.plan.devices import DEVICES
 from memory_layers.study.report import markdown_table
 from memory_layers.train.config import load_run
+from tools import headline_sections as headline
 from tools import results_sections as studies
 from tools import speed
 from tools.scale import scale_section
@@ -26,7 +27,10 @@ STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
-    *(ROOT / "docs" / "guides" / f"{name}.md" for name in ("add_memory", "learn", "serve")),
+    *(
+        ROOT / "docs" / "guides" / f"{name}.md"
+        for name in ("add_memory", "learn", "serve", "train")
+    ),
     *(ROOT / "experiments" / name / "README.md" for name in STUDIES),
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
@@ -39,8 +43,9 @@ def demo_section() -> str:
     results = json.loads((DEMO / "results.json").read_text("utf-8"))
     facts = results["facts"]
     intro = (
-        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, each "
-        "read in several wordings. Held-out questions were never shown as questions. One seed, on "
+        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, "
+        "each read in several wordings, held-out ones never as questions. Time zone and country "
+        "can partly be guessed from an airport's name. One seed, on "
         f"{results['device']}, with other work on them; [what was tried, and where wide dense "
         "models come level](experiments/00-demo/README.md)."
     )
@@ -61,13 +66,16 @@ def of_teaching(name: str, *args: str) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
-    "headline": partial(studies.table_section, "01-headline"),
-    "headline-verdict": studies.verdict_section,
-    "headline-differences": partial(studies.differences_section, "01-headline"),
-    "headline-exposures": partial(studies.exposures_section, "01-headline"),
-    "headline-sweep": partial(studies.runs_section, "01-headline", "sweep.json"),
-    "headline-tried": studies.tried_section,
-    "headline-bits": partial(studies.table_section, "01-headline", studies.BITS),
+    "headline": headline.table_section,
+    "headline-claims": headline.claims_section,
+    "headline-levels": headline.levels_section,
+    "headline-lift": headline.lift_section,
+    "headline-relations": headline.relations_section,
+    "headline-guess": headline.guess_section,
+    "headline-rates": headline.rates_section,
+    "headline-sizes": headline.sizes_section,
+    "headline-time": partial(headline.table_section, "time.json", "time"),
+    "headline-time-claims": partial(headline.claims_section, "time.json", "time"),
     "recipe": partial(studies.table_section, "02-recipe"),
     "recipe-differences": partial(studies.recipe_differences, "02-recipe"),
     "recipe-usage": partial(studies.usage_section, "02-recipe"),
@@ -80,6 +88,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "teach-arms": partial(of_teaching, "section"),
     "teach-headline": partial(of_teaching, "headline", ""),
     "teach-guide": partial(of_teaching, "headline", "../../"),
+    "text": studies.text_section,
     "generate-parts": speed.generate_parts,
     "scaling": partial(studies.scaling_section, "04-scale"),
     "targets": speed.targets_section,

@@ -10,7 +10,7 @@ from pathlib import Path
 from memory_layers.data.builtin import builtin_facts
 from memory_layers.data.fact_files import save_facts
 from memory_layers.data.facts import FactSet
-from memory_layers.data.text import builtin_text
+from memory_layers.data.prose import builtin_text
 
 # Of each source, which leaves half a million facts and more.
 MAX_SUBJECTS = 54_000

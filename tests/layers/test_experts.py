@@ -259,6 +259,8 @@ def test_hidden_size(changes: dict[str, Any], hidden: int) -> None:
         ({"capacity_factor": 2.0}, "capacity_factor has no effect with routing 'token_choice'"),
         ({"routing": "expert_choice", "top_k": 2}, "top_k has no effect with routing 'expert_cho"),
         ({"routing": "expert_choice", "balance_weight": 0.1}, "balance_weight has no effect"),
+        ({"routing": "expert_choice", "normalize_top_k": True}, "normalize_top_k has no effect"),
+        ({"top_k": 1, "normalize_top_k": True}, "normalize_top_k must be false with top_k 1"),
         ({"routing": "expert_choice", "capacity_factor": 0.0}, "capacity_factor must be above 0"),
         ({"routing": "expert_choice", "capacity_factor": 17.0}, "at most experts = 16, got 17"),
         ({"layers": 3}, "layers must be a list of block indices, got 3"),

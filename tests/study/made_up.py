@@ -1,8 +1,8 @@
-"""Complete results of a comparison that nobody ran, for tests of the report."""
+"""Complete results of comparisons that nobody ran, for tests of figures and of the report."""
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 RELATIONS = ("airport_iata", "airport_country", "capital_of", "element_symbol")
@@ -21,6 +21,7 @@ KINDS = {
     "fixed_slots": (1.05e7, 3.8e7, 5.3e6, 0.39, 3.08),
     "memory_plus_wide_values": (1.15e7, 7.5e7, 5.6e6, 0.70, 2.98),
 }
+LEVELS = (0, 1, 2, 4, 8, 16, 32, 64)
 
 
 def make_up(kinds: Sequence[str] = tuple(KINDS)[:8], seeds: int = 3) -> dict[str, Any]:
@@ -57,6 +58,51 @@ def make_up(kinds: Sequence[str] = tuple(KINDS)[:8], seeds: int = 3) -> dict[str
         },
         "runs": runs,
     }
+
+
+def add_exposures(
+    results: dict[str, Any],
+    recall: Callable[[str, int, int], float],
+    *,
+    levels: Sequence[int] = LEVELS,
+    subjects: int = 40,
+    relations: Sequence[str] = ("person_city", "person_badge"),
+    unseen: float = 0.75,
+) -> dict[str, Any]:
+    """Give the finished runs answers by exposures, and return the results.
+
+    Args:
+        results: Changed in place.
+        recall: Of facts in wordings that were seen, by variant, seed and number of statements: of
+            the subjects of each number it is the share that is answered, the easiest first. All
+            variants find the same subjects easy. Others have a probability of 1/40.
+        levels: Numbers of statements.
+        subjects: Of each number.
+        relations: Each subject has a fact of each.
+        unseen: What recall of questions is, as a share of that of statements.
+    """
+    order = list(range(subjects * len(levels)))
+    random.Random(0).shuffle(order)
+    statements = [levels[i % len(levels)] for i in order]
+    told = {
+        "subjects": " ".join(map(str, range(len(order)))),
+        "statements": " ".join(map(str, statements)),
+        "answers": 40,
+        "candidates": 32,
+    }
+    results["exposure"] = {name: dict(told) for name in relations}
+    for run in results["runs"]:
+        if run.get("status", "ok") == "ok":
+            shares = {k: recall(run["variant"], run["seed"], k) for k in levels}
+            run["facts"] = {}
+            for name in relations:
+                run["facts"][name] = entry = {}
+                for wording, times in (("seen", 1.0), ("unseen", unseen)):
+                    ease = [(i // len(levels) + 0.5) / subjects for i in order]
+                    right = [at < times * shares[k] for at, k in zip(ease, statements, strict=True)]
+                    entry[wording] = "".join(str(int(known)) for known in right)
+                    entry[f"p_{wording}"] = " ".join("9000" if known else "250" for known in right)
+    return results
 
 
 def _run(kind: str, seed: int) -> dict[str, Any]:
@@ -113,6 +159,7 @@ def _run(kind: str, seed: int) -> dict[str, Any]:
                 "step": 100 * i,
                 "tokens": tokens * i / 10,
                 "flops": tokens * i / 10 * 3 * flops,
+                "seconds": (flops / 1e5 + seed) * i / 10,
                 "question_heldout": recall * (1 - math.exp(-i / 3)) / (1 - math.exp(-10 / 3)),
                 "loss": loss + 2 / i,
             }

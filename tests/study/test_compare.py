@@ -61,7 +61,16 @@ def test_results_and_report(tmp_path: Path) -> None:
     assert runs["broken"]["steps"] == 0
     assert results["complete"]
     assert results["kinds"] == {"dense": "dense", "memory": "memory_plus", "broken": "dense"}
-    assert results["match"] == {"tokens": 6 * 2 * 32, "flops": None, "parameters": None}
+    # All answers differ, so that nobody can guess one.
+    assert results["guessers"]["code"] == {
+        "facts": 30, "heldout": 15, "asked": 15, "chance": 1 / 30, "majority": 0.0,
+        "neighbour": 0.0, "prefix": 0.0,
+    }  # fmt: skip
+    assert "What can be guessed" in (out / "report.html").read_text()
+    assert results["match"] == {
+        "tokens": 6 * 2 * 32,
+        **dict.fromkeys(("flops", "parameters", "seconds")),
+    }
     fields = (
         "seed flops_per_token params_total params_active tokens seconds recall answer_nll "
         "bits_stored bits_per_parameter bits_per_active_parameter bits_per_train_flop text "
@@ -77,6 +86,9 @@ def test_results_and_report(tmp_path: Path) -> None:
         spent = 6 * 2 * 32 * runs[name]["train_flops_per_token"]
         assert runs[name]["history"][-1]["flops"] == spent > runs[name]["tokens"]
         assert runs[name]["bits_per_train_flop"] == runs[name]["bits_stored"] / spent
+        times = [point["seconds"] for point in runs[name]["history"]]
+        assert 0 < times[0] < times[1]
+        assert runs[name]["seconds"] == round(times[1], 1)
         # One statement of each fact, and fifteen held-out subjects.
         (exposures,) = runs[name]["recall_by_exposures"]
         assert (exposures["exposures"], exposures["facts"]) == (1, 15)

@@ -49,7 +49,10 @@ def test_nothing_is_changed_unasked(tmp_path: Path) -> None:
     config = load(tmp_path, {"dense": "dense", "plus": "memory_plus"})
     result = match_variants(config, {"dense": VOCAB, "plus": VOCAB})
     assert result.variants == config.variants()
-    assert result.record == {"tokens": 5 * 2 * 16, "flops": None, "parameters": None}
+    assert result.record == {
+        "tokens": 5 * 2 * 16,
+        **dict.fromkeys(("flops", "parameters", "seconds")),
+    }
 
 
 def test_flops_are_those_of_the_dense_model(tmp_path: Path) -> None:
@@ -135,6 +138,26 @@ def test_a_named_reference_is_not_changed(tmp_path: Path) -> None:
     assert runs["plus"].memory.sub_keys > 17
     assert result.record["flops"]["off"]["plus"] == 0
     assert result.record["parameters"]["off"]["beside"] == 0
+
+
+def test_a_variant_can_say_what_it_is_matched_by(tmp_path: Path) -> None:
+    fine, coarse = {"kind": "moe_fine", "match": ["flops"]}, {"kind": "moe_coarse", "match": []}
+    variants = {"dense": "dense", "plus": "memory_plus", "peer": "peer", "fine": fine}
+    result = matched(tmp_path, {**variants, "coarse": coarse}, match=["flops", "parameters"])
+    runs, record = result.variants, result.record
+    # As many experts as the kind has, narrower by what the router costs, and all of both as it is.
+    assert runs["fine"].moe.experts == 64
+    assert 1 <= runs["fine"].moe.expert_size < 10
+    assert runs["coarse"] == load(tmp_path, {"coarse": "moe_coarse"}).variants()["coarse"]
+    assert record["flops"]["off"].keys() == {"dense", "plus", "peer", "fine"}
+    assert record["parameters"]["off"].keys() == {"plus", "peer"}
+    references = {name: record[name]["reference"] for name in ("flops", "parameters")}
+    assert references == {"flops": "dense", "parameters": "plus"}
+    # Nothing is matched in all, one variant is.
+    alone = matched(tmp_path, {"dense": "dense", "plus": "memory_plus", "fine": fine})
+    assert alone.variants["plus"].model == alone.variants["dense"].model
+    assert alone.variants["fine"] == runs["fine"]
+    assert alone.record["flops"]["off"].keys() == {"dense", "fine"}
 
 
 def test_experts_cannot_grow_beyond_what_their_router_costs(tmp_path: Path) -> None:

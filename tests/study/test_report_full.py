@@ -32,6 +32,7 @@ from memory_layers.study.report.page import (
     render_page,
     write_page,
 )
+from memory_layers.study.results import check_results
 from memory_layers.study.summary import by_variant, finished, summary_table
 
 ROOT = Path(__file__).parents[2]
@@ -190,6 +191,32 @@ def test_page_says_what_was_matched_and_the_verdicts(full_page: Path) -> None:
     assert "1 of 24 runs gave no result (1 diverged)" in text
     assert "memory_plus is above dense, dense_2x" in text
     assert "memory_plus against each other variant" in text
+
+
+@pytest.mark.usefixtures("no_pixels")
+def test_page_says_who_was_trained_for_as_long(tmp_path: Path) -> None:
+    results = make_up(("dense", "memory_plus", "moe_fine"))
+    names = ("dense", "memory_plus")
+    results["match"] = {
+        "tokens": None,
+        "flops": {"reference": "dense", "target": 1e7, "off": {"dense": 0.0, "moe_fine": 0.03}},
+        "parameters": None,
+        "seconds": {
+            "reference": "memory_plus", "target": 100.0, "off": {"dense": -0.001, "memory_plus": 0},
+            "step": dict.fromkeys(names, 0.1),
+        },
+    }  # fmt: skip
+    check_results(results, "results.json")
+    text = text_of(write_report(results, tmp_path).read_text("utf-8"))
+    assert "Every variant was trained on" not in text
+    assert "train for the same time, of 100 s by steps that were timed before." in text
+    # 101 s in the mean where the reference took 106.
+    assert "the furthest from the reference in fact is dense, by −4.7 %." in text
+    head = "Variant Matched by FLOPs off the target Seconds off the target"
+    assert f"{head} Seconds off the reference, measured Tokens" in text
+    assert "dense FLOPs (reference), seconds +0.0 % −0.1 % −4.7 % 9.00M" in text
+    assert "memory_plus seconds (reference) – +0.0 % +0.0 % 9.00M" in text
+    assert "moe_fine tokens, FLOPs +3.0 % – – 9.00M" in text
 
 
 def test_page_is_valid_and_bounded(full_page: Path) -> None:

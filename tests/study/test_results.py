@@ -38,6 +38,10 @@ STUDY["exposure"] = {
     "code": {"subjects": "0 1 5", "statements": "0 64 8", "answers": 96, "candidates": 32}
 }
 STUDY["runs"][0]["facts"] = {"code": ASKED}
+STUDY["guessers"] = {
+    "capital_of": {"facts": 9, "heldout": 4, "asked": 4, "chance": 0.5, "majority": 0.1,
+                   "neighbour": 0.2, "prefix": 0.0},
+}  # fmt: skip
 SWEEP = make_results()
 
 
@@ -79,6 +83,8 @@ def test_what_was_measured_before_is_read(path: Path) -> None:
         (put("format_version", 2), "format_version must be"),
         (put("name", ["x"]), "name must be a text, got ['x']"),
         (put("facts.facts", -1), "facts.facts must be a whole number from 0"),
+        (put("guessers.capital_of.prefix", 2), "guessers.capital_of.prefix must be a number from"),
+        (take("guessers.capital_of.heldout"), "guessers.capital_of.heldout is missing"),
         (put("match.flops.off.dense", "x"), "match.flops.off.dense must be a number"),
         (take("runs.1.variant"), "runs[1].variant is missing"),
         (put("runs.1.seed", 0), "runs[1] is ('dense', 0) again, after [0]"),

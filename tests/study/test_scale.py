@@ -155,6 +155,7 @@ def test_the_grid(tmp_path: Path) -> None:
         ({"slots": [0, 16000]}, "hint: 15876 = 126 * 126 or 16129 = 127 * 127"),
         ({"seeds": [0, 0]}, "seeds must be different whole numbers"),
         ({"variants": {"a": {}}}, "hint: memory-layers compare"),
+        ({"match": ["seconds"]}, "match has no effect: all runs of a sweep read the same tokens"),
     ],
 )
 def test_mistakes(tmp_path: Path, changes: dict, message: str) -> None:

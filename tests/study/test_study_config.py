@@ -104,12 +104,43 @@ def test_flags_without_effect_are_refused(tmp_path: Path) -> None:
         ),
         (BASE + "moe: {routing: expert_choice, experts: 2}\nvariants: {a: dense}", "moe has no ef"),
         (BASE + "match: params" + VARIANTS, "unknown measure 'params'. hint: did you mean 'param"),
-        (BASE + "match: {flops: 1}" + VARIANTS, "match must be a list of flops, parameters, got"),
+        (
+            BASE + "match: {flops: 1}" + VARIANTS,
+            "match must be a list of flops, parameters, seconds, got",
+        ),
         (
             BASE + "match: flops\nvariants: {a: memory}",
             "match: flops needs a dense variant to equal",
         ),
         (BASE + "match: parameters\nvariants: {a: dense}", "needs a variant with memory to equal"),
+        (BASE + "match: seconds\nvariants: {a: dense}", "needs a variant with memory to equal"),
+        (BASE + "match: seconds\nreference: {seconds: memori}" + VARIANTS, "did you mean 'memory'"),
+        (
+            BASE + "match: seconds\nvariants: {a: memory, b: {train: {steps: 3}}}",
+            "variants.b.train.steps has no effect: match: seconds sets it",
+        ),
+        (
+            BASE + "match: seconds\n"
+            "variants: {a: memory, b: {match: [], train: {steps: 3}}, c: {match: []}}",
+            "variants must be trained on the same number of tokens",
+        ),
+        (
+            BASE + "variants: {a: {match: flop}}",
+            "variants.a.match: unknown measure 'flop'. hint: di",
+        ),
+        (
+            BASE + "variants: {a: {match: 1}}",
+            "variants.a.match must be a list of flops, parameters",
+        ),
+        (BASE + "variants: {a: {kind: moe_fine, match: flops}}", "needs a dense variant to equal"),
+        (
+            BASE + "match: flops\nvariants: {a: dense, b: {kind: dense, times: 2, match: []}}",
+            "variants.b.times has no effect. hint: match: [flops]",
+        ),
+        (
+            BASE + "variants: {a: memory, b: {kind: dense, match: parameters}}",
+            "variants.b.match: kind 'dense' has nothing to set to reach parameters",
+        ),
         (BASE + "reference: {flops: dense}" + VARIANTS, "reference.flops has no effect: match is"),
         (BASE + "match: flops\nreference: {flops: dens}" + VARIANTS, "did you mean 'dense'?"),
         (BASE + "match: flops\nreference: dense" + VARIANTS, "must name a variant for a measure"),

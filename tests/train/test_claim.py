@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ from tiny_runs import metrics_of, tiny_run
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.common.locks import alone_in
+from memory_layers.config import MoeConfig
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
 from memory_layers.parallel.world import World
-from memory_layers.train.claim import claim_folder
+from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.loop import train
@@ -254,6 +255,19 @@ def test_a_run_that_saved_nothing_leaves_its_folder_to_another(
     train(config, out)
     assert "a run of other settings there had saved nothing" in capsys.readouterr().err
     assert [line["step"] for line in metrics_of(out) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_mixture_from_before_its_factors_could_be_normalized(tmp_path: Path) -> None:
+    config = RunConfig(name="x", moe=MoeConfig(routing="token_choice", experts=8))
+    values = asdict(config)
+    del values["moe"]["normalize_top_k"]
+    values["optim"]["value_lr"] = config.optim.peak_value_lr
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model").mkdir()
+    check_folder(tmp_path, config)
+    other = replace(config, moe=replace(config.moe, normalize_top_k=True))
+    with pytest.raises(UserError, match=r"moe.normalize_top_k was False, is True"):
+        check_folder(tmp_path, other)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"name": "x", "tra', b"[1]", b"\xff", None])

@@ -114,8 +114,8 @@ class Compare(OfConfig):
         config = replace(config.with_base(self.run), seeds=tuple(self.seeds))
         out = self.folder(self.out)
         quiet_transformers()
-        if config.match:
-            sys.stderr.write(f"matching {' and '.join(config.match)}: a minute or so\n")
+        if measures := config.measures():
+            sys.stderr.write(f"matching {', '.join(measures)}: a minute or so\n")
         results = compare(config, out, workers=self.workers, command=self.command)
         return _print_results(results, render_table(results), out)
 

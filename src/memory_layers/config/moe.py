@@ -19,6 +19,7 @@ _READ_BY = {
     "capacity_factor": "expert_choice",
     "top_k": "token_choice",
     "balance_weight": "token_choice",
+    "normalize_top_k": "token_choice",
 }
 
 
@@ -38,6 +39,8 @@ class MoeConfig(BlocksConfig):
         capacity_factor: Experts of a token in the mean, in training. Only for "expert_choice".
         layers: Indices of the blocks that get experts, counted from 0. None: all.
         balance_weight: Of the loss that spreads tokens over experts. Only for "token_choice".
+        normalize_top_k: The factors of a token's experts add up to one, as in Mixtral (arXiv
+            2401.04088). False: they are the router's probabilities. Only for "token_choice".
     """
 
     required: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -51,6 +54,7 @@ class MoeConfig(BlocksConfig):
     capacity_factor: float = 1.0
     layers: tuple[int, ...] | None = None
     balance_weight: float = 0.01
+    normalize_top_k: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes and choices that cannot work, naming the field and what to change."""
@@ -74,6 +78,11 @@ class MoeConfig(BlocksConfig):
             raise UserError(
                 f"top_k must be at most experts = {self.experts}, got {self.top_k}. "
                 "hint: lower top_k or raise experts"
+            )
+        if self.normalize_top_k and self.top_k == 1:
+            raise UserError(
+                "normalize_top_k must be false with top_k 1: the factor would always be one, and "
+                "the router would learn nothing from it. hint: raise top_k, or leave it out"
             )
         if not 0 < self.capacity_factor <= self.experts:
             raise UserError(

@@ -27,12 +27,14 @@ from memory_layers.common.files import (
     remove_left,
 )
 from memory_layers.common.progress import Report, counted, counter, tell
-from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
-from memory_layers.data.config import BUILTIN, DataConfig
+from memory_layers.data.builtin import RELATIONS, SOURCES, builtin_facts, builtin_templates
+from memory_layers.data.config import BUILTIN, PACKAGES, DataConfig
 from memory_layers.data.encode import encode_texts
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
-from memory_layers.data.text import builtin_text, iter_text
+from memory_layers.data.invented import check_unread
+from memory_layers.data.prose import installed_text, package_versions
+from memory_layers.data.text import iter_text
 from memory_layers.data.tokenizer import (
     load_tokenizer,
     save_tokenizer,
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 7
+LAYOUT_VERSION = 8
 
 # What a model is trained on and asked. The other files describe these.
 _CONTENT = (".bin", ".npy", "probes.jsonl", "tokenizer/tokenizer.json")
@@ -212,11 +214,16 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     check_writable(folder.parent, "data.cache_dir")
     texts: list[str] = []
     notes: list[str] = []
+    prose = installed_text(config.text, progress)
     for source in config.text:
-        texts += builtin_text() if source == BUILTIN else iter_text(Path(source), notes)
+        texts += prose[source] if source in prose else iter_text(Path(source), notes)
+    if (most := config.text_documents) is not None and most < len(texts):
+        texts = [texts[(2 * n + 1) * len(texts) // (2 * most)] for n in range(most)]
     tell(notes, progress)
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
+    if config.facts == BUILTIN:
+        check_unread({p.subject for p in probes if RELATIONS[p.relation].invented}, texts)
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
     # Also of other data, whose preparation nobody may ever repeat.
     remove_left(folder.parent)
@@ -328,7 +335,9 @@ def _fingerprint(config: DataConfig) -> tuple[str, dict[str, str]]:
                 'hint: pip install "memory-layers[data]"'
             ) from error
         wordings = {name: asdict(templates) for name, templates in builtin_templates().items()}
-    if BUILTIN in config.text:
+    if PACKAGES in config.text:
+        versions |= package_versions()
+    if {BUILTIN, PACKAGES} & set(config.text):
         versions["python"] = platform.python_version()
     values |= {
         "layout": LAYOUT_VERSION,
@@ -360,7 +369,7 @@ def _digests(config: DataConfig) -> dict[str, str]:
     What a file is called elsewhere decides nothing, but for its suffix.
     """
     named = [(f"data.text[{n}]", Path(source)) for n, source in enumerate(config.text)
-             if source != BUILTIN]  # fmt: skip
+             if source not in (BUILTIN, PACKAGES)]  # fmt: skip
     if config.facts not in (None, BUILTIN):
         folder = Path(config.facts)
         named += [(f"data.facts: {name}", folder / name) for name in (FACTS_FILE, TEMPLATES_FILE)]

@@ -148,7 +148,8 @@ class TokenChoice(RoutedExperts):
     """Each token takes the Q experts that the router rates highest, however many tokens they get.
 
     The factors are the router's probabilities as they are, which do not add up to one over the Q,
-    as in OLMoE (arXiv 2409.02060).
+    as in OLMoE (arXiv 2409.02060), or with `normalize_top_k` divided by their sum, as in Mixtral
+    (arXiv 2401.04088).
 
     A load-balancing loss, X * sum_x f_x p_x (f_x: share of the batch that goes to x, p_x: its mean
     probability; arXiv 2101.03961), is added in the backward pass: no training loop needs to, and a
@@ -165,6 +166,8 @@ class TokenChoice(RoutedExperts):
         shape, x = x.shape, x.reshape(-1, x.shape[-1])  # [T, D]
         probabilities = self.probabilities(x)
         scale, chosen = probabilities.topk(self.config.top_k)  # [T, Q]
+        if self.config.normalize_top_k:
+            scale = scale / scale.sum(dim=-1, keepdim=True)
         out = self.send(x, scale, chosen)
         if self.training:
             loss = self.config.balance_weight * self._balance(probabilities, chosen)

@@ -15,7 +15,8 @@ from memory_layers.common.errors import UserError
 from memory_layers.common.files import cache_folder, replacing
 from memory_layers.common.progress import Report, counted
 from memory_layers.common.tensors import save_tensors
-from memory_layers.data.text import help_text, iter_text
+from memory_layers.data.prose import help_text
+from memory_layers.data.text import iter_text
 from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.evaluate.positions import longest_text
 from memory_layers.learn.sources.encode import Encoder

@@ -1,7 +1,8 @@
 """compare(): train all variants on the same tokens, in worker processes, and write the report.
 
-A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py, which
-makes variants cost the same, runs.py, which trains them, and report/, which shows them.
+A comparison that was stopped goes on where it was. Next: config.py, what it reads, match.py and
+step_time.py, which make variants cost the same, runs.py, which trains them, and report/, which
+shows them.
 """
 
 from pathlib import Path
@@ -12,8 +13,10 @@ from memory_layers.data.tokenizer import vocabulary_size
 from memory_layers.study.config import CompareConfig
 from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.match import match_variants
-from memory_layers.study.report import write_report
+from memory_layers.study.report import tell_guessers, write_report
 from memory_layers.study.runs import cores, prepare_runs, run_jobs, workers_for
+from memory_layers.study.step_time import match_seconds
+from memory_layers.study.tune import sweep_rates
 
 
 def compare(
@@ -41,20 +44,30 @@ def compare(
     with alone_in(out):
         variants = config.variants()
         prepared = prepare_runs(variants.values(), "a comparison")
+        first = next(iter(prepared.values()))
+        guessed = tell_guessers(first.probes)
         sizes = {
             name: vocabulary_size(prepared[run.data].tokenizer) for name, run in variants.items()
         }
         matched = match_variants(config, sizes)
-        jobs = config.jobs(matched.variants)
-        workers = workers_for(jobs, workers)
+        workers = workers_for(config.jobs(), workers)
+        threads = max(1, cores() // workers)
+        matched = match_seconds(config, matched, out, workers, threads)
+        variants, rates = matched.variants, None
+        if config.sweep is not None:
+            config.check_sweep()
+            variants, rates = sweep_rates(variants, config.sweep, out, workers, threads)
+        jobs = config.jobs(variants)
         about = {
             "name": config.base.name,
             "command": command,
-            "facts": next(iter(prepared.values())).summary,
             **shared_exposure(matched.variants.values(), prepared),
+            "facts": first.summary,
+            "guessers": guessed,
             "kinds": config.kinds(),
             "match": matched.record,
+            "rates": rates,
         }
-        results = run_jobs(jobs, prepared, out, about, workers, max(1, cores() // workers))
+        results = run_jobs(jobs, prepared, out, about, workers, threads)
         write_report(results, out)
         return results

@@ -1,23 +1,30 @@
 """CompareConfig: one base run, and what each variant changes in it.
 
-Next: kinds.py, the variants that have a name, and match.py, which makes variants cost the same.
+Next: kinds.py, the variants that have a name, measures.py, what they can be made equal in, and
+match.py and step_time.py, which do that.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from memory_layers.common.checks import check_seed
 from memory_layers.common.errors import UserError
 from memory_layers.common.reader import from_dict, read_yaml
-from memory_layers.common.text import did_you_mean
 from memory_layers.study.fields import changed_fields, flat_fields, merge_fields
 from memory_layers.study.kinds import KINDS, check_kind, check_options, is_moe, kind_of
+from memory_layers.study.measures import (
+    MEASURES,
+    SETS,
+    Measure,
+    check_references,
+    find_references,
+    read_match,
+)
+from memory_layers.study.rates import Sweep, check_sweep, read_sweep
 from memory_layers.train.config import RunConfig
 
-Measure = Literal["flops", "parameters"]
-MEASURES: tuple[Measure, ...] = ("flops", "parameters")
 TOKEN_FIELDS = ("steps", "batch_size", "accumulate", "seq_len")
 
 
@@ -28,26 +35,31 @@ class Variant:
     Attributes:
         kind: Name of a kind. None: the changes say it all.
         times: FLOPs of a token, as a multiple of the reference's.
+        match: What it is made to have in common with the references. None: as the comparison says.
         changes: Fields that differ from the base, or from what the kind sets, nested.
     """
 
     kind: str | None = None
     times: float = 1.0
+    match: tuple[Measure, ...] | None = None
     changes: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """Variants of one run, trained on the same tokens.
+    """Variants of one run, trained on the same tokens or for the same time.
 
     Attributes:
         base: What the variants share.
         overrides: What each variant changes, by name.
         seeds: Each variant is trained once with each.
-        match: What all variants are made to have in common: see match.match_variants.
+        match: What variants are made to have in common, unless they say so themselves: see
+            match.match_variants and step_time.match_seconds.
         reference: For a measure, the variant that the others are made to equal. Without it:
-            for "flops" the first dense variant, for "parameters" `memory_plus`, or else the first
+            for "flops" the first dense variant, for the others `memory_plus`, or else the first
             with memory.
+        sweep: Learning rates of which each variant is trained with the best. None: those of the
+            file.
     """
 
     base: RunConfig
@@ -55,6 +67,7 @@ class CompareConfig:
     seeds: tuple[int, ...]
     match: tuple[Measure, ...] = ()
     reference: Mapping[str, str] = field(default_factory=dict)
+    sweep: Sweep | None = None
 
     def variants(self) -> dict[str, RunConfig]:
         """Return the full configuration of each variant as it stands, with the first seed.
@@ -64,8 +77,19 @@ class CompareConfig:
                 is trained on another number of tokens.
         """
         runs = {name: self._run(name, variant) for name, variant in self.overrides.items()}
-        check_tokens("variants", runs)
+        as_set = {n: run for n, run in runs.items() if "seconds" not in self.match_of(n)}
+        check_tokens("variants", as_set)
         return runs
+
+    def match_of(self, name: str) -> tuple[Measure, ...]:
+        """Return what a variant is made to have in common with the references."""
+        own = self.overrides[name].match
+        return self.match if own is None else own
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Return what any variant is matched by."""
+        used = {measure for name in self.overrides for measure in self.match_of(name)}
+        return tuple(measure for measure in MEASURES if measure in used)
 
     def kinds(self) -> dict[str, str]:
         """Return the kind of each variant: the one it names, or the one it comes closest to."""
@@ -73,32 +97,20 @@ class CompareConfig:
         return {name: v.kind or kind_of(runs[name]) for name, v in self.overrides.items()}
 
     def references(self) -> dict[str, str]:
-        """Return for each measure of `match` the variant that the others are made to equal.
+        """Return for each measure that is matched the variant that the others are made to equal.
 
         Raises:
             UserError: No variant can take its place, or it is one that is to be changed.
         """
         kinds = self.kinds()
         plain = [name for name, variant in self.overrides.items() if variant.times == 1]
-        candidates = {
-            "flops": [name for name in plain if kinds[name] == "dense"],
-            "parameters": sorted(
-                (n for n, kind in kinds.items() if kind != "dense" and not is_moe(kind)),
-                key=lambda name: kinds[name] != "memory_plus",
-            ),
-        }
-        found = {}
-        for measure in self.match:
-            if measure in self.reference:
-                found[measure] = self.reference[measure]
-            elif candidates[measure]:
-                found[measure] = candidates[measure][0]
-            else:
-                missing = {"flops": "a dense variant", "parameters": "a variant with memory"}
-                raise UserError(
-                    f"match: {measure} needs {missing[measure]} to equal. "
-                    f"hint: add one, or name another under `reference: {{{measure}: NAME}}`"
-                )
+        memory = [n for n, kind in kinds.items() if kind != "dense" and not is_moe(kind)]
+        found = find_references(
+            self.measures(),
+            self.reference,
+            [name for name in plain if kinds[name] == "dense"],
+            sorted(memory, key=lambda name: kinds[name] != "memory_plus"),
+        )
         if found.get("flops") not in (None, *plain):
             raise UserError(f"reference.flops: {found['flops']!r} has `times:` itself")
         return found
@@ -127,8 +139,18 @@ class CompareConfig:
             UserError: A field was changed that every run takes from its variant or seed.
         """
         changes = {name: variant.changes for name, variant in self.overrides.items()}
-        check_changes(self.base, base, ("variant", changes), {"train.seed": "--seeds"})
+        flags = {"train.seed": "--seeds", **flags_swept(self.sweep)}
+        check_changes(self.base, base, ("variant", changes), flags)
         return replace(self, base=base)
+
+    def check_sweep(self) -> None:
+        """Refuse a sweep of rates that would not find the best of each variant.
+
+        Raises:
+            UserError: As rates.check_sweep.
+        """
+        changes = {name: variant.changes for name, variant in self.overrides.items()}
+        check_sweep(self.sweep, self.variants(), changes, self.seeds, "variants")
 
     def _run(self, name: str, variant: Variant) -> RunConfig:
         where = f"variants.{name}"
@@ -159,33 +181,25 @@ def load_compare(path: Path) -> CompareConfig:
     values = read_yaml(path)
     hint = "to train one model, use `memory-layers train`"
     entries, seeds = take_parts(values, path, "variants", hint, {"train.seed": "seeds:"})
-    match = _read_match(values.pop("match", []), f"{path}: match")
+    match = read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
+    sweep = read_sweep(values.pop("sweep", None), f"{path}: sweep")
     overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
         raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")
-    _check_reference(references, match, overrides, f"{path}: reference")
     config = CompareConfig(
         base=from_dict(RunConfig, values, str(path)),
         overrides=overrides,
         seeds=seeds,
         match=match,
         reference=references,
+        sweep=sweep,
     )
+    check_references(references, config.measures(), overrides, f"{path}: reference")
     config.variants()
     _check_free(config, path)
+    config.check_sweep()
     return config
-
-
-def _read_match(match: Any, where: str) -> tuple[Measure, ...]:  # noqa: ANN401
-    names = [match] if isinstance(match, str) else match
-    if not isinstance(names, list):
-        raise UserError(f"{where} must be a list of {', '.join(MEASURES)}, got {match!r}")
-    for name in names:
-        if name not in MEASURES:
-            hint = did_you_mean(name, MEASURES)
-            raise UserError(f"{where}: unknown measure {name!r}. hint: {hint}")
-    return tuple(name for name in MEASURES if name in names)
 
 
 def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
@@ -197,11 +211,12 @@ def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
             f"hint: kinds: {', '.join(KINDS)}"
         )
     changes = dict(entry or {})
-    times = changes.pop("times", 1.0)
+    times, match = changes.pop("times", 1.0), changes.pop("match", None)
+    match = None if match is None else read_match(match, f"{where}.match")
     if "kind" not in changes:
         if times != 1.0:
             raise UserError(f"{where}.times needs a kind. hint: kind: dense")
-        return Variant(changes=changes)
+        return Variant(match=match, changes=changes)
     kind = check_kind(changes.pop("kind"), where)
     check_options(kind, changes, where)
     number = isinstance(times, int | float) and not isinstance(times, bool)
@@ -209,39 +224,24 @@ def _read_variant(entry: Any, where: str) -> Variant:  # noqa: ANN401
         raise UserError(f"{where}.times must be a number >= 1, got {times!r}")
     if times != 1 and kind != "dense":
         raise UserError(f"{where}.times is for dense models, got kind {kind!r}. hint: remove it")
-    return Variant(kind=kind, times=float(times), changes=changes)
-
-
-def _check_reference(
-    references: Any,  # noqa: ANN401
-    match: tuple[Measure, ...],
-    overrides: Mapping[str, Variant],
-    where: str,
-) -> None:
-    if not isinstance(references, dict):
-        raise UserError(f"{where} must name a variant for a measure, got {references!r}")
-    for measure, name in references.items():
-        if measure not in match:
-            raise UserError(f"{where}.{measure} has no effect: match is {list(match)}")
-        if name not in overrides:
-            hint = did_you_mean(name, overrides)
-            raise UserError(f"{where}.{measure}: unknown variant {name!r}. hint: {hint}")
+    return Variant(kind=kind, times=float(times), match=match, changes=changes)
 
 
 def _check_free(config: CompareConfig, path: Path) -> None:
     """Refuse a size that a variant sets and that matching would set to another."""
-    references = config.references()
+    references, kinds = config.references(), config.kinds()
     for name, variant in config.overrides.items():
-        where = f"{path}: variants.{name}"
-        if variant.times != 1 and "flops" not in config.match:
+        where, match = f"{path}: variants.{name}", config.match_of(name)
+        if variant.times != 1 and "flops" not in match:
             raise UserError(f"{where}.times has no effect. hint: match: [flops]")
-        for measure, reference in references.items():
-            fields = {
-                "flops": ("model.mlp_size", "moe.expert_size"),
-                "parameters": ("memory.sub_keys", "moe.experts"),
-            }
-            own = sorted(set(fields[measure]) & set(flat_fields(variant.changes)))
-            if own and name != reference:
+        if "parameters" in (variant.match or ()) and kinds[name] in ("dense", "one_slot"):
+            raise UserError(
+                f"{where}.match: kind {kinds[name]!r} has nothing to set to reach parameters. "
+                "hint: leave parameters out"
+            )
+        for measure in match:
+            own = sorted(set(SETS[measure]) & set(flat_fields(variant.changes)))
+            if own and name != references[measure]:
                 raise UserError(
                     f"{where}.{own[0]} has no effect: match: {measure} sets it. hint: remove it, "
                     f"or make {name} the `reference:` of {measure}"
@@ -304,6 +304,11 @@ def check_tokens(where: str, runs: Mapping[str, RunConfig]) -> None:
             f"{where} must be trained on the same number of tokens, got {counts}. "
             f"hint: set train.{', '.join(TOKEN_FIELDS)} for all of them, outside `{where}:`"
         )
+
+
+def flags_swept(sweep: Sweep | None) -> dict[str, str]:
+    """Return the flags that have no effect where a file sweeps them, and what has one."""
+    return dict.fromkeys(sweep.values, "`sweep:` in the file") if sweep else {}
 
 
 def check_changes(

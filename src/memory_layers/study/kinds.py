@@ -78,6 +78,12 @@ def _moe(**moe: Any) -> Kind:  # noqa: ANN401
     return Kind(lambda _base: {"memory": None, "moe": moe}, ("moe.routing",))
 
 
+def _moe_coarse(base: RunConfig) -> dict[str, Any]:
+    width = base.model.to_preset().to_config().intermediate_size
+    moe = {"experts": 8, "top_k": 2, "expert_size": width, "normalize_top_k": True}
+    return {"memory": None, "moe": {"routing": "token_choice", **moe}}
+
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "dense": Kind(lambda _base: {"memory": None, "moe": None}),
@@ -87,6 +93,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "moe_expert_choice": _moe(routing="expert_choice", experts=8),
         # 8 of 64 experts an eighth as wide (OLMoE, arXiv 2409.02060).
         "moe_fine": _moe(routing="token_choice", experts=64, top_k=8),
+        # 2 of 8 experts as wide as the block, twice its FLOPs (Mixtral, arXiv 2401.04088).
+        "moe_coarse": Kind(_moe_coarse, ("moe.routing",)),
         # In every block, and every feed-forward block kept (UltraMemV2, arXiv 2508.18756).
         "memory_beside": Kind(_memory_beside, ("memory.placement",)),
         # A control: the layers without anything to choose from.
@@ -158,7 +166,10 @@ def kind_of(run: RunConfig) -> str:
     if memory is None:
         if run.moe is None:
             return "dense"
-        return "moe_expert_choice" if run.moe.routing == "expert_choice" else "moe_fine"
+        if run.moe.routing == "expert_choice":
+            return "moe_expert_choice"
+        width = run.model.to_preset().to_config().intermediate_size
+        return "moe_fine" if run.moe.hidden_size(width) < width else "moe_coarse"
     if not run.optim.train_keys:
         return "fixed_slots"
     if memory.sub_keys == 1:

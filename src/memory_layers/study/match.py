@@ -1,8 +1,8 @@
 """match_variants(): set widths, experts and sub-keys so that variants cost the same.
 
-Tokens are equal anyway. FLOPs of a token grow evenly with the width of the feed-forward blocks, or
-of the experts, so two counts on models of the real shape give the width. Parameters are counted on
-such models too. Next: runs.py, which trains what comes out.
+FLOPs of a token grow evenly with the width of the feed-forward blocks, or of the experts, so two
+counts on models of the real shape give the width. Parameters are counted on such models too. Next:
+step_time.py, which makes variants take as long, and runs.py, which trains what comes out.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 from memory_layers.study.config import CompareConfig, tokens_of
 from memory_layers.study.flops import forward_flops, shape_of
+from memory_layers.study.measures import MEASURES
 from memory_layers.train.config import RunConfig
 
 # Sub-keys change the FLOPs of FIND, the width changes the parameters: a few rounds settle both.
@@ -24,9 +25,10 @@ class Matched:
 
     Attributes:
         variants: The full configuration of each, with the first seed.
-        record: For results.json. `tokens` that each is trained on. For "flops" and "parameters",
-            None where they were not asked for, else `target` and for each variant `off`: how far
-            it is from its target, as a share of that, below 0 if it has less.
+        record: For results.json. `tokens` that each is trained on, None where these differ. For
+            each measure None where no variant is matched by it, else its `reference`, the `target`,
+            and for the reference and each variant that is matched by it `off`: how far it is from
+            its target, as a share of that, below 0 if it has less.
     """
 
     variants: Mapping[str, RunConfig]
@@ -34,7 +36,7 @@ class Matched:
 
 
 def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Matched:
-    """Make the variants of a comparison equal in what its `match` names.
+    """Make the variants of a comparison equal in FLOPs and parameters, where `match` names them.
 
     FLOPs: the feed-forward width of each variant, or that of its experts, is set so that a forward
     pass takes as many FLOPs a token as the reference does, or `times` as many: such a dense model
@@ -60,21 +62,29 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
     for _ in range(ROUNDS):
         before = dict(variants)
         for name in variants:
-            if name != references.get("parameters", name):
+            match = config.match_of(name)
+            if "parameters" in match and name != references["parameters"]:
                 variants[name] = matcher.with_parameters(name, variants)
-            if name != references.get("flops", name):
+            if "flops" in match and name != references["flops"]:
                 variants[name] = matcher.with_flops(name, variants)
         if variants == before:
             break
-    record: dict[str, Any] = {"tokens": tokens_of(config.base), "flops": None, "parameters": None}
+    record: dict[str, Any] = {
+        "tokens": tokens_of(config.base),
+        **dict.fromkeys(MEASURES),
+    }
     for measure, reference in references.items():
+        if measure == "seconds":
+            continue
         counts = {name: matcher.count(measure, name, run) for name, run in variants.items()}
         target = counts[reference]
         record[measure] = {
+            "reference": reference,
             "target": target,
             "off": {
                 name: counts[name] / (target * matcher.times(measure, name)) - 1
                 for name in variants
+                if measure in config.match_of(name) or name == reference
                 if measure == "flops" or kinds[name] != "dense"
             },
         }
@@ -85,7 +95,7 @@ class _Matcher:
     """Sets one size of one variant at a time. Arguments are as in match_variants."""
 
     def __init__(self, config: CompareConfig, vocab_sizes: Mapping[str, int]) -> None:
-        self._overrides, self._plain = config.overrides, config.variants()
+        self._config, self._plain = config, config.variants()
         self._kinds, self._references = config.kinds(), config.references()
         self._vocab_sizes = vocab_sizes
         self._counts: dict[tuple[str, int, RunConfig], float] = {}
@@ -93,7 +103,7 @@ class _Matcher:
 
     def times(self, measure: str, name: str) -> float:
         """Return what a variant is to have, as a multiple of the reference's."""
-        return self._overrides[name].times if measure == "flops" else 1.0
+        return self._config.overrides[name].times if measure == "flops" else 1.0
 
     def count(self, measure: str, name: str, run: RunConfig) -> float:
         """Count FLOPs of a token, or parameters, of a configuration of a variant."""
@@ -136,7 +146,7 @@ class _Matcher:
         target = self.count("parameters", reference, variants[reference])
         memory, moe = run.memory, run.moe
         if moe is not None:
-            equal_flops = "flops" in self._references
+            equal_flops = "flops" in self._config.match_of(name)
 
             def resized(size: int) -> RunConfig:
                 fitted = replace(run, moe=replace(moe, experts=size))

@@ -113,6 +113,7 @@ def _history(trained: TrainedModel, flops_per_step: float) -> list[dict[str, Any
             "step": line["step"],
             "tokens": line["tokens"],
             "flops": line["step"] * flops_per_step,
+            "seconds": line["seconds"],
             "loss": losses.get(line["step"]),
             **{k: v for k, v in line["recall"].items() if k != "by_relation"},
         }

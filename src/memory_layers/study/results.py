@@ -3,23 +3,22 @@
 Fields that earlier versions did not write may be missing, and others may stand beside them.
 """
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memory_layers.common.errors import UserError
 from memory_layers.common.text_files import read_json
+from memory_layers.study import checks
 from memory_layers.study.facts_checked import check_facts
 from memory_layers.study.fits import LAWS
+from memory_layers.study.guess import GUESSERS
+from memory_layers.study.measures import MEASURES
 from memory_layers.study.metrics import FORMS, METRICS
+from memory_layers.study.rates import RATES
 from memory_layers.study.summary import finished
 
-# Raises a UserError for a value that is not as it must be, with its path.
-Check = Callable[[Any, str], None]
-# Sums and logarithms of what is below it are numbers.
-_MOST = 1e30
 # What only the results of a sweep have.
 _OF_SWEEP = ("bases", "exchange", "fits")
 
@@ -110,186 +109,141 @@ def _known(name: object, names: Collection[object], what: str, where: str) -> No
         raise UserError(f"{where} must name {what}, got {name!r}")
 
 
-def _fail(where: str, expected: str, got: object) -> None:
-    shown = repr(got)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    raise UserError(f"{where} must be {expected}, got {shown}")
-
-
-def _number(
-    least: float = -_MOST, most: float = _MOST, *, whole: bool = False, loose: bool = False
-) -> Check:
-    """Check numbers. Loose: those of a loss that was lost too, NaN and infinity."""
-    kind = "a whole number" if whole else "a number"
-    expected = f"{kind} from {least:g} to {most:g}"
-
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        right = right and not (isinstance(value, int) and abs(value) >= 2**63)
-        lost = loose and isinstance(value, float) and not math.isfinite(value)
-        if not right or not (least <= value <= most or lost):
-            _fail(where, expected, value)
-
-    return check
-
-
-def _of_type(kind: type, expected: str) -> Check:
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        if not isinstance(value, kind):
-            _fail(where, expected, value)
-
-    return check
-
-
-def _one_of(*names: str) -> Check:
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        if value not in names:
-            _fail(where, f"one of {', '.join(names)}", value)
-
-    return check
-
-
-def _anything(_value: Any, _where: str) -> None:  # noqa: ANN401
-    """Let everything pass."""
-
-
-def _nullable(part: Check) -> Check:
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        if value is not None:
-            part(value, where)
-
-    return check
-
-
-def _list(part: Check, length: int | None = None) -> Check:
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            _fail(where, "a list" + (f" of {length}" if length else ""), value)
-        for number, item in enumerate(value):
-            part(item, f"{where}[{number}]")
-
-    return check
-
-
-def _map(part: Check) -> Check:
-    """Check a mapping of any names."""
-
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        if not isinstance(value, dict):
-            _fail(where, "a mapping", value)
-        for name, item in value.items():
-            part(item, f"{where}.{name}")
-
-    return check
-
-
-def _record(required: Mapping[str, Check], optional: Mapping[str, Check]) -> Check:
-    """Check a mapping of known names. Those that are optional may be missing."""
-
-    def check(value: Any, where: str) -> None:  # noqa: ANN401
-        _map(_anything)(value, where)
-        # The path of the file ends with a colon, those within it with their last field.
-        inner = f"{where} " if where.endswith(":") else f"{where}."
-        for name, part in required.items():
-            if name not in value:
-                raise UserError(f"{inner}{name} is missing")
-            part(value[name], f"{inner}{name}")
-        for name, part in optional.items():
-            if name in value:
-                part(value[name], f"{inner}{name}")
-
-    return check
-
-
-_TEXT, _BOOL = _of_type(str, "a text"), _of_type(bool, "true or false")
-_ANY, _AMOUNT, _SHARE = _number(), _number(0), _number(0, 1)
-_COUNT, _SIZE = _number(0, whole=True), _number(1, whole=True)
-_LOSS = _number(0, loose=True)
+_TEXT, _BOOL = checks.of_type(str, "a text"), checks.of_type(bool, "true or false")
+_ANY, _AMOUNT, _SHARE = checks.number(), checks.number(0), checks.number(0, 1)
+_COUNT, _SIZE = checks.number(0, whole=True), checks.number(1, whole=True)
+_LOSS = checks.number(0, loose=True)
 _FORM = dict.fromkeys(FORMS, _SHARE)
-_METRIC = _one_of(*LAWS)
+_METRIC = checks.one_of(*LAWS)
 
 
 def _usage(value: Any, where: str) -> None:  # noqa: ANN401
     fields = {
         "slots": _SIZE, "used_share": _SHARE, "kl_to_uniform": _ANY,
-        "histogram": _list(_AMOUNT), "histogram_edges": _list(_AMOUNT),
+        "histogram": checks.list_of(_AMOUNT), "histogram_edges": checks.list_of(_AMOUNT),
     }  # fmt: skip
-    _record({}, fields)(value, where)
+    checks.record({}, fields)(value, where)
     counts, edges = value.get("histogram"), value.get("histogram_edges")
     if counts is not None and edges is not None and len(edges) != len(counts) + 1:
-        _fail(f"{where}.histogram_edges", f"a list of {len(counts) + 1}, one more than histogram",
-              edges)  # fmt: skip
+        expected = f"a list of {len(counts) + 1}, one more than histogram"
+        checks.fail(f"{where}.histogram_edges", expected, edges)
 
 
-_CONFIG = _record(
+_CONFIG = checks.record(
     {
-        "model": _record(
+        "model": checks.record(
             {},
             {
                 "preset": _TEXT,
-                **dict.fromkeys(("hidden_size", "mlp_size", "layers"), _nullable(_SIZE)),
+                **dict.fromkeys(("hidden_size", "mlp_size", "layers"), checks.nullable(_SIZE)),
             },
         )
     },
     {
-        "memory": _nullable(
-            _record(
-                {"sub_keys": _SIZE, "layers": _list(_COUNT), "heads": _SIZE, "top_k": _SIZE}, {}
+        "memory": checks.nullable(
+            checks.record(
+                {
+                    "sub_keys": _SIZE,
+                    "layers": checks.list_of(_COUNT),
+                    "heads": _SIZE,
+                    "top_k": _SIZE,
+                },
+                {},
             )
         ),
-        "moe": _nullable(_record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE})),
-        "train": _record(
+        "moe": checks.nullable(
+            checks.record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE})
+        ),
+        "train": checks.record(
             dict.fromkeys(("steps", "batch_size", "accumulate", "seq_len"), _SIZE), {}
         ),
     },
 )
-_EXAMPLE = _record(
+_STATUS = checks.one_of("ok", "diverged", "out_of_memory", "killed", "failed", "unfinished")
+_EXAMPLE = checks.record(
     {"correct": _BOOL, "relation": _TEXT, "prompt": _TEXT, "answer": _TEXT, "said": _TEXT}, {}
 )
-_POINTS = _list(_list(_LOSS, 2))
-_RUN: Mapping[str, Check] = {
-    "status": _one_of("ok", "diverged", "out_of_memory", "killed", "failed", "unfinished"),
+_POINTS = checks.list_of(checks.list_of(_LOSS, 2))
+_RUN: Mapping[str, checks.Check] = {
+    "status": _STATUS,
     "error": _TEXT,
     "steps": _COUNT,
-    "last_loss": _nullable(_LOSS),
-    "value_learning_rate": _nullable(_AMOUNT),
-    "flops_per_token": _number(1),
+    "last_loss": checks.nullable(_LOSS),
+    "value_learning_rate": checks.nullable(_AMOUNT),
+    "flops_per_token": checks.number(1),
     **dict.fromkeys(
         ("train_flops_per_token", "params_total", "params_active",
          "params_memory", "tokens", "seconds", "learning_rate",
          "bits_stored", "bits_per_parameter", "bits_per_active_parameter", "bits_per_train_flop"),
         _AMOUNT,
     ),
-    "recall": _record({}, {**_FORM, "by_relation": _map(_record({}, _FORM))}),
-    "answer_nll": _map(_AMOUNT),
-    "text": _nullable(_record({}, {"nll": _AMOUNT, "perplexity": _AMOUNT, "tokens": _COUNT})),
-    "recall_by_exposures": _list(
-        _record({}, {"exposures": _COUNT, "facts": _COUNT, "recall": _SHARE})
+    "recall": checks.record({}, {**_FORM, "by_relation": checks.map_of(checks.record({}, _FORM))}),
+    "answer_nll": checks.map_of(_AMOUNT),
+    "text": checks.nullable(
+        checks.record({}, {"nll": _AMOUNT, "perplexity": _AMOUNT, "tokens": _COUNT})
     ),
-    "recall_by_entropy": _list(
-        _record({}, {"low": _AMOUNT, "high": _AMOUNT, "facts": _COUNT, "recall": _SHARE})
+    "recall_by_exposures": checks.list_of(
+        checks.record({}, {"exposures": _COUNT, "facts": _COUNT, "recall": _SHARE})
     ),
-    "facts": _map(_record(dict.fromkeys(("seen", "unseen", "p_seen", "p_unseen"), _TEXT), {})),
-    "slot_usage": _nullable(_usage),
-    "examples": _list(_EXAMPLE),
-    "losses": _record({"training": _POINTS, "text": _POINTS}, {}),
-    "shape": _map(_SIZE),
-    "history": _list(
-        _record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT,
-                     "loss": _nullable(_LOSS), **_FORM})
+    "recall_by_entropy": checks.list_of(
+        checks.record({}, {"low": _AMOUNT, "high": _AMOUNT, "facts": _COUNT, "recall": _SHARE})
+    ),
+    "facts": checks.map_of(
+        checks.record(dict.fromkeys(("seen", "unseen", "p_seen", "p_unseen"), _TEXT), {})
+    ),
+    "slot_usage": checks.nullable(_usage),
+    "examples": checks.list_of(_EXAMPLE),
+    "losses": checks.record({"training": _POINTS, "text": _POINTS}, {}),
+    "shape": checks.map_of(_SIZE),
+    "history": checks.list_of(
+        checks.record({}, {"step": _COUNT, "tokens": _AMOUNT, "flops": _AMOUNT,
+                     "seconds": _AMOUNT, "loss": checks.nullable(_LOSS), **_FORM})
     ),
     "config": _CONFIG,
 }  # fmt: skip
-_MATCHED = _nullable(_record({}, {"target": _AMOUNT, "off": _map(_number(-1))}))
-_ABOUT: Mapping[str, Check] = {
-    "format_version": _number(1, 1, whole=True),
+_RATES = dict.fromkeys(RATES, _AMOUNT)
+_TRIED = {"status": _STATUS, "error": _TEXT, "question_heldout": _SHARE,
+          **dict.fromkeys(("answer_nll", "seconds", "text_nll"), _AMOUNT)}  # fmt: skip
+_SWEPT = checks.record(
+    {
+        "seed": _COUNT,
+        "fields": checks.list_of(checks.one_of(*RATES)),
+        "variants": checks.map_of(
+            checks.record(
+                {
+                    "best": checks.record({}, _RATES),
+                    "edges": checks.map_of(checks.one_of("lowest", "highest")),
+                    "tried": checks.list_of(
+                        checks.record({"status": _STATUS}, {**_RATES, **_TRIED})
+                    ),
+                },
+                {},
+            )
+        ),
+    },
+    {},
+)
+_MATCHED = checks.nullable(
+    checks.record(
+        {},
+        {
+            "reference": _TEXT,
+            "target": _AMOUNT,
+            "off": checks.map_of(checks.number(-1)),
+            "step": checks.map_of(_AMOUNT),
+        },
+    )
+)
+_ABOUT: Mapping[str, checks.Check] = {
+    "format_version": checks.number(1, 1, whole=True),
+    "rates": checks.nullable(_SWEPT),
     **dict.fromkeys(("name", "command", "device", "date"), _TEXT),
-    "commit": _nullable(_TEXT),
-    "versions": _map(_TEXT),
+    "commit": checks.nullable(_TEXT),
+    "versions": checks.map_of(_TEXT),
     "complete": _BOOL,
-    "kinds": _map(_TEXT),
-    "exposure": _map(
-        _record(
+    "kinds": checks.map_of(_TEXT),
+    "exposure": checks.map_of(
+        checks.record(
             {
                 **dict.fromkeys(("subjects", "statements"), _TEXT),
                 **dict.fromkeys(("answers", "candidates"), _SIZE),
@@ -297,69 +251,91 @@ _ABOUT: Mapping[str, Check] = {
             {},
         )
     ),
-    "match": _record({}, {"tokens": _AMOUNT, "flops": _MATCHED, "parameters": _MATCHED}),
-    "facts": _record(
+    "match": checks.record(
         {},
         {
-            "source": _nullable(_TEXT),
-            **dict.fromkeys(("facts", "shown", "heldout"), _COUNT),
-            "relations": _map(_COUNT),
+            "tokens": checks.nullable(_AMOUNT),
+            **dict.fromkeys(MEASURES, _MATCHED),
         },
     ),
+    "facts": checks.record(
+        {},
+        {
+            "source": checks.nullable(_TEXT),
+            **dict.fromkeys(("facts", "shown", "heldout"), _COUNT),
+            "relations": checks.map_of(_COUNT),
+        },
+    ),
+    "guessers": checks.map_of(
+        checks.record(
+            {"facts": _SIZE, "heldout": _SIZE, "asked": _SIZE} | dict.fromkeys(GUESSERS, _SHARE), {}
+        )
+    ),
 }
-_RESULTS = _record({"runs": _list(_record({"variant": _TEXT, "seed": _COUNT}, _RUN))}, _ABOUT)
+_RESULTS = checks.record(
+    {"runs": checks.list_of(checks.record({"variant": _TEXT, "seed": _COUNT}, _RUN))}, _ABOUT
+)
 
 
 def _fit(value: Any, where: str, most: float) -> None:  # noqa: ANN401
-    """Check a law, or why there is none. Of what it predicts `most` is the largest value."""
+    """checks.Check a law, or why there is none. Of what it predicts `most` is the largest value."""
     if isinstance(value, dict) and "reason" in value:
         _TEXT(value["reason"], f"{where}.reason")
         return
     line = dict.fromkeys(("slope", "intercept"), _ANY)
-    ends = {f"{name}_interval": _list(_ANY, 2) for name in line}
+    ends = {f"{name}_interval": checks.list_of(_ANY, 2) for name in line}
     names = ("x", "y", "low", "high")
-    shown = dict.fromkeys(names[1:], _list(_number(0, most)))
-    lists = _record({"x": _list(_number(1)), **shown}, {})
-    left = {"runs": _COUNT, "points": _COUNT, "left_out": _list(_TEXT), "r2": _number(most=1)}
-    _record({**line, **ends, **left, "curve": lists}, {"form": _TEXT})(value, where)
+    shown = dict.fromkeys(names[1:], checks.list_of(checks.number(0, most)))
+    lists = checks.record({"x": checks.list_of(checks.number(1)), **shown}, {})
+    left = {
+        "runs": _COUNT,
+        "points": _COUNT,
+        "left_out": checks.list_of(_TEXT),
+        "r2": checks.number(most=1),
+    }
+    checks.record({**line, **ends, **left, "curve": lists}, {"form": _TEXT})(value, where)
     for name in names[1:]:
         if len(value["curve"][name]) != len(value["curve"]["x"]):
-            _fail(f"{where}.curve.{name}", "as long as curve.x", value["curve"][name])
+            checks.fail(f"{where}.curve.{name}", "as long as curve.x", value["curve"][name])
 
 
-_LAWS = _record(
-    {name: partial(_fit, most=min(METRICS[law.key].most, _MOST)) for name, law in LAWS.items()}, {}
+_LAWS = checks.record(
+    {
+        name: partial(_fit, most=min(METRICS[law.key].most, checks.MOST))
+        for name, law in LAWS.items()
+    },
+    {},
 )
-_RATE = _record(
+_RATE = checks.record(
     {
         "base": _TEXT,
         "slots": _SIZE,
         "metric": _METRIC,
-        "times": _nullable(_number(1e-30, 1e300)),
-        **dict.fromkeys(("low", "high"), _nullable(_number(0, 1e300))),
-        "extrapolated": _nullable(_BOOL),
+        "times": checks.nullable(checks.number(1e-30, 1e300)),
+        **dict.fromkeys(("low", "high"), checks.nullable(checks.number(0, 1e300))),
+        "extrapolated": checks.nullable(_BOOL),
     },
     {
-        "reason": _nullable(_TEXT),
+        "reason": checks.nullable(_TEXT),
         "runs": _COUNT,
-        **dict.fromkeys(("value", "flops_per_token"), _nullable(_AMOUNT)),
-        "dense_flops": _nullable(_number(0, 1e300)),
+        **dict.fromkeys(("value", "flops_per_token"), checks.nullable(_AMOUNT)),
+        "dense_flops": checks.nullable(checks.number(0, 1e300)),
     },
 )
 _CELL = {"variant": _TEXT, "seed": _COUNT, "base": _TEXT, "slots": _COUNT}
-_SWEEP = _record(
+_SWEEP = checks.record(
     {
         "name": _TEXT,
         "workers": _SIZE,
         "threads": _SIZE,
-        "bases": _list(_TEXT),
-        "slots": _list(_COUNT),
-        "seeds": _list(_COUNT),
-        "fits": _record(
-            {"slots": _map(_LAWS), "flops": _LAWS}, {"resamples": _COUNT, "level": _SHARE}
+        "bases": checks.list_of(_TEXT),
+        "slots": checks.list_of(_COUNT),
+        "seeds": checks.list_of(_COUNT),
+        "fits": checks.record(
+            {"slots": checks.map_of(_LAWS), "flops": _LAWS}, {"resamples": _COUNT, "level": _SHARE}
         ),
-        "exchange": _list(_RATE),
-        "runs": _list(_record(_CELL, _RUN)),
+        "exchange": checks.list_of(_RATE),
+        "runs": checks.list_of(checks.record(_CELL, _RUN)),
     },
     _ABOUT,
 )

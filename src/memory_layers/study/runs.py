@@ -86,12 +86,7 @@ def run_jobs(
         UserError: A folder holds another run, or one on other data.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
-    for name, (_, _, run) in jobs.items():
-        check_folder(out / "runs" / name, run, prepared[run.data])
-    with ProgressLine() as line:
-        for name, (_, _, run) in jobs.items():
-            for told in claim_folder(out / "runs" / name, run, prepared[run.data]):
-                line.say(told)
+    claim_runs(jobs, prepared, out / "runs")
     about = {
         "format_version": 1,
         **about,
@@ -114,6 +109,27 @@ def run_jobs(
     ordered = {name: jobs[name] for name in order or jobs}
     run_all(ordered, out / "runs", workers, threads, lambda _name: write(complete=False))
     return write(complete=True)
+
+
+def claim_runs(
+    jobs: Mapping[str, Job], prepared: Mapping[DataConfig, PreparedData], folder: Path
+) -> None:
+    """Take the folders of runs, all of them or none.
+
+    Args:
+        jobs: By the name of the run's folder.
+        prepared: The data of all runs.
+        folder: Where the folders of the runs are.
+
+    Raises:
+        UserError: A folder holds another run, or one on other data.
+    """
+    for name, (_, _, run) in jobs.items():
+        check_folder(folder / name, run, prepared[run.data])
+    with ProgressLine() as line:
+        for name, (_, _, run) in jobs.items():
+            for told in claim_folder(folder / name, run, prepared[run.data]):
+                line.say(told)
 
 
 def run_all(

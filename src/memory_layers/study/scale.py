@@ -18,8 +18,10 @@ from memory_layers.study import config as study
 from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.report import write_scale_report
+from memory_layers.study.rates import Sweep, check_sweep, read_sweep
+from memory_layers.study.report import tell_guessers, write_scale_report
 from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
+from memory_layers.study.tune import sweep_rates
 from memory_layers.train.claim import read_object
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import has_saved
@@ -35,6 +37,8 @@ class ScaleConfig:
         slots: Memory sizes, square numbers. 0: the dense model.
         own_slots: Memory sizes of bases that have others, by name.
         seeds: Each base at each size is trained once with each.
+        sweep: Learning rates of which each base at each size is trained with the best. None: those
+            of the file.
     """
 
     base: RunConfig
@@ -42,6 +46,7 @@ class ScaleConfig:
     slots: tuple[int, ...]
     own_slots: Mapping[str, tuple[int, ...]]
     seeds: tuple[int, ...]
+    sweep: Sweep | None = None
 
     def cells(self) -> dict[str, tuple[str, int, RunConfig]]:
         """Return base, slots and configuration, with the first seed, of each cell of the grid.
@@ -64,13 +69,29 @@ class ScaleConfig:
         study.check_tokens("bases", {name: run for name, _, run in cells.values()})
         return cells
 
-    def jobs(self) -> dict[str, Job]:
-        """Return each run by the name of its folder: cell, seed and configuration."""
+    def runs(self) -> dict[str, RunConfig]:
+        """Return the configuration of each cell, with the first seed."""
+        return {cell: run for cell, (_, _, run) in self.cells().items()}
+
+    def jobs(self, runs: Mapping[str, RunConfig] | None = None) -> dict[str, Job]:
+        """Return each run by the name of its folder: cell, seed and configuration.
+
+        Args:
+            runs: Configurations to use, by cell. None: as they stand.
+        """
         return {
             f"{cell}-seed{seed}": (cell, seed, study.with_seed(run, seed))
-            for cell, (_, _, run) in self.cells().items()
+            for cell, run in (self.runs() if runs is None else runs).items()
             for seed in self.seeds
         }
+
+    def check_sweep(self) -> None:
+        """Refuse a sweep of rates that would not find the best of each cell.
+
+        Raises:
+            UserError: As rates.check_sweep.
+        """
+        check_sweep(self.sweep, self.runs(), self.bases, self.seeds, "bases")
 
     def longest_first(self) -> list[str]:
         """Order runs so that a sweep that is stopped has whole seeds, and no worker ends far last.
@@ -95,7 +116,11 @@ class ScaleConfig:
             self.base,
             base,
             ("base", self.bases),
-            {"train.seed": "--seeds", "memory.sub_keys": "--slots"},
+            {
+                "train.seed": "--seeds",
+                "memory.sub_keys": "--slots",
+                **study.flags_swept(self.sweep),
+            },
         )
         check_slots(slots, "--slots")
         study.check_seeds(seeds, "--seeds")
@@ -111,10 +136,16 @@ def load_scale(path: Path) -> ScaleConfig:
     values = read_yaml(path)
     if "variants" in values:
         raise UserError(f"{path} lists variants. hint: memory-layers compare {path}")
+    if "match" in values:
+        raise UserError(
+            f"{path}: match has no effect: all runs of a sweep read the same tokens, and what they "
+            "cost is what it is about. hint: leave it out, or list `variants:` for compare"
+        )
     hint = "bases: {small: {}, large: {model: {hidden_size: 128}}}"
     instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
     bases, seeds = study.take_parts(values, path, "bases", hint, instead)
     slots = values.pop("slots", None)
+    sweep = read_sweep(values.pop("sweep", None), f"{path}: sweep")
     for name, changes in bases.items():
         if not isinstance(changes, dict | None):
             raise UserError(f"{path}: bases.{name} must be a mapping, got {changes!r}")
@@ -140,8 +171,10 @@ def load_scale(path: Path) -> ScaleConfig:
         slots=tuple(slots),
         own_slots={name: tuple(sizes) for name, sizes in own_slots.items()},
         seeds=seeds,
+        sweep=sweep,
     )
     config.cells()
+    config.check_sweep()
     return config
 
 
@@ -200,18 +233,27 @@ def scale(
     """
     with alone_in(out):
         cells, jobs = config.cells(), config.jobs()
+        config.check_sweep()
         prepared = prepare_runs([config.base], "a sweep")
+        data = prepared[config.base.data]
         _claim_threads(out, threads)
+        guessed = tell_guessers(data.probes)
         workers = workers_for(jobs, workers, threads)
+        rates = None
+        if config.sweep is not None:
+            runs, rates = sweep_rates(config.runs(), config.sweep, out, workers, threads)
+            jobs = config.jobs(runs)
         about = {
             "name": config.base.name,
             "command": command,
             "threads": threads,
-            "facts": prepared[config.base.data].summary,
             **shared_exposure((run for _, _, run in cells.values()), prepared),
+            "facts": data.summary,
+            "guessers": guessed,
             "bases": list(config.bases),
             "slots": sorted({slots for _, slots, _ in cells.values()}),
             "seeds": list(config.seeds),
+            "rates": rates,
         }
 
         def conclude(runs: list[dict[str, Any]]) -> dict[str, Any]:

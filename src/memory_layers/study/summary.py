@@ -23,8 +23,9 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         One row a variant, in the order of the runs. `seeds` counts the finished runs and `failed`
         lists the others with their `seed`, `status` and `error`. Each of METRICS is what `spread`
-        returns or, of costs, a mean, and None where nothing was measured. `flops_ratio` is the
-        ratio to the variant named in `flops_base`: "dense", or the first one measured.
+        returns or, of costs, a mean, and None where nothing was measured. `flops_ratio` and
+        `seconds_ratio` are the ratios to the variant named in `flops_base`: "dense", or the first
+        one measured.
     """
     rows = []
     for variant, runs in by_variant(results).items():
@@ -46,9 +47,10 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     dense = [row for row in costs if row["variant"] == "dense"]
     base = next(iter(dense or costs), None)
     for row in rows:
-        flops = row["flops_per_token"]
         row["flops_base"] = base["variant"] if base else None
-        row["flops_ratio"] = flops / base["flops_per_token"] if base and flops else None
+        for key, ratio in (("flops_per_token", "flops_ratio"), ("seconds", "seconds_ratio")):
+            least = base[key] if base else None
+            row[ratio] = row[key] / least if least and row[key] else None
     return rows
 
 
@@ -119,16 +121,16 @@ def _paired(runs: Sequence[Run], others: Sequence[Run], measure: str) -> dict[st
         return None
     mean, half = pairs["mean"], pairs["half"]
     low, high = (None, None) if half is None else (mean - half, mean + half)
-    if low is None or high is None:
-        verdict = "one seed"
-    elif low > 0:
-        verdict = "above"
-    elif high < 0:
-        verdict = "below"
-    else:
-        verdict = "not distinguishable"
-    found = {"difference": mean, "low": low, "high": high, "verdict": verdict}
-    return {"seeds": pairs["n"], **found}
+    found = {"difference": mean, "low": low, "high": high}
+    judged = "one seed" if low is None or high is None else verdict(low, high)
+    return {"seeds": pairs["n"], **found, "verdict": judged}
+
+
+def verdict(low: float, high: float) -> str:
+    """Say what the ends of the interval of a difference mean."""
+    if low > 0:
+        return "above"
+    return "below" if high < 0 else "not distinguishable"
 
 
 def mean_of(runs: Sequence[Run], key: str) -> float | None:

@@ -189,7 +189,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a run as this version has them, from what an earlier one has saved."""
-    memory, optim = values.get("memory"), values.get("optim")
+    memory, moe, optim = values.get("memory"), values.get("moe"), values.get("optim")
     if not isinstance(memory, dict | None) or not isinstance(optim, dict):
         return dict(values)
     memory = dict(memory or {})
@@ -200,7 +200,8 @@ def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         "train_keys": before.get("train_keys", True),
         **optim,
     }
-    return {**values, "memory": memory or None, "optim": optim}
+    moe = {"normalize_top_k": False, **moe} if isinstance(moe, dict) else moe
+    return {**values, "memory": memory or None, "moe": moe, "optim": optim}
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

@@ -4,7 +4,6 @@ A run can be stopped at any time and started again with the same arguments: the 
 a function of the seed and the step, and everything else is in the newest checkpoint.
 """
 
-import math
 import os
 import time
 from contextlib import ExitStack
@@ -18,10 +17,9 @@ from transformers import PreTrainedModel
 from memory_layers.common.errors import UserError
 from memory_layers.common.locks import alone_in
 from memory_layers.common.progress import ProgressLine
-from memory_layers.common.seeds import mixed
 from memory_layers.data.config import DataConfig
 from memory_layers.data.prepare import PreparedData, prepare_data
-from memory_layers.data.tokens import TokenStream, read_pieces
+from memory_layers.data.tokens import read_pieces
 from memory_layers.evaluate.perplexity import summarize_loss, text_loss
 from memory_layers.evaluate.positions import check_texts
 from memory_layers.evaluate.recall import pick_items, recall_share, summarize_recall
@@ -30,7 +28,6 @@ from memory_layers.layers.experts import balance_loss
 from memory_layers.models import memory_layers_of
 from memory_layers.optim import MemoryAdamW
 from memory_layers.parallel.apply import reshard
-from memory_layers.parallel.tensor import reduce_shared_gradients
 from memory_layers.parallel.world import World, join_world, place_of
 from memory_layers.train.allocator import keep_freed_memory
 from memory_layers.train.build import make_model, make_optimizer
@@ -42,8 +39,8 @@ from memory_layers.train.export import export_checkpoint
 from memory_layers.train.finite import count_in_state
 from memory_layers.train.folders import list_checkpoints
 from memory_layers.train.interrupt import StopSignal
-from memory_layers.train.loss import summed_loss
 from memory_layers.train.metrics import MetricsWriter
+from memory_layers.train.step import Stepper
 
 
 @dataclass(frozen=True)
@@ -195,17 +192,14 @@ class _Run:
     waited: float = 0.0
 
     def __post_init__(self, reads: torch.Tensor | None) -> None:
-        settings, tokenizer = self.config.train, self.data.tokenizer
-        pad_id = tokenizer.pad_token_id
-        pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
-        self.stream = TokenStream(self.data.folder, settings.seq_len, settings.seed, pad_id)
-        self.heldout_text = read_pieces(self.data.folder / "heldout", settings.seq_len)
+        self.stepper = Stepper(self.config, self.data, self.model, self.optimizer, self.world)
+        self.heldout_text = read_pieces(self.data.folder / "heldout", self.config.train.seq_len)
         # Not when they are asked for the first time, after hours.
-        check_texts(self.model, tokenizer, [probe.text for probe in self.data.probes])
+        check_texts(self.model, self.data.tokenizer, [probe.text for probe in self.data.probes])
         # Once: to draw from a million facts takes seconds.
         self.asked = {
             count: pick_items(self.data.probes, count)
-            for count in {settings.eval_items, settings.final_items}
+            for count in {self.config.train.eval_items, self.config.train.final_items}
         }
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
@@ -246,43 +240,11 @@ class _Run:
 
     def _step(self, step: int, stop: StopSignal) -> bool:
         """Take a step. Return whether any rank was asked to stop."""
-        settings, optim, world = self.config.train, self.config.optim, self.world
-        world.beat(step + 1, 0)
-        for group in self.optimizer.param_groups:
-            schedule = optim.value_schedule if group["memory"] else optim.schedule
-            group["lr"] = group["initial_lr"] * optim.rate(schedule, step, settings.steps)
-        parts, readers = settings.accumulate, world.layout.readers
-        # What a model draws in a step, such as random slots, is a function of seed and step too.
-        torch.manual_seed(mixed(settings.seed, step, world.reader))
-        batches = [
-            self.stream.batch(
-                step * parts + part, settings.batch_size // readers,
-                rank=world.reader, ranks=readers,
-            )
-            for part in range(parts)
-        ]  # fmt: skip
-        own = sum(batch.targets for batch in batches)
-        ready = time.monotonic()
-        targets = int(world.sum(own * world.leads)[0])
-        self.waited += time.monotonic() - ready
-        bf16 = settings.precision == "bf16"
-        loss = 0.0
-        for batch in batches:
-            part = summed_loss(self.model, batch, world.device, bf16=bf16) / targets
-            part.backward()
-            loss += part.item()
-        world.beat(step + 1, 1)
-        loss, stopping = world.sum(loss * world.leads, stop.requested)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss} at step {step + 1}")
-        if world.meshes is not None and world.layout.tensor > 1:
-            reduce_shared_gradients(self.model, world.meshes.dense["tensor"])
-        self.optimizer.clip_grad_norm_(optim.clip_norm, optim.value_clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.tokens += targets
-        self.losses.append(loss)
-        return stopping > 0
+        taken = self.stepper.take(step, stop)
+        self.waited += taken.waited
+        self.tokens += taken.targets
+        self.losses.append(taken.loss)
+        return taken.stopping
 
     def _check_finite(self, step: int) -> None:
         """Refuse to keep what a step has overflowed: the loss shows it in the next step alone."""
@@ -293,7 +255,7 @@ class _Run:
             )
 
     def _log(self, step: int, tokens_per_second: float) -> None:
-        parts = self.config.train.accumulate
+        settings, stream = self.config.train, self.stepper.stream
         loss = sum(self.losses) / len(self.losses)
         self.losses.clear()
         values = {
@@ -301,7 +263,7 @@ class _Run:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(tokens_per_second),
-            "epoch": round(self.stream.epoch_of(step * parts, self.config.train.batch_size), 4),
+            "epoch": round(stream.epoch_of(step * settings.accumulate, settings.batch_size), 4),
             "lr": self.optimizer.param_groups[0]["lr"],
         }
         status = f"loss {loss:.3f}  {tokens_per_second / 1000:.1f}k tokens/s"

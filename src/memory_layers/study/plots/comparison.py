@@ -32,6 +32,7 @@ PLOTS: Mapping[str, Mapping[str, Draw]] = MappingProxyType(
         "Over training": {
             "recall_over_tokens": partial(history_plot, key="tokens"),
             "recall_over_flops": partial(history_plot, key="flops"),
+            "recall_over_seconds": partial(history_plot, key="seconds"),
             "loss_over_tokens": loss_plot,
         },
         "Which facts are recalled": {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_UNITS = {"tokens": "tokens", "flops": "FLOPs"}
+_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "time (seconds)"}
 # Horizontal place and value, ascending.
 _Points = list[tuple[float, float]]
 
@@ -39,11 +39,18 @@ class _Curve:
 
 
 def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
-    """Draw held-out recall over the tokens ("tokens") or the compute ("flops") of training."""
+    """Draw held-out recall over the tokens, the compute ("flops") or the seconds of training."""
+    times = _mean_times(groups) if key == "seconds" else {}
+
+    def place(run: Run, entry: Mapping[str, Any]) -> object:
+        if key == "seconds":
+            return times.get((run.get("variant"), entry.get("step")))
+        return tokens_at(run, entry) if key == "tokens" else entry.get(key)
+
     lines, rows = _lines(
         groups,
         lambda run: (
-            (tokens_at(run, entry) if key == "tokens" else entry.get(key), recall)
+            (place(run, entry), recall)
             for entry in run.get("history") or ()
             if (recall := entry.get("question_heldout")) is not None
         ),
@@ -62,7 +69,7 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     if key == "flops" and lowest > 0 and highest >= 10 * lowest:
         axes.set_xscale("log")
         axes.set_xlabel("Training FLOPs (log scale)")
-    else:
+    elif highest >= 1000:
         axes.xaxis.set_major_formatter(drawing.tick_formatter(short_number))
     # The error bars of the ends stand side by side.
     axes.margins(x=0.03 + 0.006 * len(curves))
@@ -71,6 +78,22 @@ def history_plot(groups: Groups, styles: Styles, key: str) -> Plot | None:
     ends = [(float(curve.x[-1]), curve.end, styles[curve.name]) for curve in curves]
     drawing.draw_intervals(figure, axes, ends, high=1.0)
     return finish(figure, ("variant", "seed", key, "question_heldout"), rows)
+
+
+def _mean_times(groups: Groups) -> dict[tuple[object, object], float]:
+    """Return the seconds of each variant and step, the mean over its runs.
+
+    How fast a run was depends on what ran beside it: seeds that were evaluated at the same steps
+    may have no time in common.
+    """
+    found: dict[tuple[object, object], list[float]] = {}
+    for runs in groups.values():
+        for run in runs:
+            for entry in run.get("history") or ():
+                if (seconds := finite(entry.get("seconds"))) is not None:
+                    at = run.get("variant"), entry.get("step")
+                    found.setdefault(at, []).append(seconds)
+    return {at: sum(values) / len(values) for at, values in found.items()}
 
 
 def loss_plot(groups: Groups, styles: Styles) -> Plot | None:

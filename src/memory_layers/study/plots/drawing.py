@@ -91,19 +91,46 @@ def new_figure(
         height: In inches.
         grid: The axis whose ticks have lines.
     """
+    figure = _blank_figure(height)
+    axes = figure.add_subplot()
+    _dress(axes, x, y, grid)
+    return figure, axes
+
+
+def new_pair(x: str, y: str, titles: tuple[str, str]) -> tuple["Figure", list["Axes"]]:
+    """Return a figure of the width of all plots, and two axes side by side with the same heights.
+
+    Args:
+        x: Label of both horizontal axes.
+        y: Label of the vertical axis that they share.
+        titles: Of the axes, from the left.
+    """
+    figure = _blank_figure(4.2)
+    both = list(figure.subplots(1, 2, sharey=True))
+    for axes, title in zip(both, titles, strict=True):
+        _dress(axes, "", "", "y")
+        axes.set_title(title, fontsize=11, color=INK, loc="left")
+    both[0].set_ylabel(y, fontsize=12)
+    figure.supxlabel(x, fontsize=12)
+    return figure, both
+
+
+def _blank_figure(height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def _dress(axes: "Axes", x: str, y: str, grid: Literal["x", "y"]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=11, color="#888888")
     axes.set_axisbelow(True)
     axes.set_xlabel(x, fontsize=12)
     axes.set_ylabel(y, fontsize=12)
     axes.grid(axis=grid, color="#dddddd", linewidth=0.8)
-    return figure, axes
 
 
 def finish(figure: "Figure", columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Plot:

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from memory_layers.study.metrics import METRICS
 from memory_layers.study.plots.comparison import PLOT_NAMES, draw_plots
 from memory_layers.study.plots.drawing import variant_styles
-from memory_layers.study.report import tables, text
+from memory_layers.study.plots.exposure import EXPOSURE_PLOTS
+from memory_layers.study.report import rates, tables, text
+from memory_layers.study.report.exposure import exposure_parts, half_line
+from memory_layers.study.report.guessing import guess_notes, guess_parts
+from memory_layers.study.report.matched import match_table, match_text
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Part, write_page
 from memory_layers.study.report.terminal import terminal_table
 from memory_layers.study.report.variants import describe_variants, example_tables
@@ -43,11 +47,14 @@ def render_table(results: Mapping[str, Any]) -> "rich.table.Table":
         lambda row: [Cell(str(row["seeds"])), *(_terminal_cell(row, key) for key in columns)],
     )
     notes = text.notes(results)[:1] if results.get("complete") is False else []
+    notes += [line] if (line := half_line(results)) else []
+    notes += rates.rate_notes(results)
     notes += [
         f"{row.title.text}, {row.title.small} {row.reason}"
         for row in rows
         if row.failure is not None
     ]
+    notes += guess_notes(results)
     head = ("Variant", "Seeds", *(METRICS[key].short for key in columns))
     return terminal_table(text.report_title(results), head, rows, notes)
 
@@ -59,8 +66,8 @@ def _terminal_cell(row: Mapping[str, Any], key: str) -> Cell:
         # The column is as wide as the range, so that the interval needs a line of its own.
         return Cell(heldout.text.replace(" ±", "\n±"), heldout.small)
     small = ""
-    if key == "flops_per_token":
-        small = f"{tables.number(row['flops_ratio'], '.2f')} {tables.TIMES}"
+    if ratio := {"flops_per_token": "flops_ratio", "seconds": "seconds_ratio"}.get(key):
+        small = f"{tables.number(row[ratio], '.2f')} {tables.TIMES}"
     return Cell(tables.number(found["mean"] if isinstance(found, Mapping) else found, form), small)
 
 
@@ -78,11 +85,11 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     page = Page(
         title=text.report_title(results),
         lead=text.lead(results),
-        notes=text.notes(results),
+        notes=[*text.notes(results), *rates.rate_notes(results), *guess_notes(results)],
         sections=_sections(results),
         footer=text.provenance(results),
     )
-    return write_page(page, folder, PLOT_NAMES)
+    return write_page(page, folder, (*PLOT_NAMES, *EXPOSURE_PLOTS))
 
 
 def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
@@ -91,23 +98,27 @@ def _sections(results: Mapping[str, Any]) -> dict[str, list[Part]]:
         name: [run for run in runs if finished(run)] for name, runs in by_variant(results).items()
     }
     groups = {name: runs for name, runs in done.items() if runs}
+    by_exposures = exposure_parts(results, styles)
+    drawn = {part.name for part in by_exposures if isinstance(part, Figure)}
     figures: dict[str, list[Part]] = {
-        section: [Figure(name, plot) for name, plot in plots.items()]
+        section: [Figure(name, plot) for name, plot in plots.items() if name not in drawn]
         for section, plots in draw_plots(groups, styles).items()
     }
 
     def present(*parts: Part | None) -> list[Part]:
         return [part for part in parts if part]
 
-    matched = text.match_text(results)
     differences = tables.difference_tables(results, styles)
     verdicts = text.verdict_text(results) if differences else []
     return {
         "Results": [tables.results_table(results, styles)],
+        "Recall by exposures": by_exposures,
         "What each variant is": present(describe_variants(results)),
-        "What was matched": present(matched, tables.match_table(results, styles)),
+        "What was matched": present(match_text(results), match_table(results, styles)),
+        "Learning rates": present(rates.rates_text(results), *rates.rate_tables(results, styles)),
         "Differences": [*verdicts, *differences],
         **figures,
+        "What can be guessed": guess_parts(results),
         "Recall by relation": [*tables.relation_tables(results, groups)],
         "Bits by variant": present(tables.bits_table(results, styles)),
         "Example answers": [*example_tables(groups, styles)],

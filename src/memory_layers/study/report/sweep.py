@@ -15,7 +15,8 @@ from memory_layers.study.metrics import METRICS, tokens_read
 from memory_layers.study.plots.curves import loss_plot
 from memory_layers.study.plots.drawing import variant_styles
 from memory_layers.study.plots.sweep import PLOT_NAMES, draw_scale_plots, slots_label
-from memory_layers.study.report import page, text
+from memory_layers.study.report import page, rates, text
+from memory_layers.study.report.guessing import guess_notes, guess_parts
 from memory_layers.study.report.page import Cell, Figure, Glossary, Page, Row, Table, write_page
 from memory_layers.study.report.tables import DASH, TIMES, number, run_table, spread_cell
 from memory_layers.study.report.terminal import terminal_table
@@ -77,7 +78,8 @@ def render_scale_table(results: Mapping[str, Any]) -> "rich.table.Table":
         for run in row["failed"]
     ]
     head = (*_TERMINAL_HEAD, *(METRICS[key].short for key in _COSTS[:-1]))
-    return terminal_table(_title(results), head, rows, reasons)
+    below = [*rates.rate_notes(results), *reasons, *guess_notes(results)]
+    return terminal_table(_title(results), head, rows, below)
 
 
 def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
@@ -119,6 +121,12 @@ def write_scale_report(results: Mapping[str, Any], folder: Path) -> Path:
                 for metric, law in LAWS.items()
             },
             "Over training": [Figure("loss_over_tokens", losses)] if losses else [],
+            "Learning rates": [
+                part
+                for part in (rates.rates_text(results), *rates.rate_tables(results, styles))
+                if part
+            ],
+            "What can be guessed": guess_parts(results),
             "Fitted laws": [_FORMS, _laws(results)],
             "Example answers": example_tables(groups, styles),
             "What the figures mean": [Glossary("sweep")],
@@ -211,7 +219,7 @@ def _size(row: Mapping[str, Any]) -> str:
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = text.notes(results)
+    notes = [*text.notes(results), *rates.rate_notes(results), *guess_notes(results)]
     for metric, fit in results["fits"]["flops"].items():
         if "reason" in fit:
             notes.append(

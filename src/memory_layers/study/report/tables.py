@@ -18,7 +18,7 @@ from memory_layers.study.plots.drawing import Styles
 from memory_layers.study.report.page import Cell, Row, Table
 from memory_layers.study.summary import Groups
 
-DASH = "\u2013"
+DASH, MINUS = "\u2013", "\u2212"
 TIMES = "\u00d7"
 
 # A row of a summary has the count of its finished runs beside the metrics.
@@ -40,7 +40,7 @@ def number(value: object, form: str = "") -> str:
 def percent(value: object) -> str:
     """Write a signed share in percent, and anything that is not a number as a dash."""
     found = finite(value)
-    return DASH if found is None else f"{100 * found:+.1f} %".replace("-", "\u2212")
+    return DASH if found is None else f"{100 * found:+.1f} %".replace("-", MINUS)
 
 
 def spread_cell(
@@ -136,6 +136,8 @@ def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
     small = f"{number(row['params_active'])} active" if key == "params_total" else ""
     if key == "flops_per_token" and row["flops_ratio"] is not None:
         small = f"{row['flops_ratio']:.2f} {TIMES} {row['flops_base']}"
+    if key == "seconds" and row["seconds_ratio"] is not None:
+        small = f"{row['seconds_ratio']:.2f} {TIMES} {row['flops_base']}"
     return Cell(number(row[key], metric.form), small)
 
 
@@ -175,23 +177,6 @@ def _markdown(cell: str) -> str:
     return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def match_table(results: Mapping[str, Any], styles: Styles) -> Table | None:
-    """Return how far each variant is off what was matched, None where nothing was."""
-    match = results.get("match") or {}
-    names = {"flops": "FLOPs off the target", "parameters": "Parameters off the target"}
-    matched = [key for key in names if match.get(key)]
-    rows = [
-        Row(
-            Cell(name),
-            [Cell(percent((match[key].get("off") or {}).get(name))) for key in matched],
-            styles[name].colour,
-        )
-        for name in summary.by_variant(results)
-    ]
-    head = ["Variant", *(names[key] for key in matched)]
-    return Table(head, rows, "What was matched") if matched else None
-
-
 def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]:
     """Return, for each variant with memory, how it differs from every other, paired by seed."""
     found = {(e["variant"], e["reference"], e["measure"]): e for e in summary.comparisons(results)}
@@ -211,7 +196,7 @@ def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]
             pairs = max((e["seeds"] for e in entries.values() if e), default=0)
             cells = [Cell(str(pairs))]
             for measure, entry in entries.items():
-                cells += _difference_cells(entry, METRICS[measure].better)
+                cells += difference_cells(entry, METRICS[measure].better)
             for cost in ("flops_per_token", "params_total"):
                 own, theirs = rows_of[subject][cost], rows_of[other][cost]
                 cells.append(Cell(f"{own / theirs:.2f} {TIMES}" if own and theirs else DASH))
@@ -222,7 +207,13 @@ def difference_tables(results: Mapping[str, Any], styles: Styles) -> list[Table]
     return tables
 
 
-def _difference_cells(entry: Mapping[str, Any] | None, better: int) -> list[Cell]:
+def difference_cells(entry: Mapping[str, Any] | None, better: int) -> list[Cell]:
+    """Return the cells of a difference with its interval, and of its verdict.
+
+    Args:
+        entry: Of what `summary.comparisons` returned. None: no pair.
+        better: 1 if more is better, -1 if less is.
+    """
     if entry is None:
         return [Cell(DASH), Cell("no pair")]
     small = "" if entry["low"] is None else f"{_signed(entry['low'])} to {_signed(entry['high'])}"
@@ -233,7 +224,7 @@ def _difference_cells(entry: Mapping[str, Any] | None, better: int) -> list[Cell
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\u2212")
+    return f"{value:+.3f}".replace("-", MINUS)
 
 
 def bits_table(results: Mapping[str, Any], styles: Styles) -> Table | None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memory_layers.study.intervals import finite
-from memory_layers.study.report.tables import number, percent
 from memory_layers.study.summary import comparisons, summary_table
 
 
@@ -83,36 +82,6 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             "distance, as two seeds know little about a third."
         )
     return found
-
-
-def match_text(results: Mapping[str, Any]) -> str:
-    """Return what was made equal between the variants, and the largest miss."""
-    match = results.get("match") or {}
-    if not match:
-        return ""
-    texts = []
-    if finite(match.get("tokens")) is not None:
-        texts.append(f"Every variant was trained on {number(match['tokens'])} tokens.")
-    for key, name in (("flops", "FLOPs per token"), ("parameters", "Total parameters")):
-        if not match.get(key):
-            texts.append(f"{name} were not matched.")
-            continue
-        off = {
-            variant: value
-            for variant, entry in (match[key].get("off") or {}).items()
-            if (value := finite(entry)) is not None
-        }
-        text = f"{name} were matched to {number(match[key].get('target'))}"
-        if off:
-            worst = max(off, key=lambda variant: abs(off[variant]))
-            text += f"; the furthest off is {worst}, by {percent(off[worst])}"
-        texts.append(f"{text}.")
-    if any(match.get(key) for key in ("flops", "parameters")):
-        texts.append(
-            "A dense model that is meant to be larger is measured against its multiple of the "
-            "target, and a dash stands for a variant that has nothing to set."
-        )
-    return " ".join(texts)
 
 
 def verdict_text(results: Mapping[str, Any]) -> list[str]:

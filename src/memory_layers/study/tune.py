@@ -1,0 +1,172 @@
+"""Each variant at its best: learning rates swept before a study, on another seed and other facts.
+
+One field after the other is swept, with those before at their best. Where the best value lies at an
+edge, values beyond it are tried. Next: compare.py and scale.py, which train each variant at what
+was best, and runs.py, which trains what is tried.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memory_layers.common.errors import UserError
+from memory_layers.study import outcome
+from memory_layers.study.config import with_seed
+from memory_layers.study.rates import Sweep, Values, swept_fields, with_rates
+from memory_layers.study.runs import claim_runs, prepare_runs, run_all
+from memory_layers.study.summary import finished
+from memory_layers.train.config import RunConfig
+
+# Values of a field beyond those that the file gives.
+MOST_BEYOND = 4
+# Recall of held-out questions, and less the answer NLL for runs that recall as much.
+Score = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Where the search for the best values of a variant stands.
+
+    Attributes:
+        wanted: What is to be tried next. Empty: the best is found.
+        best: The best value of each field that was swept to its end.
+        edges: Fields whose best value has no worse one beyond it: "lowest" or "highest".
+    """
+
+    wanted: Sequence[Values]
+    best: Values
+    edges: Mapping[str, str]
+
+
+def sweep_rates(
+    runs: Mapping[str, RunConfig],
+    sweep: Sweep,
+    out: Path,
+    workers: int,
+    threads: int,
+) -> tuple[dict[str, RunConfig], dict[str, Any]]:
+    """Find the best rates of each variant.
+
+    Args:
+        runs: The full configuration of each variant.
+        sweep: What is tried.
+        out: Folder of the study. What is tried is in OUT/sweep.
+        workers: Processes at a time.
+        threads: Of each process.
+
+    Returns:
+        The configurations at their best, and for results.json the `seed`, the `fields`, and by
+        variant the `best` values, the `edges` and `tried`: a list of runs with their values, recall
+        and answer NLL, or how they ended.
+
+    Raises:
+        UserError: A folder holds another run, or no value of a variant gave a result.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
+    """
+    asked = {name: _on_other_facts(run, sweep.seed) for name, run in runs.items()}
+    prepared = prepare_runs(asked.values(), "a sweep of learning rates")
+    folder = out / "sweep"
+    tried: dict[str, dict[Values, dict[str, Any]]] = {name: {} for name in runs}
+    while True:
+        searched = {
+            name: search(swept_fields(run, sweep), lambda v, n=name: _score(tried[n].get(v)))
+            for name, run in asked.items()
+        }
+        named = {
+            f"{name}-{_label(values)}": (name, values)
+            for name, found in searched.items()
+            for values in found.wanted
+        }
+        if not named:
+            break
+        jobs = {
+            title: (name, sweep.seed, with_rates(asked[name], values))
+            for title, (name, values) in named.items()
+        }
+        claim_runs(jobs, prepared, folder)
+        run_all(jobs, folder, workers, threads, lambda _name: None)
+        for title, (name, values) in named.items():
+            tried[name][values] = outcome.read_outcome(name, sweep.seed, folder / title)
+    for name in runs:
+        if not any(map(finished, tried[name].values())):
+            raise UserError(
+                f"no learning rate of {name} gave a result: {folder} has their logs. "
+                "hint: lower rates under `sweep:`"
+            )
+    record = {
+        "seed": sweep.seed,
+        "fields": list(sweep.values),
+        "variants": {
+            name: {
+                "best": dict(searched[name].best),
+                "edges": dict(searched[name].edges),
+                "tried": [_entry(values, run) for values, run in sorted(tried[name].items())],
+            }
+            for name in runs
+        },
+    }
+    return {name: with_rates(run, searched[name].best) for name, run in runs.items()}, record
+
+
+def search(
+    fields: Mapping[str, Sequence[float]], score: Callable[[Values], Score | None]
+) -> Searched:
+    """Say what to try next, or what is best.
+
+    Args:
+        fields: The values of each field, rising.
+        score: Of values that were tried: more is better. None: they were not tried.
+    """
+    best: Values = ()
+    edges: dict[str, str] = {}
+    for field, given in fields.items():
+        values = list(given)
+        for beyond in range(MOST_BEYOND + 1):
+            points: dict[float, Values] = {value: (*best, (field, value)) for value in values}
+            scores = {value: score(point) for value, point in points.items()}
+            if wanted := [points[value] for value, found in scores.items() if found is None]:
+                return Searched(wanted, best, edges)
+            winner = max(values, key=lambda value: scores[value] or (-1.0, 0.0))
+            if winner not in (values[0], values[-1]):
+                break
+            at_top = winner == values[-1]
+            if beyond == MOST_BEYOND:
+                edges[field] = "highest" if at_top else "lowest"
+            elif at_top:
+                values.append(_rounded(values[-1] ** 2 / values[-2]))
+            else:
+                values.insert(0, _rounded(values[0] ** 2 / values[1]))
+        best = points[winner]
+    return Searched((), best, edges)
+
+
+def _on_other_facts(run: RunConfig, seed: int) -> RunConfig:
+    # What is learned on the way does not matter.
+    train = replace(run.train, eval_every=0)
+    return with_seed(replace(run, data=replace(run.data, seed=seed), train=train), seed)
+
+
+def _score(run: Mapping[str, Any] | None) -> Score | None:
+    if run is None:
+        return None
+    if not finished(run):
+        return (-1.0, 0.0)
+    return run["recall"]["question_heldout"], -run["answer_nll"]["question_heldout"]
+
+
+def _label(values: Values) -> str:
+    return "-".join(f"{name.removeprefix('optim.')}{value:g}" for name, value in values)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _entry(values: Values, run: Mapping[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = {**dict(values), "status": run["status"]}
+    if not finished(run):
+        return {**entry, "error": run["error"]}
+    score = _score(run) or (0.0, 0.0)
+    entry |= {"question_heldout": score[0], "answer_nll": -score[1], "seconds": run["seconds"]}
+    return {**entry, "text_nll": run["text"]["nll"]} if run.get("text") else entry

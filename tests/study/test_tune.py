@@ -1,0 +1,163 @@
+"""Learning rates swept before a study: the search, its errors, and what is trained with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+from tests_support import SHAPE, write_facts
+
+from memory_layers.common.errors import UserError
+from memory_layers.study.compare import compare
+from memory_layers.study.config import load_compare
+from memory_layers.study.report import render_table
+from memory_layers.study.results import read_results
+from memory_layers.study.scale import load_scale, scale
+from memory_layers.study.tune import search
+
+MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
+LR, VALUE_LR = "optim.lr", "optim.value_lr"
+
+
+def found(
+    fields: Mapping[str, tuple[float, ...]], recall: Mapping[str, Mapping[float, float]]
+) -> tuple[dict[str, float], Mapping[str, str], list[float]]:
+    """Search where the recall of a value is known. Return best, edges, and what was tried."""
+    tried: dict[tuple[tuple[str, float], ...], tuple[float, float]] = {}
+    order: list[float] = []
+    for _ in range(50):
+        state = search(fields, tried.get)
+        if not state.wanted:
+            return dict(state.best), state.edges, order
+        for point in state.wanted:
+            field, value = point[-1]
+            nearest = min(recall[field], key=lambda known, value=value: abs(known - value))
+            tried[point] = (recall[field][nearest], 0.0)
+            order.append(value)
+    raise AssertionError("the search does not end")
+
+
+def test_the_best_of_a_field_is_found_and_the_next_is_swept_at_it() -> None:
+    best, edges, order = found(
+        {LR: (1.0, 2.0, 4.0), VALUE_LR: (10.0, 20.0, 40.0)},
+        {LR: {1.0: 0.1, 2.0: 0.3, 4.0: 0.2}, VALUE_LR: {10.0: 0.1, 20.0: 0.2, 40.0: 0.1}},
+    )
+    assert best == {LR: 2.0, VALUE_LR: 20.0}
+    assert not edges
+    assert order == [1.0, 2.0, 4.0, 10.0, 20.0, 40.0]
+
+
+def test_values_beyond_an_edge_are_tried_until_one_is_worse() -> None:
+    rising = {1.0: 0.1, 2.0: 0.2, 4.0: 0.3, 8.0: 0.4, 16.0: 0.1}
+    assert found({LR: (1.0, 2.0)}, {LR: rising}) == ({LR: 8.0}, {}, [1.0, 2.0, 4.0, 8.0, 16.0])
+    falling = {8.0: 0.1, 4.0: 0.2, 2.0: 0.1}
+    assert found({LR: (4.0, 8.0)}, {LR: falling}) == ({LR: 4.0}, {}, [4.0, 8.0, 2.0])
+
+
+def test_an_edge_without_end_is_named() -> None:
+    endless = {float(2**n): n / 20 for n in range(20)}
+    best, edges, order = found({LR: (1.0, 2.0)}, {LR: endless})
+    assert best == {LR: 32.0}
+    assert edges == {LR: "highest"}
+    assert order[-1] == 32.0
+
+
+def test_of_equal_recall_the_lower_loss_is_better_and_a_failed_run_is_worst() -> None:
+    scores = {0.5: (-1.0, 0.0), 1.0: (0.2, -3.0), 2.0: (0.2, -2.0), 4.0: (-1.0, 0.0)}
+    state = search({LR: (0.5, 1.0, 2.0, 4.0)}, lambda point: scores[point[0][1]])
+    assert dict(state.best) == {LR: 2.0}
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    values = {
+        "name": "x",
+        "model": SHAPE,
+        "data": {
+            "facts": str(write_facts(folder / "facts")),
+            "vocab_size": 300,
+            "cache_dir": str(folder / "cache"),
+        },
+        "optim": {"warmup_steps": 2},
+        "train": {"steps": 4, "batch_size": 2, "seq_len": 32},
+        # The weights overflow at the last, and hardly move at the first.
+        "sweep": {LR: [1e-5, 0.02, 1e30]},
+        **changes,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
+    path = write_study(
+        tmp_path,
+        variants={"dense": "dense", "plus": {"memory": MEMORY}},
+        sweep={LR: [1e-5, 0.02, 1e30], VALUE_LR: [1e-5, 0.02, 1e30], "seed": 7},
+    )
+    out = tmp_path / "out"
+    results = compare(load_compare(path), out, workers=2)
+    rates = results["rates"]
+    assert (rates["seed"], rates["fields"]) == (7, [LR, VALUE_LR])
+    assert set(rates["variants"]["dense"]["best"]) == {LR}
+    assert set(rates["variants"]["plus"]["best"]) == {LR, VALUE_LR}
+    for run in results["runs"]:
+        swept = rates["variants"][run["variant"]]
+        assert run["learning_rate"] == swept["best"][LR] == 0.02
+        assert run["seed"] == 0
+        tried = {entry[LR]: entry for entry in swept["tried"] if VALUE_LR not in entry}
+        assert tried[1e30]["status"] == "diverged"
+        assert "error" in tried[1e30]
+        assert tried[0.02]["answer_nll"] < tried[1e-5]["answer_nll"]
+    assert read_results(out / "results.json") == results
+    page = (out / "report.html").read_text()
+    assert "Learning rates" in page
+    # What is there is not tried again.
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+    assert compare(load_compare(path), out, workers=2)["rates"] == rates
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == before
+
+
+def test_a_sweep_of_sizes_trains_each_cell_at_its_best(tmp_path: Path) -> None:
+    memory = {name: MEMORY[name] for name in ("layers", "top_k", "heads")}
+    path = write_study(tmp_path, bases={"a": {}}, slots=[64], memory=memory)
+    results = scale(load_scale(path), tmp_path / "out", workers=2)
+    (run,) = results["runs"]
+    assert run["learning_rate"] == 0.02 == results["rates"]["variants"]["a-slots64"]["best"][LR]
+
+
+def test_rates_that_may_not_be_the_best_are_warned_of() -> None:
+    run = {"variant": "dense", "seed": 0, "recall": {"question_heldout": 0.5}}
+    for unswept in ({"runs": [run]}, {"runs": [run], "rates": None}):
+        said = " ".join(str(render_table(unswept).caption).split())
+        assert "Learning rates were not swept" in said
+    edge = {"best": {LR: 0.004}, "edges": {LR: "highest"}, "tried": []}
+    swept = {"runs": [run], "rates": {"seed": 7, "fields": [LR], "variants": {"dense": edge}}}
+    said = " ".join(str(render_table(swept).caption).split())
+    assert "The best optim.lr of dense, 0.004, is the highest that was tried" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sweep": [1]}, r"sweep must be a mapping"),
+        ({"sweep": {}}, r"sweep names no field"),
+        ({"sweep": {"optim.lrr": [1e-3, 2e-3]}}, r"unknown field 'optim\.lrr'.*optim\.lr"),
+        ({"sweep": {LR: [2e-3, 1e-3]}}, r"two rising numbers above 0 or more, got \[0\.002"),
+        ({"sweep": {LR: [1e-3]}}, "two rising numbers"),
+        ({"sweep": {LR: 1e-3}}, "two rising numbers"),
+        ({"sweep": {LR: [0, 1]}}, "two rising numbers"),
+        ({"sweep": {LR: [1e-3, 2e-3], "seed": 1}, "seeds": [0, 1]}, "another than the seeds"),
+        ({"sweep": {LR: [1e-3, 2e-3], "seed": -1}}, r"sweep\.seed"),
+        (
+            {"variants": {"a": {"kind": "dense", "optim": {"lr": 1e-3}}}},
+            r"variants\.a\.optim\.lr has no effect: `sweep:` sets it",
+        ),
+        ({"sweep": {VALUE_LR: [1e-3, 2e-3]}}, r"value_lr has no effect: none of variants"),
+        ({"sweep": {LR: [1e-3, 1e39]}}, r"sweep\.optim\.lr: variants\.d: optim\.lr must lie"),
+    ],
+)
+def test_a_sweep_that_finds_nothing_is_refused(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        load_compare(write_study(tmp_path, **{"variants": {"d": "dense"}, **changes}))
