@@ -200,7 +200,7 @@ class _Run:
         # Once: to draw from a million facts takes seconds.
         self.asked = {
             count: pick_items(self.data.probes, count)
-            for count in {settings.eval_items, settings.final_items}
+            for count in {self.config.train.eval_items, self.config.train.final_items}
         }
         self.usage = SlotUsage(self.model)
         # Reads are counted by each rank and added up when they are wanted.
