@@ -101,6 +101,8 @@ def test_others_are_drawn_once_for_a_fact(monkeypatch: pytest.MonkeyPatch) -> No
     """At most 31, none of which is right, the same for the statement and the question."""
     probes = [one for n in range(60) for one in both("r", f"S{n}", f"A{n}", 1, shown=n % 2 == 0)]
     probes = [replace(one, aliases=("A7", "A8")) for one in probes]
+    # An answer of few facts that are stated as often, and of many.
+    probes[2:40] = [replace(one, exposures=5) for one in probes[2:40]]
     asked: list[list[str]] = []
 
     def watched(_model: object, _tokenizer: object, _items: object, candidates: list) -> list:
@@ -115,6 +117,8 @@ def test_others_are_drawn_once_for_a_fact(monkeypatch: pytest.MonkeyPatch) -> No
     for (right, *others), n in zip(statements, range(1, 60, 2), strict=True):
         assert right == f"A{n}"
         assert len({*others} - {right, "A7", "A8"}) == 31
+        alike = {f"A{n}" for n in range(1, 60, 2) if (n < 20) == (int(right[1:]) < 20)}
+        assert alike - {right, "A7", "A8"} <= {*others}
     assert len({tuple(sorted(others)) for others in statements}) == 30
     before = statements.copy()
     asked.clear()

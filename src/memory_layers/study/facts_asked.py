@@ -43,17 +43,26 @@ def measure_facts(
         `seen` and `unseen`: a character for each fact, 1 where it was recalled in a wording in
         which it was stated, and as a question. `p_seen` and `p_unseen`: the probability of the
         right answer among answers of the relation, in ten-thousandths, with spaces between them.
-        At most CANDIDATES answers: the right one, and others drawn by a hash of the fact.
+        At most CANDIDATES answers: the right one, and others drawn by a hash of the fact, first
+        from those of facts that are stated as often. An answer that is stated often is likely
+        whatever is asked: so who does not know the subject gets about 1 / CANDIDATES.
     """
     picked = range(len(data.probes)) if asked is None else asked
     rights = dict(zip(picked, correct, strict=True))
-    answers = _answers(data.probes)
+    answers, heldout = _answers(data.probes), defaultdict(list)
+    for probe in data.probes:
+        if probe.kind == "question_heldout":
+            heldout[probe.exposures].append(probe)
+    alike = {exposures: _answers(probes) for exposures, probes in heldout.items()}
     found = {}
     for relation, facts in _facts(data.probes, picked).items():
         found[relation] = {}
         for name, items in zip(("seen", "unseen"), zip(*facts, strict=True), strict=True):
             probes = [data.probes[item] for item in items]
-            candidates = [_candidates(probe, answers[relation]) for probe in probes]
+            candidates = [
+                _candidates(probe, alike[probe.exposures][relation], answers[relation])
+                for probe in probes
+            ]
             shares = choice_probabilities(model, data.tokenizer, probes, candidates)
             found[relation] |= {
                 name: "".join(str(int(rights[item])) for item in items),
@@ -125,11 +134,18 @@ def _answers(probes: Sequence[Probe]) -> dict[str, list[str]]:
     return {relation: sorted(answers) for relation, answers in found.items()}
 
 
-def _candidates(probe: Probe, answers: Sequence[str]) -> list[str]:
-    """Return the right answer of a fact and others of its relation, the same in every run."""
+def _candidates(probe: Probe, *pools: Sequence[str]) -> list[str]:
+    """Return the right answer of a fact and others, the same in every run.
+
+    Args:
+        probe: Asks for it.
+        *pools: Answers of its relation: of the second so many as the first has too few.
+    """
     right, *also_right = probe.answers
     seed = stable_number(0, "candidates", probe.relation, probe.subject, right)
-    count = min(CANDIDATES + len(also_right), len(answers))
-    drawn = random.Random(seed).sample(answers, count)  # noqa: S311
+    draw, most = random.Random(seed), CANDIDATES + len(also_right)  # noqa: S311
+    drawn = dict.fromkeys(
+        answer for pool in pools for answer in draw.sample(pool, min(most, len(pool)))
+    )
     others = [answer for answer in drawn if answer not in probe.answers]
     return [right, *others[: CANDIDATES - 1]]
