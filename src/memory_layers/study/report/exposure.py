@@ -35,8 +35,8 @@ _TERMS = {
     "to fall nowhere, with straight lines over log2 k between what was measured, over k below the "
     "first k above 0. A variant that never recalls half needs more than the largest k, and "
     "ratios with it are bounds.",
-    "Lift": "The mean probability of the right answer, among at most 32 answers of the relation, "
-    "less that of the facts of k = 0. Pooled: the mean over all k above 0.",
+    "Lift": "The mean probability of the right answer, among at most 32 of the relation that are "
+    "stated as often, less that of the facts of k = 0. Pooled: the mean over all k above 0.",
     "Intervals": "95 %, from 2,000 draws of subjects and seeds, the same for all variants. Of one "
     "seed they tell how far other facts would move a figure, not other seeds.",
 }
