@@ -236,7 +236,12 @@ _CONFIG = _record(
                 {"sub_keys": _SIZE, "layers": _list(_COUNT), "heads": _SIZE, "top_k": _SIZE}, {}
             )
         ),
-        "moe": _nullable(_record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE})),
+        "moe": _nullable(
+            _record(
+                {"routing": _TEXT, "experts": _SIZE},
+                {"top_k": _SIZE, "expert_size": _nullable(_SIZE)},
+            )
+        ),
         "train": _record(
             dict.fromkeys(("steps", "batch_size", "accumulate", "seq_len"), _SIZE), {}
         ),
