@@ -143,14 +143,21 @@ def test_a_named_reference_is_not_changed(tmp_path: Path) -> None:
 def test_a_variant_can_say_what_it_is_matched_by(tmp_path: Path) -> None:
     fine, coarse = {"kind": "moe_fine", "match": ["flops"]}, {"kind": "moe_coarse", "match": []}
     variants = {"dense": "dense", "plus": "memory_plus", "peer": "peer", "fine": fine}
-    result = matched(tmp_path, {**variants, "coarse": coarse}, match=["flops", "parameters"])
+    total = {"kind": "moe_expert_choice", "match": ["parameters"], "moe": {"expert_size": 7}}
+    variants |= {"coarse": coarse, "total": total}
+    result = matched(tmp_path, variants, match=["flops", "parameters"])
     runs, record = result.variants, result.record
     # As many experts as the kind has, narrower by what the router costs, and all of both as it is.
     assert runs["fine"].moe.experts == 64
     assert 1 <= runs["fine"].moe.expert_size < 10
     assert runs["coarse"] == load(tmp_path, {"coarse": "moe_coarse"}).variants()["coarse"]
+    # The width that it was given, and the fewest experts that reach the total.
+    assert runs["total"].moe.expert_size == 7
+    assert (
+        0 <= record["parameters"]["off"]["total"] < 2 * (3 * 32 * 7 + 32) / parameters(runs["plus"])
+    )
     assert record["flops"]["off"].keys() == {"dense", "plus", "peer", "fine"}
-    assert record["parameters"]["off"].keys() == {"plus", "peer"}
+    assert record["parameters"]["off"].keys() == {"plus", "peer", "total"}
     references = {name: record[name]["reference"] for name in ("flops", "parameters")}
     assert references == {"flops": "dense", "parameters": "plus"}
     # Nothing is matched in all, one variant is.

@@ -50,6 +50,16 @@ def test_a_variant_is_described_by_kind_sizes_and_what_differs() -> None:
     assert "Unlike memory_plus" in texts["memory"]
 
 
+def test_a_mixture_is_described_by_its_experts_and_steps_that_differ_are_said() -> None:
+    moe = {"routing": "token_choice", "experts": 64, "top_k": 8, "expert_size": 19}
+    train = {"train": {**TRAIN, "steps": 1500, "eval_every": 300}}
+    texts = describe_variants(with_configs(memory_plus={"memory": None, "moe": moe}, memory=train))
+    assert "64 of width 19 a block, each token takes 8" in texts["memory_plus"]
+    texts = describe_variants(with_configs(memory=train))
+    # Evaluations change nothing.
+    assert texts["memory"].endswith("Unlike memory_plus: train.steps 1500 in place of 1000.")
+
+
 def test_recorded_sizes_complete_the_description_and_old_runs_give_their_kind() -> None:
     results = with_configs()
     results["runs"][0]["shape"] = {"layers": 4, "hidden_size": 72, "mlp_size": 192}

@@ -152,7 +152,10 @@ _CONFIG = checks.record(
             )
         ),
         "moe": checks.nullable(
-            checks.record({"routing": _TEXT, "experts": _SIZE}, {"top_k": _SIZE})
+            checks.record(
+                {"routing": _TEXT, "experts": _SIZE},
+                {"top_k": _SIZE, "expert_size": checks.nullable(_SIZE)},
+            )
         ),
         "train": checks.record(
             dict.fromkeys(("steps", "batch_size", "accumulate", "seq_len"), _SIZE), {}

@@ -227,7 +227,7 @@ def _settings(run: RunConfig) -> dict[str, Any]:
 
 
 def _read(out: Path, runs: Mapping[str, RunConfig]) -> dict[str, float] | None:
-    """Return the seconds of a step of each run that were measured before. None: there are none."""
+    """Return the seconds of a step of each run that were measured before. None: measure now."""
     path = out / STEP_SECONDS
     has_runs = any(has_saved(run) for run in (out / "runs").glob("*"))
     found = (read_object(path) or {}).get("variants")

@@ -13,8 +13,8 @@ from memory_layers.study.summary import Groups, by_variant
 # What the words say already, or what makes no difference.
 _SAID = (
     "name", "train.seed", "model.hidden_size", "model.mlp_size", "model.layers", "memory.layers",
-    "memory.sub_keys", "memory.heads", "memory.top_k", "moe.experts", "train.eval_every",
-    "train.checkpoint_every",
+    "memory.sub_keys", "memory.heads", "memory.top_k", "moe.experts", "moe.expert_size",
+    "train.eval_every", "train.checkpoint_every",
 )  # fmt: skip
 _SPECIAL = {
     "peer": "whose values are experts of one neuron (PEER)",
@@ -84,7 +84,9 @@ def _words(run: Run, kind: str) -> str:
             if moe["routing"] == "token_choice"
             else "each expert takes its best tokens"
         )
-        return f"Mixture of experts: {moe['experts']} a block, {choice}; {base}."
+        # None: it follows from the feed-forward width.
+        width = f" of width {moe['expert_size']}" if moe.get("expert_size") else ""
+        return f"Mixture of experts: {moe['experts']}{width} a block, {choice}; {base}."
     return f"Dense: {base}, without memory."
 
 
