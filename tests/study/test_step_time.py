@@ -121,7 +121,8 @@ def test_a_folder_holds_one_measurement(tmp_path: Path, measured: list) -> None:
     assert len(measured) == 2
 
 
-def test_real_steps_are_timed_and_trained(tmp_path: Path) -> None:
+def test_real_steps_are_timed_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memory_layers.study.report.comparison.draw_plots", lambda *_: {})
     variants = {"dense": "dense", "plus": "memory_plus"}
     train = {"steps": 4, "batch_size": 2, "seq_len": 32, "eval_every": 2}
     config, out = load(tmp_path, variants=variants, train=train), tmp_path / "out"

@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memory_layers.study.intervals import finite
+from memory_layers.study.report.matched import seconds_off
+from memory_layers.study.report.tables import percent
 from memory_layers.study.summary import comparisons, summary_table
+
+# What is further from an equal time, as a share of it, is no equal time.
+_TIME_OFF = 0.05
 
 
 def report_title(results: Mapping[str, Any]) -> str:
@@ -63,6 +68,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{sum(ended.values())} of {total} runs {fate[0]} ({how}) and are in {fate[1]}; "
             "the tables show the reason."
+        )
+    off = {name: share for name, share in seconds_off(results).items() if share is not None}
+    worst = max(off, key=lambda name: abs(off[name]), default="")
+    if worst and abs(off[worst]) > _TIME_OFF:
+        found.append(
+            f"Variants were to be trained for the same time, and that of {worst} is "
+            f"{percent(off[worst])} off: the machine had other work, or steps took longer later on."
         )
     fewest = min((row["seeds"] for row in rows if row["seeds"]), default=None)
     most = max((row["seeds"] for row in rows), default=0)
