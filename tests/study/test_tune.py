@@ -1,7 +1,9 @@
 """Learning rates swept before a study: the search, its errors, and what is trained with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,8 @@ from tests_support import SHAPE, write_facts
 from memory_layers.common.errors import UserError
 from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
+from memory_layers.study.measure import measure_run
+from memory_layers.study.outcome import read_result, recorded_failures
 from memory_layers.study.report import render_table
 from memory_layers.study.results import read_results
 from memory_layers.study.scale import load_scale, scale
@@ -68,6 +72,22 @@ def test_of_equal_recall_the_lower_loss_is_better_and_a_failed_run_is_worst() ->
     assert dict(state.best) == {LR: 2.0}
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in this process: to start one takes longer than these runs."""
+
+    def run_all(
+        jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
+    ) -> None:
+        for name in (name for name in jobs if read_result(folder / name) is None):
+            with suppress(FloatingPointError), recorded_failures(folder / name):
+                measure_run(*jobs[name], folder / name)
+            ended(name)
+
+    monkeypatch.setattr("memory_layers.study.runs.run_all", run_all)
+    monkeypatch.setattr("memory_layers.study.tune.run_all", run_all)
+
+
 def write_study(folder: Path, **changes: object) -> Path:
     values = {
         "name": "x",
@@ -88,6 +108,7 @@ def write_study(folder: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
     path = write_study(
         tmp_path,
@@ -117,6 +138,7 @@ def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == before
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_of_sizes_trains_each_cell_at_its_best(tmp_path: Path) -> None:
     memory = {name: MEMORY[name] for name in ("layers", "top_k", "heads")}
     path = write_study(tmp_path, bases={"a": {}}, slots=[64], memory=memory)
