@@ -119,6 +119,7 @@ def test_a_ratio_is_written_with_the_ends_that_are_known(
     row = dict(zip(("low", "high"), ends, strict=True), ratio=2.0, bound=">")
     assert ratio_text(row) == says
     assert ratio_text({**row, "ratio": None}) == "\u2013"
+    assert ratio_text({**row, "ratio": 1 / 16, "bound": "<"}).startswith("< 0.0625 ×")
 
 
 def test_a_variant_that_guesses_half_or_never_reaches_it(

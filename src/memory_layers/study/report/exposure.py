@@ -255,8 +255,9 @@ def _with_ends(text: str, ends: str) -> str:
 
 
 def _three(value: float) -> str:
-    """Write a number with three digits, or all of those before the point."""
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+    """Write a number with three digits or more, and with four places after the point at most."""
+    places = 4 if 0 < value < 0.09995 else 3 if 0 < value < 0.9995 else 2
+    return f"{value:.{places if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _estimate(row: Mapping[str, Any], what: str) -> Cell:
