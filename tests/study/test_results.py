@@ -19,7 +19,8 @@ from memory_layers.study.results import check_results, is_sweep, read_results
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 COMMITTED = [
     *(path for path in EXPERIMENTS.glob("0[0-4]-*/results.json") if "allocator" not in str(path)),
-    *EXPERIMENTS.glob("*/sweep.json"),
+    *EXPERIMENTS.glob("*/history/results.json"),
+    *EXPERIMENTS.glob("*/history/sweep.json"),
     *EXPERIMENTS.glob("02-recipe/*.json"),
 ]
 STUDY = make_up(("dense", "memory_plus", "moe_fine"), 2)
@@ -42,6 +43,20 @@ STUDY["guessers"] = {
     "capital_of": {"facts": 9, "heldout": 4, "asked": 4, "chance": 0.5, "majority": 0.1,
                    "neighbour": 0.2, "prefix": 0.0},
 }  # fmt: skip
+TRIED = {
+    "optim.lr": 0.1,
+    "status": "ok",
+    "question_heldout": 0.5,
+    "answer_nll": 1.0,
+    "seconds": 9.0,
+}
+STUDY["rates"] = {
+    "seed": 1000,
+    "fields": ["optim.lr"],
+    "variants": {
+        "dense": {"best": {"optim.lr": 0.1}, "edges": {"optim.lr": "lowest"}, "tried": [TRIED]}
+    },
+}
 SWEEP = make_results()
 
 
@@ -114,6 +129,9 @@ def test_what_was_measured_before_is_read(path: Path) -> None:
         (put("runs.0.facts.code.p_seen", "0 1 10001"), "p_seen must be whole numbers up to 10000"),
         (put("runs.0.facts.code.p_unseen", "7 8"), "code.p_unseen must be of 3 facts, got 2"),
         (take("runs.0.facts.code.p_seen"), "runs[0].facts.code.p_seen is missing"),
+        (put("rates.fields", ["optim.x"]), "rates.fields[0] must be one of optim.lr, optim.value"),
+        (take("rates.variants.dense.tried.0.status"), "dense.tried[0].status is missing"),
+        (put("rates.variants.dense.best", {}), "edges must name a field of best, got 'optim.lr'"),
         # Nobody would see that a report leaves them out.
         (put("runs.0.recall", None), "runs[0].recall must be a mapping, got None"),
         (put("runs.0.recall.question_heldout", None), "question_heldout must be a number from 0"),

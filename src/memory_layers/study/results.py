@@ -207,22 +207,24 @@ _RUN: Mapping[str, checks.Check] = {
 _RATES = dict.fromkeys(RATES, _AMOUNT)
 _TRIED = {"status": _STATUS, "error": _TEXT, "question_heldout": _SHARE,
           **dict.fromkeys(("answer_nll", "seconds", "text_nll"), _AMOUNT)}  # fmt: skip
+
+
+def _swept(value: Any, where: str) -> None:  # noqa: ANN401
+    fields = {
+        "best": checks.record({}, _RATES),
+        "edges": checks.map_of(checks.one_of("lowest", "highest")),
+        "tried": checks.list_of(checks.record({"status": _STATUS}, {**_RATES, **_TRIED})),
+    }
+    checks.record(fields, {})(value, where)
+    for field in value["edges"]:
+        _known(field, value["best"], "a field of best", f"{where}.edges")
+
+
 _SWEPT = checks.record(
     {
         "seed": _COUNT,
         "fields": checks.list_of(checks.one_of(*RATES)),
-        "variants": checks.map_of(
-            checks.record(
-                {
-                    "best": checks.record({}, _RATES),
-                    "edges": checks.map_of(checks.one_of("lowest", "highest")),
-                    "tried": checks.list_of(
-                        checks.record({"status": _STATUS}, {**_RATES, **_TRIED})
-                    ),
-                },
-                {},
-            )
-        ),
+        "variants": checks.map_of(_swept),
     },
     {},
 )
