@@ -52,9 +52,9 @@ def demo_section() -> str:
     return (
         f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports are "
         f"read in several wordings. Of questions about {facts['heldout']:,} airports of which none "
-        f"was shown, {', '.join(parts)}. Time zone and country can partly be guessed from an airport's name. "
-        f"One seed, on {results['device']}, with other work on them; [what was tried, and where "
-        "wide dense models come level](experiments/00-demo/README.md)."
+        f"was shown, {', '.join(parts)}. Time zone and country can partly be guessed "
+        f"from an airport's name. One seed, on {results['device']}, with other work on them; [what "
+        "was tried, and where wide dense models come level](experiments/00-demo/README.md)."
     )
 
 
