@@ -11,6 +11,7 @@ ended: with the checkpoints in RUNS, and where these are gone with the runs in O
 import argparse
 import gc
 import json
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -56,7 +58,7 @@ class Headline:
 
     Args:
         config: Variants, seeds and rates to try.
-        packed: What pack.py wrote.
+        packed: What pack.py wrote, unpacked.
         out: Gets results.json.
         runs: Gets the folders of runs.
         stop: Asks the runs to stop.
@@ -242,6 +244,23 @@ def read_size(config: Path, size: str, out: Path) -> CompareConfig:
     return load_compare(path)
 
 
+@contextmanager
+def unpacked(folder: Path) -> Generator[Path]:
+    """Unpack what pack.py wrote for the time of the block.
+
+    Raises:
+        UserError: It is not there.
+    """
+    with TemporaryDirectory() as place:
+        for name in ("data", "sweep"):
+            archive = folder / f"{name}.tar.gz"
+            if not archive.is_file():
+                raise UserError(f"{archive} is not there. hint: python pack.py {folder}")
+            shutil.unpack_archive(archive, Path(place) / name, filter="data")
+        shutil.copy(folder / "about.json", place)
+        yield Path(place)
+
+
 def say(text: str) -> None:
     """Print a line with the seconds since the start."""
     sys.stderr.write(f"[{time.monotonic() - STARTED:4.0f} s] {text}\n")
@@ -274,14 +293,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("gpu.yaml"))
     given = parser.parse_args(arguments)
     logging.disable_progress_bar()
-    # Evaluation is in fp32, which has no matrix units of its own.
-    torch.set_float32_matmul_precision("high")
+    if torch.cuda.is_available():
+        # Evaluation is in fp32, which has no matrix units of its own.
+        torch.set_float32_matmul_precision("high")
     given.out.mkdir(parents=True, exist_ok=True)
     try:
         config = read_size(given.config, given.size, given.out)
-        with stopped_after(given.seconds) as stop:
+        with stopped_after(given.seconds) as stop, unpacked(given.data) as packed:
             runs = (given.runs or given.out / "runs") / given.size
-            Headline(config, given.data, given.out, runs, stop, given.steps).train()
+            Headline(config, packed, given.out, runs, stop, given.steps).train()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
