@@ -51,6 +51,8 @@ from memory_layers.train.interrupt import StopSignal
 STARTED = time.monotonic()
 # Of the steps of a run.
 WARMUP, EVALUATIONS = 0.1, 4
+# Questions of each kind that runs at a rate that is tried are asked: asking takes time, too.
+TRIED_ITEMS = 1000
 
 
 class Headline:
@@ -121,7 +123,8 @@ class Headline:
         folder = self._runs / "sweep"
         if name not in self._rates["variants"]:
             run = _with_steps(with_seed(self._variants[name], sweep.seed), self._other, self._steps)
-            run = replace(run, train=replace(run.train, eval_every=0))
+            train = replace(run.train, eval_every=0, final_items=TRIED_ITEMS)
+            run = replace(run, train=train)
 
             def train_all(jobs: Mapping[str, Job]) -> None:
                 for title, job in jobs.items():
@@ -286,7 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, help="what pack.py wrote")
     parser.add_argument("out", type=Path, help="folder for results.json")
-    parser.add_argument("--size", required=True, help="of `sizes:` in the configuration")
+    parser.add_argument("--size", default="d384", help="of `sizes:` in the configuration")
     parser.add_argument("--seconds", type=float, default=520.0, help="until it is asked to stop")
     parser.add_argument("--steps", type=int, help="of a run, for a rehearsal: an epoch without it")
     parser.add_argument("--runs", type=Path, help="folder for runs, OUT/runs without it")
