@@ -61,6 +61,10 @@ def packed(tmp_path: Path, gpu: ModuleType) -> list[str]:
     pack = importlib.import_module("pack")
     assert pack.main(str(data), str(config)) == 0
     assert pack.main(str(data), str(config)) == 2
+    # They stay where it was packed.
+    shutil.rmtree(tmp_path / "cache")
+    for left in ("facts/facts.jsonl", "text.txt"):
+        (tmp_path / left).unlink()
     return [str(data), str(tmp_path / "out"), "--size", "tiny", "--config", str(config)]
 
 

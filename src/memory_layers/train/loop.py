@@ -72,8 +72,8 @@ def train(
             newest checkpoint, with the learning rates of the longer run from there on.
         out: Its folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, model/.
         show: Show the progress of the run.
-        data: What it is trained on, where it was prepared elsewhere. None: it is prepared here, as
-            `config.data` says.
+        data: What it is trained on, where it was prepared elsewhere, the same on all ranks. None:
+            it is prepared here, as `config.data` says.
 
     Raises:
         UserError: `out` holds another run or one on other data, another process works there, the
