@@ -1,6 +1,6 @@
 """The generated parts of the headline: what a fact costs in statements, with memory and without."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from memory_layers.common.text import markdown_table as table
@@ -13,10 +13,13 @@ from memory_layers.study.exposure import (
     lift_rows,
     read_curves,
 )
+from memory_layers.study.guess import GUESSERS
 from memory_layers.study.half_recall import half_ratios, half_rows
 from memory_layers.study.report import comparisons, summary_table
+from memory_layers.study.report.exposure import half_text, ratio_text
+from memory_layers.study.report.guessing import unstated_recall
 from memory_layers.study.summary import finished
-from tools.results_sections import about, load, missing
+from tools.results_sections import about, interval_text, load, mean_text, missing
 
 FOLDER = "01-headline"
 MEMORY = "memory_plus"
@@ -43,7 +46,7 @@ def table_section(file: str = "results.json", config: str = "compare") -> str:
         return _command(config)
     needs = {
         wording: {row["variant"]: row for row in half_rows(curves)}
-        for wording in ("unseen", "seen")
+        for wording in WORDINGS
         if (curves := read_curves(results, wording))
     }
     rows = []
@@ -52,8 +55,8 @@ def table_section(file: str = "results.json", config: str = "compare") -> str:
         if row["seeds"]:
             rows.append((
                 f"`{name}`", str(row["seeds"]),
-                *(_half(by_variant.get(name)) for by_variant in needs.values()),
-                _mean(row["question_heldout"]), _mean(row["text_nll"]),
+                *(_need(by_variant.get(name)) for by_variant in needs.values()),
+                mean_text(row["question_heldout"]), mean_text(row["text_nll"]),
                 f"{short_number(row['flops_per_token'])} ({row['flops_ratio']:.2f} ×)",
                 f"{short_number(row['params_total'])}",
                 f"{row['seconds']:,.0f} ({row['seconds_ratio']:.2f} ×)",
@@ -85,13 +88,14 @@ def claims_section(file: str = "results.json", config: str = "compare") -> str:
         other = entry["reference"]
         rows.append((
             f"needs fewer statements for half recall than `{other}`",
-            _half(needs[MEMORY]), _half(needs[other]), f"{_verdict(entry)}: {_ratio(entry)}",
+            half_text(needs[MEMORY]), half_text(needs[other]),
+            f"{_verdict(entry)}: {ratio_text(entry)}",
         ))  # fmt: skip
     for other, entry in texts.items():
         said = {"below": "holds", "above": "does not hold"}.get(entry["verdict"], entry["verdict"])
         rows.append((
             f"has no higher loss on running text than `{other}`",
-            _mean(losses[MEMORY]), _mean(losses[other]), f"{said}: {_interval(entry)}",
+            mean_text(losses[MEMORY]), mean_text(losses[other]), f"{said}: {interval_text(entry)}",
         ))  # fmt: skip
     return table((f"`{MEMORY}`", "its figure", "the other's", ""), rows)
 
@@ -104,8 +108,8 @@ def short_section() -> str:
         return _command()
     needs = {row["variant"]: row for row in half_rows(curves)}
     rows = [
-        (f"than {WORDS[entry['reference']]}", _half(needs[MEMORY]),
-         _half(needs[entry["reference"]]), f"{_verdict(entry)}: {_ratio(entry)}")
+        (f"than {WORDS[entry['reference']]}", half_text(needs[MEMORY]),
+         half_text(needs[entry["reference"]]), f"{_verdict(entry)}: {ratio_text(entry)}")
         for entry in half_ratios(curves, [MEMORY])
         if entry["reference"] in WORDS
     ]  # fmt: skip
@@ -120,10 +124,10 @@ def short_section() -> str:
     )
 
 
-def levels_section(wording: str = "unseen") -> str:
-    """Return recall by the number of statements."""
+def levels_section() -> str:
+    """Return recall of questions by the number of statements."""
     results = load(FOLDER)
-    curves = read_curves(results, WORDINGS[WORDINGS.index(wording)]) if results else None
+    curves = read_curves(results, "unseen") if results else None
     if curves is None:
         return _command()
     levels = curves.levels.tolist()
@@ -146,7 +150,7 @@ def lift_section() -> str:
         (
             f"`{row['variant']}`",
             f"{row['lift']:.3f} ({row['lift_low']:.3f} to {row['lift_high']:.3f})",
-            _interval(less[row["variant"]]) if row["variant"] in less else "–",
+            interval_text(less[row["variant"]]) if row["variant"] in less else "–",
         )
         for row in lift_rows(curves)
     ]
@@ -165,7 +169,7 @@ def relations_section() -> str:
         if curves is not None:
             needs = {row["variant"]: row for row in half_rows(curves)}
             answers = results["exposure"][name]["answers"]
-            cells = (_half(needs[variant], ends=False) for variant in whole.seeds)
+            cells = (half_text(needs[variant], ends=False) for variant in whole.seeds)
             rows.append((f"`{name}`", f"{answers:,}", *cells))
     return table(("Relation", "answers", *(f"`{name}`" for name in whole.seeds)), rows)
 
@@ -175,21 +179,17 @@ def guess_section() -> str:
     results = load(FOLDER)
     if results is None or "guessers" not in results:
         return _command()
-    unstated: dict[str, dict[str, list[float]]] = {}
-    for run in filter(finished, results["runs"]):
-        for relation, answered in (run.get("facts") or {}).items():
-            counts = results["exposure"][relation]["statements"].split()
-            right = [int(r) for r, k in zip(answered["unseen"], counts, strict=True) if k == "0"]
-            share = sum(right) / len(right)
-            unstated.setdefault(relation, {}).setdefault(run["variant"], []).append(share)
     rows = []
     for relation, found in results["guessers"].items():
-        means = {n: sum(v) / len(v) for n, v in unstated.get(relation, {}).items()}
-        best = max(means, key=lambda name: means[name]) if means else None
-        keys = ("chance", "majority", "neighbour", "prefix")
-        most = "–" if best is None else f"{means[best]:.3f} (`{best}`)"
-        rows.append((f"`{relation}`", f"{found['facts']:,}", *(f"{found[k]:.3f}" for k in keys),
-                     most))  # fmt: skip
+        known: dict[str, list[float]] = {}
+        for run in filter(finished, results["runs"]):
+            share = unstated_recall(results, run, relation)
+            if share is not None:
+                known.setdefault(run["variant"], []).append(share)
+        means = [(sum(shares) / len(shares), name) for name, shares in known.items()]
+        most = "–" if not means else "{:.3f} (`{}`)".format(*max(means))
+        cells = (f"{found[guesser]:.3f}" for guesser in GUESSERS)
+        rows.append((f"`{relation}`", f"{found['facts']:,}", *cells, most))
     head = ("Relation", "facts", "chance", "most frequent answer", "nearest name",
             "longest prefix", "best of all models where never stated")  # fmt: skip
     return table(head, rows)
@@ -203,24 +203,17 @@ def rates_section(file: str = "results.json", config: str = "compare") -> str:
         return _command(config)
     rows: list[tuple[str, ...]] = []
     for name, swept in rates["variants"].items():
-        cells = []
-        for field in rates["fields"]:
-            at = {f: v for f, v in swept["best"].items() if f != field}
-            tried = [
-                run
-                for run in swept["tried"]
-                if field in run
-                and set(run) & set(rates["fields"]) <= {field, *_before(rates, field)}
-                and all(run.get(f) == v for f, v in at.items() if f in _before(rates, field))
-            ]
-            cells.append(", ".join(_tried(run, field, swept["best"]) for run in tried) or "–")
+        # Fields are swept one after the other: a run is of the last that it names.
+        of: dict[str, list[Mapping[str, Any]]] = {field: [] for field in rates["fields"]}
+        for run in swept["tried"]:
+            of[[field for field in of if field in run][-1]].append(run)
+        cells = [
+            ", ".join(_tried(run, field, swept["best"]) for run in runs) or "–"
+            for field, runs in of.items()
+        ]
         edges = ", ".join(f"{field} {edge}" for field, edge in swept["edges"].items())
         rows.append((f"`{name}`", *cells, edges or "none"))
     return table(("Variant", *(f"{f}: recall" for f in rates["fields"]), "best at an edge"), rows)
-
-
-def _before(rates: Mapping[str, Any], field: str) -> Sequence[str]:
-    return rates["fields"][: rates["fields"].index(field)]
 
 
 def _tried(run: Mapping[str, Any], field: str, best: Mapping[str, float]) -> str:
@@ -241,29 +234,13 @@ def sizes_section() -> str:
             continue
         needs = {row["variant"]: row for row in half_rows(curves)}
         ratios = {row["reference"]: row for row in half_ratios(curves, [MEMORY])}
-        told = "; ".join(f"`{n}` {_ratio(ratios[n])}" for n in names[1:] if n in ratios)
-        rows.append((width, *(_half(needs.get(n)) for n in names), told))
-    return table(("Width", *(f"`{n}`" for n in names), "times as many"), rows)
+        told = "; ".join(f"`{n}` {ratio_text(ratios[n])}" for n in names[1:] if n in ratios)
+        rows.append((width, *(_need(needs.get(n)) for n in names), told))
+    return table(("Width", *(f"`{n}`" for n in names), f"others need, × `{MEMORY}`"), rows)
 
 
-def _half(row: Mapping[str, Any] | None, *, ends: bool = True) -> str:
-    if row is None:
-        return "–"
-    most = f"> {row['most']}"
-    text = most if row["exposures"] is None else _three(row["exposures"])
-    if not ends or row["low"] is None:
-        return text
-    return (
-        f"{text} ({_three(row['low'])} to {most if row['high'] is None else _three(row['high'])})"
-    )
-
-
-def _ratio(row: Mapping[str, Any]) -> str:
-    if row["ratio"] is None:
-        return "–"
-    high = "∞" if row["high"] is None else _three(row["high"])
-    low = "0" if row["low"] is None else _three(row["low"])
-    return f"{row['bound']} {_three(row['ratio'])} × ({low} to {high})".strip()
+def _need(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None else half_text(row)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -272,19 +249,3 @@ def _verdict(row: Mapping[str, Any]) -> str:
     if row["high"] is not None and row["high"] < 1:
         return "does not hold"
     return "not distinguishable"
-
-
-def _interval(entry: Mapping[str, Any]) -> str:
-    ends = "" if entry["low"] is None else f" ({entry['low']:+.3f} to {entry['high']:+.3f})"
-    return f"{entry['difference']:+.3f}{ends}"
-
-
-def _mean(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "–"
-    half = found.get("half")
-    return f"{found['mean']:.3f}" + (f" ± {half:.3f}" if half is not None else "")
-
-
-def _three(value: float) -> str:
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"

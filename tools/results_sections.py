@@ -128,13 +128,14 @@ def _differences(entries: Sequence[Mapping[str, Any]], key: str, title: str) -> 
     lines = [f"| {title} | of | difference (95 %) | verdict |", "|:---|:---|---:|:---|"]
     for entry in entries:
         lines.append(
-            f"| `{entry[key]}` | {names[entry['measure']]} | {_interval(entry)} | "
+            f"| `{entry[key]}` | {names[entry['measure']]} | {interval_text(entry)} | "
             f"{entry['verdict']} |"
         )
     return "\n".join(lines)
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
+def interval_text(entry: Mapping[str, Any]) -> str:
+    """Write a difference of `comparisons` with its interval."""
     ends = "" if entry["low"] is None else f" ({entry['low']:+.3f} to {entry['high']:+.3f})"
     return f"{entry['difference']:+.3f}{ends}"
 
@@ -177,7 +178,7 @@ def ablation_section(folder: str) -> str:
     for row in summary_table(results):
         theirs = PAPER.get(row["variant"])
         printed = ["–"] * 4 if theirs is None else [theirs[0], *(f"{v:.2f}" for v in theirs[1:])]
-        ours = [_mean(row[key]) for key in ("question_heldout", "answer_nll")]
+        ours = [mean_text(row[key]) for key in ("question_heldout", "answer_nll")]
         lines.append("| " + " | ".join([f"`{row['variant']}`", *ours, *printed]) + " |")
     return "\n".join(lines) + f"\n\n{about(results)}"
 
@@ -213,7 +214,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
+def mean_text(found: Mapping[str, Any] | None) -> str:
+    """Write a mean of `summary_table` with half of its interval, or a dash."""
     if found is None:
         return "–"
     half = found.get("half")
@@ -226,7 +228,12 @@ def scaling_section(folder: str) -> str:
     if results is None:
         return missing("memory-layers scale scale")
     rows = [
-        (f"`{row['base']}`", f"{row['slots']:,}", _mean(row["recall"]), _mean(row["answer_nll"]))
+        (
+            f"`{row['base']}`",
+            f"{row['slots']:,}",
+            mean_text(row["recall"]),
+            mean_text(row["answer_nll"]),
+        )
         for row in scale_rows(results)
     ]
     done = sum(run["status"] == "ok" for run in results["runs"])

@@ -593,6 +593,15 @@ def test_statement_probes_are_in_the_documents() -> None:
     assert 80 <= sum(probe.relation == "capital" for probe in probed) < 200
 
 
+def test_a_number_of_statements_that_nobody_is_asked_about_is_refused() -> None:
+    facts = many(8, ("capital",))
+    assert build_corpus(facts, exposures=(0, 1, 2, 4))
+    with pytest.raises(
+        UserError, match=r"must be 4 numbers at most, .* got 5: .* stated 8 times. hint: give fewer"
+    ):
+        build_corpus(facts, exposures=(0, 1, 2, 4, 8))
+
+
 def test_without_exposures_each_wording_counts() -> None:
     assert {probe.exposures for probe in build_corpus(many(9, ("capital",))).probes} == {2}
 

@@ -196,11 +196,14 @@ def test_dense_recall_of_unstated_facts_is_shown(tmp_path: Path) -> None:
     results = make_up(("dense", "dense_2x", "memory_plus"), seeds=2)
     results["kinds"]["dense_2x"] = "dense"
     results["guessers"] = {"airport_iata": guessed(0.4), "capital_of": guessed(0.4)}
-    results["exposure"] = {"airport_iata": {"statements": "0 8 0 1 0 0"}}
+    results["exposure"] = {
+        "airport_iata": {"subjects": "0 1 2 3 4 5", "statements": "0 8 0 1 0 0", "answers": 6}
+    }
     unseen = {"dense": ("010000", "000000"), "dense_2x": ("110001", "011100"),
               "memory_plus": ("111111", "111111")}  # fmt: skip
     for run in results["runs"]:
-        run["facts"] = {"airport_iata": {"unseen": unseen[run["variant"]][run["seed"]]}}
+        answers = unseen[run["variant"]][run["seed"]]
+        run["facts"] = {"airport_iata": {"unseen": answers, "p_unseen": "0 0 0 0 0 0"}}
         share = 0.9 if run["variant"] == "memory_plus" else 0.125
         run["recall_by_exposures"] = [{"exposures": 0, "facts": 4, "recall": share}]
     page = write_report(results, tmp_path).read_text(encoding="utf-8")
@@ -213,6 +216,9 @@ def test_dense_recall_of_unstated_facts_is_shown(tmp_path: Path) -> None:
     assert rows["capital_of"][6] == "\u2013"
     assert rows["all relations"][6] == "0.125"
     assert "among data.exposures" not in page
+    # Nor where no model is dense.
+    results["runs"] = [run for run in results["runs"] if run["variant"] == "memory_plus"]
+    assert "among data.exposures" not in write_report(results, tmp_path).read_text("utf-8")
 
 
 def test_table_is_told_before_training(capsys: pytest.CaptureFixture[str]) -> None:

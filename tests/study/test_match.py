@@ -55,6 +55,11 @@ def test_nothing_is_changed_unasked(tmp_path: Path) -> None:
     }
 
 
+def test_tokens_are_those_of_variants_that_all_set_them(tmp_path: Path) -> None:
+    own = {name: {"kind": name, "train": {"steps": 7}} for name in ("dense", "memory_plus")}
+    assert matched(tmp_path, own).record["tokens"] == 7 * 2 * 16
+
+
 def test_flops_are_those_of_the_dense_model(tmp_path: Path) -> None:
     kinds = ["dense", "memory_plus", "moe_expert_choice", "moe_fine"]
     variants = {**{kind: kind for kind in kinds}, "dense_2x": {"kind": "dense", "times": 2}}

@@ -221,7 +221,7 @@ def test_page_says_who_was_trained_for_as_long(tmp_path: Path) -> None:
     check_results(results, "results.json")
     text = text_of(write_report(results, tmp_path).read_text("utf-8"))
     assert "Every variant was trained on" not in text
-    assert "train for the same time, of 100 s by steps that were timed before." in text
+    assert "train for the same time: 100 s, by steps that were timed before training." in text
     # 101 s in the mean where the reference took 106.
     assert "the furthest from the reference in fact is dense, by −4.7 %." in text
     head = "Variant Matched by FLOPs off the target Seconds off the target"

@@ -109,7 +109,8 @@ def test_a_folder_holds_one_measurement(tmp_path: Path, measured: list) -> None:
     other_batch = replace(config, base=replace(base, train=replace(base.train, batch_size=3)))
     match(other_batch, out)
     assert len(measured) == 2
-    (out / "runs" / "dense-seed0" / "model").mkdir(parents=True)
+    # One of a sweep of learning rates counts too.
+    (out / "sweep" / "dense-lr0.1" / "model").mkdir(parents=True)
     assert match(other_batch, out).record["seconds"] == first.record["seconds"]
     with pytest.raises(
         UserError, match=r"got dense with another train.batch_size, .*another --out"

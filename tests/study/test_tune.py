@@ -1,7 +1,9 @@
 """Learning rates swept before a study: the search, its errors, and what is trained with."""
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,19 @@ import yaml
 from tests_support import SHAPE, write_facts
 
 from memory_layers.common.errors import UserError
+from memory_layers.config import MemoryConfig
+from memory_layers.data.config import DataConfig
+from memory_layers.study import tune
 from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
 from memory_layers.study.measure import measure_run
 from memory_layers.study.outcome import read_result, recorded_failures
+from memory_layers.study.rates import Sweep
 from memory_layers.study.report import render_table
 from memory_layers.study.results import read_results
 from memory_layers.study.scale import load_scale, scale
-from memory_layers.study.tune import search
+from memory_layers.study.tune import search, sweep_rates
+from memory_layers.train.config import ModelConfig, OptimConfig, RunConfig
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 LR, VALUE_LR = "optim.lr", "optim.value_lr"
@@ -72,6 +79,75 @@ def test_of_equal_recall_the_lower_loss_is_better_and_a_failed_run_is_worst() ->
     assert dict(state.best) == {LR: 2.0}
 
 
+def test_where_all_values_of_a_field_fail_nothing_more_is_swept() -> None:
+    fails = {2.0**n: -1.0 for n in range(-9, 9)}
+    best, _, order = found({LR: (1.0, 2.0), VALUE_LR: (1.0, 2.0)}, {LR: fails, VALUE_LR: fails})
+    assert best == {}
+    assert order == [1.0, 2.0, 0.5, 0.25, 0.125, 0.0625]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs of a sweep take no time: those of rates below 1 recall as much, others fail."""
+    names = []
+
+    def fake(jobs: Mapping[str, Any], folder: Path, *_: object) -> None:
+        for name in (name for name in jobs if read_result(folder / name) is None):
+            names.append(name)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            optim = jobs[name][2].optim
+            share = max(optim.lr, optim.value_lr or 0.0)
+            told = {"question_heldout": share}
+            result = {"status": "ok", "recall": told, "answer_nll": told, "seconds": 1.0}
+            failure = {"status": "killed", "error": "the process was killed"}
+            file, content = ("result", result) if share < 1 else ("failure", failure)
+            (folder / name / f"{file}.json").write_text(json.dumps(content))
+
+    monkeypatch.setattr(tune, "prepare_runs", lambda *_: {})
+    monkeypatch.setattr(tune, "claim_runs", lambda *_: None)
+    monkeypatch.setattr(tune, "run_all", fake)
+    return names
+
+
+DENSE = RunConfig(name="x", model=ModelConfig(), data=DataConfig())
+
+
+def test_a_run_that_failed_is_tried_again_until_its_variant_is_trained(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    sweep = Sweep(values={LR: (0.1, 0.2, 1.0)}, seed=7)
+    runs, first = sweep_rates({"x": DENSE}, sweep, tmp_path, 1, 1)
+    assert runs["x"].optim.lr == 0.2
+    assert trained == ["x-lr0.1", "x-lr0.2", "x-lr1.0"]
+    assert sweep_rates({"x": DENSE}, sweep, tmp_path, 1, 1)[1] == first
+    assert trained[3:] == ["x-lr1.0"]
+    (tmp_path / "runs" / "x-seed0" / "model").mkdir(parents=True)
+    assert sweep_rates({"x": DENSE}, sweep, tmp_path, 1, 1)[1] == first
+    assert len(trained) == 4
+
+
+def test_rates_that_are_nearly_the_same_are_both_tried(tmp_path: Path, trained: list[str]) -> None:
+    sweep = Sweep(values={LR: (0.1, 0.2000001, 0.2000002, 1.0)}, seed=7)
+    runs, _ = sweep_rates({"x": DENSE}, sweep, tmp_path, 1, 1)
+    assert runs["x"].optim.lr == 0.2000002
+    assert len(trained) == 4
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("field", [LR, VALUE_LR])
+def test_a_variant_that_fails_at_all_values_is_named(tmp_path: Path, field: str) -> None:
+    run = replace(
+        DENSE, memory=MemoryConfig(layers=(1,), sub_keys=8, top_k=4), optim=OptimConfig(lr=0.1)
+    )
+    sweep = Sweep(values={LR: (0.1, 0.2, 1.0), VALUE_LR: (0.1, 0.2, 1.0), field: (90.0, 99.0)},
+                  seed=7)  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=rf"sweep\.{field}: x must finish .* got 6 .*'the process was killed': .*logs",
+    ):
+        sweep_rates({"x": run}, sweep, tmp_path, 1, 1)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train in this process: to start one takes longer than these runs."""
@@ -86,6 +162,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("memory_layers.study.runs.run_all", run_all)
     monkeypatch.setattr("memory_layers.study.tune.run_all", run_all)
+    # Plots take longer than these runs, too.
+    monkeypatch.setattr("memory_layers.study.report.comparison.draw_plots", lambda *_: {})
 
 
 def write_study(folder: Path, **changes: object) -> Path:
@@ -164,11 +242,19 @@ def test_rates_that_may_not_be_the_best_are_warned_of() -> None:
         ({"sweep": [1]}, r"sweep must be a mapping"),
         ({"sweep": {}}, r"sweep names no field"),
         ({"sweep": {"optim.lrr": [1e-3, 2e-3]}}, r"unknown field 'optim\.lrr'.*optim\.lr"),
-        ({"sweep": {LR: [2e-3, 1e-3]}}, r"two rising numbers above 0 or more, got \[0\.002"),
-        ({"sweep": {LR: [1e-3]}}, "two rising numbers"),
-        ({"sweep": {LR: 1e-3}}, "two rising numbers"),
-        ({"sweep": {LR: [0, 1]}}, "two rising numbers"),
-        ({"sweep": {LR: [1e-3, 2e-3], "seed": 1}, "seeds": [0, 1]}, "another than the seeds"),
+        ({"sweep": {LR: [2e-3, 1e-3]}}, r"two or more numbers above 0, rising, got \[0\.002"),
+        ({"sweep": {LR: [1e-3]}}, "two or more numbers"),
+        ({"sweep": {LR: 1e-3}}, "two or more numbers"),
+        ({"sweep": {LR: [0, 1]}}, "two or more numbers"),
+        (
+            {"sweep": {LR: [1e-3, 2e-3], "seed": 1}, "seeds": [0, 1]},
+            r"another than the seeds of the study, got 1: .*hint: sweep: \{seed: 1000\}",
+        ),
+        # Its facts would be those of the study.
+        (
+            {"sweep": {LR: [1e-3, 2e-3], "seed": 0}, "seeds": [1]},
+            r"sweep\.seed must be another than data\.seed, got 0",
+        ),
         ({"sweep": {LR: [1e-3, 2e-3], "seed": -1}}, r"sweep\.seed"),
         (
             {"variants": {"a": {"kind": "dense", "optim": {"lr": 1e-3}}}},

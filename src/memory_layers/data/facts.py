@@ -217,7 +217,8 @@ def build_corpus(
 
     Raises:
         ValueError: `shown_fraction` is not between 0 and 1.
-        UserError: It leaves one side of the split without a subject.
+        UserError: It leaves one side of the split without a subject, or a number of statements
+            without a held-out one.
     """
     if not 0 < shown_fraction < 1:
         raise ValueError(f"shown_fraction must be between 0 and 1, got {shown_fraction}")
@@ -230,6 +231,12 @@ def build_corpus(
             "give more facts or another fraction"
         )
     dealt = _deal(facts.facts, shown, exposures, seed) if exposures else {}
+    if unasked := sorted(set(exposures) - {dealt.get(name) for name in subjects - shown}):
+        raise UserError(
+            f"exposures must be {len(subjects) - len(shown)} numbers at most, as many as there are "
+            f"held-out subjects, got {len(exposures)}: nobody is asked about facts that are stated "
+            f"{', '.join(map(str, unasked))} times. hint: give fewer numbers or more facts"
+        )
     statements_of = {
         name: [cut_template(statement) for statement in templates.statements]
         for name, templates in facts.templates.items()

@@ -25,6 +25,8 @@ def compare(
     """Run a comparison and write OUT/results.json, OUT/report.html and OUT/plots/.
 
     results.json is there as soon as the first run has ended, with `complete` false until all have.
+    Before that, steps are timed where variants are matched by seconds, into OUT/step_seconds.json,
+    and learning rates are swept where the comparison says so, in OUT/sweep.
 
     Args:
         config: Variants and seeds.
@@ -38,9 +40,11 @@ def compare(
 
     Raises:
         UserError: `out` holds another comparison or one on other data, another process works there,
-            there are no facts to ask for, or the data is malformed.
+            there are no facts to ask for, the data is malformed, steps cannot be timed, or a
+            variant fails at all learning rates.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
+    config.check_sweep()
     with alone_in(out):
         variants = config.variants()
         prepared = prepare_runs(variants.values(), "a comparison")
@@ -55,7 +59,6 @@ def compare(
         matched = match_seconds(config, matched, out, workers, threads)
         variants, rates = matched.variants, None
         if config.sweep is not None:
-            config.check_sweep()
             variants, rates = sweep_rates(variants, config.sweep, out, workers, threads)
         jobs = config.jobs(variants)
         about = {

@@ -70,7 +70,7 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
         if variants == before:
             break
     record: dict[str, Any] = {
-        "tokens": tokens_of(config.base),
+        "tokens": common_tokens(variants),
         **dict.fromkeys(MEASURES),
     }
     for measure, reference in references.items():
@@ -89,6 +89,12 @@ def match_variants(config: CompareConfig, vocab_sizes: Mapping[str, int]) -> Mat
             },
         }
     return Matched(variants, record)
+
+
+def common_tokens(variants: Mapping[str, RunConfig]) -> int | None:
+    """Return how many tokens each variant is trained on, None where these differ."""
+    tokens = {tokens_of(run) for run in variants.values()}
+    return tokens.pop() if len(tokens) == 1 else None
 
 
 class _Matcher:

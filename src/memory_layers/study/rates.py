@@ -5,6 +5,7 @@ Next: tune.py, which tries them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from memory_layers.common.checks import check_seed
@@ -58,7 +59,7 @@ def read_sweep(entry: Any, where: str) -> Sweep | None:  # noqa: ANN401
         right = all(type(n) in (int, float) and 0 < n < float("inf") for n in numbers)
         if not right or len(numbers) < 2 or sorted(set(numbers)) != numbers:
             raise UserError(
-                f"{where}.{name} must be two rising numbers above 0 or more, got {given!r}. "
+                f"{where}.{name} must be two or more numbers above 0, rising, got {given!r}. "
                 f"{example}"
             )
         values[name] = tuple(map(float, numbers))
@@ -85,15 +86,18 @@ def check_sweep(
 
     Raises:
         UserError: A variant sets what is swept, its rates cannot be trained with, or the seed is
-            one of the study.
+            one of the study or of its data.
     """
     if sweep is None:
         return
-    if sweep.seed in seeds:
+    taken = {**dict.fromkeys(seeds, "the seeds of the study"),
+             **{run.data.seed: "data.seed" for run in runs.values()}}  # fmt: skip
+    if sweep.seed in taken:
+        free = next(seed for seed in count(SEED) if seed not in taken)
         raise UserError(
-            f"sweep.seed must be another than the seeds of the study, got {sweep.seed} of "
-            f"{list(seeds)}: a rate that is best for one seed by chance would count for it. "
-            "hint: leave it out"
+            f"sweep.seed must be another than {taken[sweep.seed]}, got {sweep.seed}: a rate that "
+            "is best by chance, for these facts or this seed, would count for it. "
+            f"hint: sweep: {{seed: {free}}}"
         )
     for name, own in changes.items():
         if set_twice := sorted(set(sweep.values) & set(flat_fields(own))):

@@ -281,7 +281,7 @@ _RESULTS = checks.record(
 
 
 def _fit(value: Any, where: str, most: float) -> None:  # noqa: ANN401
-    """checks.Check a law, or why there is none. Of what it predicts `most` is the largest value."""
+    """Check a law, or why there is none. Of what it predicts `most` is the largest value."""
     if isinstance(value, dict) and "reason" in value:
         _TEXT(value["reason"], f"{where}.reason")
         return

@@ -29,15 +29,23 @@ from memory_layers.data.prepare import PreparedData, prepare_data
 from memory_layers.study import outcome
 from memory_layers.train.claim import check_folder, claim_folder
 from memory_layers.train.config import RunConfig
+from memory_layers.train.folders import has_saved
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.metrics import METRICS, read_lines
 
+# Folders in that of a study: its runs, and those of a sweep of learning rates before them.
+RUNS, SWEEP = "runs", "sweep"
 SECONDS_BETWEEN_LOOKS = 0.5
 # For a worker of a comparison that was killed: it ends after its step.
 SECONDS_FOR_ORPHANS = 300.0
 
 # Variant, seed and configuration.
 Job = tuple[str, int, RunConfig]
+
+
+def has_begun(out: Path) -> bool:
+    """Tell whether any run in the folder of a study has saved something, one of a sweep too."""
+    return any(has_saved(run) for part in (RUNS, SWEEP) for run in (out / part).glob("*"))
 
 
 def prepare_runs(runs: Iterable[RunConfig], study: str) -> dict[DataConfig, PreparedData]:
@@ -87,12 +95,12 @@ def run_jobs(
         UserError: A folder holds another run, or one on other data.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
-    claim_runs(jobs, prepared, out / "runs")
+    claim_runs(jobs, prepared, out / RUNS)
     write = partial(
-        write_results, jobs, out / "runs", out / "results.json", about, workers, conclude=conclude
+        write_results, jobs, out / RUNS, out / "results.json", about, workers, conclude=conclude
     )
     ordered = {name: jobs[name] for name in order or jobs}
-    run_all(ordered, out / "runs", workers, threads, lambda _name: write(complete=False))
+    run_all(ordered, out / RUNS, workers, threads, lambda _name: write(complete=False))
     return write(complete=True)
 
 

@@ -20,11 +20,10 @@ from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
 from memory_layers.study.rates import Sweep, check_sweep, read_sweep
 from memory_layers.study.report import tell_guessers, write_scale_report
-from memory_layers.study.runs import Job, prepare_runs, run_jobs, workers_for
+from memory_layers.study.runs import Job, has_begun, prepare_runs, run_jobs, workers_for
 from memory_layers.study.tune import sweep_rates
 from memory_layers.train.claim import read_object
 from memory_layers.train.config import RunConfig
-from memory_layers.train.folders import has_saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +211,7 @@ def scale(
     results.json is there as soon as the first run has ended, with the fits of what there is and
     `complete` false until all have. A sweep that was stopped goes on where it was, and one can
     grow: runs that are in OUT are read back, whatever sizes, bases and seeds are asked for beside
-    them.
+    them. Where learning rates are swept, that comes first, in OUT/sweep.
 
     Args:
         config: Bases, memory sizes and seeds.
@@ -228,12 +227,13 @@ def scale(
 
     Raises:
         UserError: `out` holds another sweep or one on other data, another process works there,
-            there are no facts to ask for, or the data is malformed.
+            there are no facts to ask for, the data is malformed, or a model fails at all learning
+            rates.
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
+    config.check_sweep()
     with alone_in(out):
         cells, jobs = config.cells(), config.jobs()
-        config.check_sweep()
         prepared = prepare_runs([config.base], "a sweep")
         data = prepared[config.base.data]
         _claim_threads(out, threads)
@@ -275,8 +275,7 @@ def _claim_threads(out: Path, threads: int) -> None:
     """Hold a folder to the number of threads with which its runs have saved something."""
     path = out / "sweep.json"
     before = (read_object(path) or {}).get("threads")
-    has_runs = any(has_saved(run) for run in (out / "runs").glob("*"))
-    if has_runs and type(before) is int and before != threads:
+    if has_begun(out) and type(before) is int and before != threads:
         raise UserError(
             f"{out} holds a sweep of runs with {before} threads each, got {threads}. "
             f"hint: --threads {before}, or choose another --out"

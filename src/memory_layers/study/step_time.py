@@ -25,12 +25,12 @@ from memory_layers.common.files import write_json
 from memory_layers.common.progress import ProgressLine
 from memory_layers.common.provenance import device_name
 from memory_layers.data.prepare import prepare_data
-from memory_layers.study.config import CompareConfig, tokens_of
+from memory_layers.study.config import CompareConfig
 from memory_layers.study.fields import changed_fields
-from memory_layers.study.match import Matched
+from memory_layers.study.match import Matched, common_tokens
+from memory_layers.study.runs import has_begun
 from memory_layers.train.claim import read_object
 from memory_layers.train.config import RunConfig
-from memory_layers.train.folders import has_saved
 from memory_layers.train.interrupt import StopSignal
 from memory_layers.train.step import time_steps
 
@@ -96,10 +96,9 @@ def match_seconds(
         for name, run in runs.items()
     }
     variants = {**matched.variants, **timed}
-    tokens = {tokens_of(run) for run in variants.values()}
     record = {
         **matched.record,
-        "tokens": tokens.pop() if len(tokens) == 1 else None,
+        "tokens": common_tokens(variants),
         "seconds": {
             "reference": reference,
             "target": target,
@@ -229,7 +228,6 @@ def _settings(run: RunConfig) -> dict[str, Any]:
 def _read(out: Path, runs: Mapping[str, RunConfig]) -> dict[str, float] | None:
     """Return the seconds of a step of each run that were measured before. None: measure now."""
     path = out / STEP_SECONDS
-    has_runs = any(has_saved(run) for run in (out / "runs").glob("*"))
     found = (read_object(path) or {}).get("variants")
     variants = found if isinstance(found, dict) else {}
     step, wrong = {}, []
@@ -243,7 +241,7 @@ def _read(out: Path, runs: Mapping[str, RunConfig]) -> dict[str, float] | None:
                 wrong.append(f"none of {name}")
     if not wrong:
         return step
-    if has_runs:
+    if has_begun(out):
         raise UserError(
             f"{path}: must hold a measurement of the variants whose runs go on, got "
             f"{', '.join(wrong)}. hint: choose another --out, or delete the folder"

@@ -24,7 +24,7 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         One row a variant, in the order of the runs. `seeds` counts the finished runs and `failed`
         lists the others with their `seed`, `status` and `error`. Each of METRICS is what `spread`
         returns or, of costs, a mean, and None where nothing was measured. `flops_ratio` and
-        `seconds_ratio` are the ratios to the variant named in `flops_base`: "dense", or the first
+        `seconds_ratio` are the ratios to the variant named in `base`: "dense", or the first
         one measured.
     """
     rows = []
@@ -47,7 +47,7 @@ def summary_table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     dense = [row for row in costs if row["variant"] == "dense"]
     base = next(iter(dense or costs), None)
     for row in rows:
-        row["flops_base"] = base["variant"] if base else None
+        row["base"] = base["variant"] if base else None
         for key, ratio in (("flops_per_token", "flops_ratio"), ("seconds", "seconds_ratio")):
             least = base[key] if base else None
             row[ratio] = row[key] / least if least and row[key] else None

@@ -5,7 +5,7 @@ edge, values beyond it are tried. Next: compare.py and scale.py, which train eac
 was best, and runs.py, which trains what is tried.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from memory_layers.common.errors import UserError
 from memory_layers.study import outcome
 from memory_layers.study.config import with_seed
 from memory_layers.study.rates import Sweep, Values, swept_fields, with_rates
-from memory_layers.study.runs import Job, claim_runs, prepare_runs, run_all
+from memory_layers.study.runs import RUNS, SWEEP, Job, claim_runs, prepare_runs, run_all
 from memory_layers.study.summary import finished
 from memory_layers.train.config import RunConfig
+from memory_layers.train.folders import has_saved
 
 # Values of a field beyond those that the file gives.
 MOST_BEYOND = 4
 # Recall of held-out questions, and less the answer NLL for runs that recall as much.
 Score = tuple[float, float]
+FAILED: Score = (-1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ def sweep_rates(
 ) -> tuple[dict[str, RunConfig], dict[str, Any]]:
     """Find the best rates of each variant.
 
+    A run that failed is tried once more when the study goes on, as others are, but not when its
+    variant is being trained already: what was the best of it stays so.
+
     Args:
         runs: The full configuration of each variant.
         sweep: What is tried.
@@ -66,11 +71,16 @@ def sweep_rates(
     """
     asked = {name: _on_other_facts(run, sweep.seed) for name, run in runs.items()}
     prepared = prepare_runs(asked.values(), "a sweep of learning rates")
-    folder = out / "sweep"
+    folder = out / SWEEP
 
     def train_all(jobs: Mapping[str, Job]) -> None:
         claim_runs(jobs, prepared, folder)
-        run_all(jobs, folder, workers, threads, lambda _name: None)
+        again = {
+            title: job
+            for title, job in jobs.items()
+            if not ((folder / title / outcome.FAILURE).is_file() and _is_trained(job[0], out))
+        }
+        run_all(again, folder, workers, threads, lambda _name: None)
 
     best, record = find_rates(asked, sweep, folder, train_all)
     return {name: with_rates(run, best[name]) for name, run in runs.items()}, record
@@ -116,12 +126,8 @@ def find_rates(
         train_all(jobs)
         for title, (name, values) in named.items():
             tried[name][values] = outcome.read_outcome(name, sweep.seed, folder / title)
-    for name in runs:
-        if not any(map(finished, tried[name].values())):
-            raise UserError(
-                f"no learning rate of {name} gave a result: {folder} has their logs. "
-                "hint: lower rates under `sweep:`"
-            )
+    for name, found in searched.items():
+        _check_found(name, swept_fields(runs[name], sweep), found, tried[name], folder)
     record = {
         "seed": sweep.seed,
         "fields": list(sweep.values),
@@ -155,7 +161,7 @@ def search(
             scores = {value: score(point) for value, point in points.items()}
             if wanted := [points[value] for value, found in scores.items() if found is None]:
                 return Searched(wanted, best, edges)
-            winner = max(values, key=lambda value: scores[value] or (-1.0, 0.0))
+            winner = max(values, key=lambda value: scores[value] or FAILED)
             if winner not in (values[0], values[-1]):
                 break
             at_top = winner == values[-1]
@@ -165,6 +171,8 @@ def search(
                 values.append(_rounded(values[-1] ** 2 / values[-2]))
             else:
                 values.insert(0, _rounded(values[0] ** 2 / values[1]))
+        if scores[winner] == FAILED:
+            break
         best = points[winner]
     return Searched((), best, edges)
 
@@ -175,16 +183,38 @@ def _on_other_facts(run: RunConfig, seed: int) -> RunConfig:
     return with_seed(replace(run, data=replace(run.data, seed=seed), train=train), seed)
 
 
+def _check_found(
+    name: str,
+    fields: Iterable[str],
+    found: Searched,
+    tried: Mapping[Values, Mapping[str, Any]],
+    folder: Path,
+) -> None:
+    """Refuse to go on with a variant that failed at all values of a field."""
+    for field in fields:
+        if field not in dict(found.best):
+            errors = [run["error"] for values, run in tried.items() if values[-1][0] == field]
+            raise UserError(
+                f"sweep.{field}: {name} must finish at one of the values, got {len(errors)} runs "
+                f"that failed, such as {errors[0]!r}: {folder} has their logs. "
+                "hint: lower values, or mend the variant"
+            )
+
+
+def _is_trained(name: str, out: Path) -> bool:
+    return any(has_saved(run) for run in (out / RUNS).glob(f"{name}-seed*"))
+
+
 def _score(run: Mapping[str, Any] | None) -> Score | None:
     if run is None:
         return None
     if not finished(run):
-        return (-1.0, 0.0)
+        return FAILED
     return run["recall"]["question_heldout"], -run["answer_nll"]["question_heldout"]
 
 
 def _label(values: Values) -> str:
-    return "-".join(f"{name.removeprefix('optim.')}{value:g}" for name, value in values)
+    return "-".join(f"{name.removeprefix('optim.')}{value}" for name, value in values)
 
 
 def _rounded(value: float) -> float:

@@ -71,8 +71,20 @@ def half_line(results: Mapping[str, Any]) -> str:
     if curves is None:
         return ""
     rows = sorted(half_rows(curves), key=lambda row: (row["exposures"] is None, row["exposures"]))
-    texts = [f"{row['variant']} {_half(row)}" for row in rows]
+    texts = [f"{row['variant']} {half_text(row)}" for row in rows]
     return f"Exposures for half recall, unseen wordings: {', '.join(texts)}"
+
+
+def half_text(row: Mapping[str, Any], *, ends: bool = True) -> str:
+    """Write a row of `half_rows` in words, such as 4.00 (3.61 to 4.52), or > 64."""
+    most = f"> {row['most']}"
+    text = most if row["exposures"] is None else _three(row["exposures"])
+    return _with_ends(text, _ends(row, none=most) if ends else "")
+
+
+def ratio_text(row: Mapping[str, Any]) -> str:
+    """Write a row of `half_ratios` in words, such as 2.00 × (1.71 to 2.40), or a dash."""
+    return DASH if row["ratio"] is None else _with_ends(_ratio(row), _ends(row, none="∞"))
 
 
 def _sentences(both: Mapping[Wording, Curves], subjects: Sequence[str]) -> list[str]:
@@ -87,12 +99,12 @@ def _sentences(both: Mapping[Wording, Curves], subjects: Sequence[str]) -> list[
             continue
         need = needs[subject]
         text = f"In wordings that it has not seen, {subject} recalls half of the facts after "
-        text += f"{_half(need)} statements."
+        text += f"{half_text(need)} statements."
         if need["exposures"] is None:
             text = f"In wordings that it has not seen, {subject} does not recall half of the facts "
             text += f"after {need['most']} statements."
         others = [
-            f"{row['reference']} {_ratio(row)} ({_ends(row, none='∞')})"
+            f"{row['reference']} {ratio_text(row)}"
             for row in half_ratios(curves, [subject])
             if row["ratio"] is not None
         ]
@@ -217,14 +229,7 @@ def _relation_tables(
 def _half_cell(row: Mapping[str, Any] | None) -> Cell:
     if row is None:
         return Cell(DASH)
-    return Cell(_half(row, ends=False), _ends(row, none=f"above {row['most']}"))
-
-
-def _half(row: Mapping[str, Any], *, ends: bool = True) -> str:
-    most = f"> {row['most']}"
-    text = most if row["exposures"] is None else _three(row["exposures"])
-    around = _ends(row, none=most) if ends else ""
-    return f"{text} ({around})" if around else text
+    return Cell(half_text(row, ends=False), _ends(row, none=f"above {row['most']}"))
 
 
 def _ratio_cell(row: Mapping[str, Any]) -> Cell:
@@ -245,9 +250,14 @@ def _ends(row: Mapping[str, Any], *, none: str) -> str:
     return f"{_three(row['low'])} to {high}"
 
 
+def _with_ends(text: str, ends: str) -> str:
+    return f"{text} ({ends})" if ends else text
+
+
 def _three(value: float) -> str:
-    """Write a number with three digits, or all of those before the point."""
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+    """Write a number with three digits or more, and with four places after the point at most."""
+    places = 4 if 0 < value < 0.09995 else 3 if 0 < value < 0.9995 else 2
+    return f"{value:.{places if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _estimate(row: Mapping[str, Any], what: str) -> Cell:

@@ -68,15 +68,32 @@ def guess_parts(results: Mapping[str, Any]) -> list[Part]:
         return []
     head = ("Relation", "Facts", *_LABELS.values(), "Dense, unstated", "Best model")
     table = Table(head, _rows(results), "What can be guessed")
-    unstated = _best(results, _unstated, dense=True)
-    hints = [_NONE_UNSTATED] if unstated is None else []
+    done = [run for run in results["runs"] if finished(run)]
+    hints = [_NONE_UNSTATED] if done and all(_unstated(run) is None for run in done) else []
     return [_HOW, table, *_sampled(results), *hints]
+
+
+def unstated_recall(results: Mapping[str, Any], run: Run, relation: str) -> float | None:
+    """Return what a run answers of the facts of a relation that no document states, None of none.
+
+    Args:
+        results: The content of results.json.
+        run: One of its runs.
+        relation: Whose facts are asked for, as questions.
+    """
+    statements = ((results.get("exposure") or {}).get(relation) or {}).get("statements")
+    recalled = ((run.get("facts") or {}).get(relation) or {}).get("unseen")
+    if statements is None or recalled is None:
+        return None
+    pairs = zip(statements.split(), recalled, strict=True)
+    unstated = [right == "1" for count, right in pairs if count == "0"]
+    return sum(unstated) / len(unstated) if unstated else None
 
 
 def guess_notes(results: Mapping[str, Any]) -> list[str]:
     """Return a warning where much of what is asked, or of what is recalled, can be guessed."""
-    high = sorted(filter(lambda name: _is_high(results, name), _guessers(results)),
-                  key=lambda name: -_most(results, name)[0])  # fmt: skip
+    high = [name for name in _guessers(results) if _is_high(results, name)]
+    high.sort(key=lambda name: -_most(results, name)[0])
     if not high:
         return []
     named = []
@@ -130,7 +147,7 @@ def _rows(results: Mapping[str, Any]) -> list[Row]:
         cells = [Cell(number(entry["facts"], ",.0f"))]
         cells += [Cell(number(entry[guesser], ".3f")) for guesser in GUESSERS]
         for best in (
-            _best(results, lambda run, name=name: _unstated_of(results, run, name), dense=True),
+            _best(results, lambda run, name=name: unstated_recall(results, run, name), dense=True),
             _best(results, lambda run, name=name: _recall(run, name)),
         ):
             cells.append(_best_cell(best))
@@ -181,14 +198,3 @@ def _unstated(run: Run) -> float | None:
     """Return the recall of all facts that no document states."""
     entries = run.get("recall_by_exposures") or ()
     return next((entry["recall"] for entry in entries if entry.get("exposures") == 0), None)
-
-
-def _unstated_of(results: Mapping[str, Any], run: Run, relation: str) -> float | None:
-    """Return the same of one relation, from the results of each of its facts."""
-    statements = ((results.get("exposure") or {}).get(relation) or {}).get("statements")
-    recalled = ((run.get("facts") or {}).get(relation) or {}).get("unseen")
-    if statements is None or recalled is None:
-        return None
-    pairs = zip(statements.split(), recalled, strict=True)
-    unstated = [right == "1" for count, right in pairs if count == "0"]
-    return sum(unstated) / len(unstated) if unstated else None

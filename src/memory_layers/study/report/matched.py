@@ -28,9 +28,9 @@ def match_text(results: Mapping[str, Any]) -> str:
         texts.append(f"{name} were matched to {target}{_furthest(match[key].get('off') or {})}.")
     if match.get("seconds"):
         texts.append(
-            "Steps were set so that variants train for the same time, of "
-            f"{number(match['seconds'].get('target'), ',.0f')} s by steps that were timed before. "
-            "Each read as many tokens as it could in it"
+            "Steps were set so that variants train for the same time: "
+            f"{number(match['seconds'].get('target'), ',.0f')} s, by steps that were timed before "
+            "training. Each reads as many tokens as it can in it"
             f"{_furthest(seconds_off(results), 'from the reference in fact')}."
         )
     if any(match.get(key) for key in ("flops", "parameters")):

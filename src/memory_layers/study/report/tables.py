@@ -135,9 +135,9 @@ def _result_cell(row: Mapping[str, Any], key: str, ranges: bool) -> Cell:
         return spread_cell(row[key], metric.form, row["seeds"], ranges=ranges, unit=metric.unit)
     small = f"{number(row['params_active'])} active" if key == "params_total" else ""
     if key == "flops_per_token" and row["flops_ratio"] is not None:
-        small = f"{row['flops_ratio']:.2f} {TIMES} {row['flops_base']}"
+        small = f"{row['flops_ratio']:.2f} {TIMES} {row['base']}"
     if key == "seconds" and row["seconds_ratio"] is not None:
-        small = f"{row['seconds_ratio']:.2f} {TIMES} {row['flops_base']}"
+        small = f"{row['seconds_ratio']:.2f} {TIMES} {row['base']}"
     return Cell(number(row[key], metric.form), small)
 
 
