@@ -23,6 +23,14 @@ from tools.results_sections import about, interval_text, load, mean_text, missin
 
 FOLDER = "01-headline"
 MEMORY = "memory_plus"
+# What the README calls the variants that it has.
+WORDS = {
+    "dense": "a dense model of the same FLOPs",
+    "dense_2x": "a dense model of twice the FLOPs",
+    "dense_4x": "a dense model of four times the FLOPs",
+    "moe_fine": "a mixture of 64 experts of the same FLOPs",
+    "one_slot": "the same layers without slots to choose from",
+}
 # The bases, by the file of their results, from the narrowest to the widest.
 SIZES = {"d32.json": "32", "results.json": "64", "d128.json": "128"}
 
@@ -90,6 +98,30 @@ def claims_section(file: str = "results.json", config: str = "compare") -> str:
             mean_text(losses[MEMORY]), mean_text(losses[other]), f"{said}: {interval_text(entry)}",
         ))  # fmt: skip
     return table((f"`{MEMORY}`", "its figure", "the other's", ""), rows)
+
+
+def short_section() -> str:
+    """Return the claims that the README makes, with their figures, and the plot."""
+    results = load(FOLDER)
+    curves = read_curves(results, "unseen") if results else None
+    if results is None or curves is None:
+        return _command()
+    needs = {row["variant"]: row for row in half_rows(curves)}
+    rows = [
+        (f"than {WORDS[entry['reference']]}", half_text(needs[MEMORY]),
+         half_text(needs[entry["reference"]]), f"{_verdict(entry)}: {ratio_text(entry)}")
+        for entry in half_ratios(curves, [MEMORY])
+        if entry["reference"] in WORDS
+    ]  # fmt: skip
+    seeds = len({run["seed"] for run in results["runs"] if finished(run)})
+    head = ("Memory needs fewer statements for half recall", "memory", "the other", "")
+    return (
+        f"{results['facts']['facts']:,} facts that cannot be guessed, stated up to 64 times among "
+        "text; asked for in wordings in which they were not read; each variant at its best "
+        f"learning rates; {seeds} seeds, 95 % intervals:\n\n{table(head, rows)}\n\n"
+        "[How it was measured, on text, in equal time, and on wider bases]"
+        f"(experiments/{FOLDER}/README.md)."
+    )
 
 
 def levels_section() -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.inputs import USED
+from memory_layers.common.text import short_number
 from memory_layers.configs import find_config
 from memory_layers.plan.devices import DEVICES
 from memory_layers.study.report import markdown_table
@@ -23,7 +24,9 @@ from tools import speed
 from tools.scale import scale_section
 
 ROOT = Path(__file__).parent.parent
-STUDIES = ("01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "06-teach")
+STUDIES = (
+    "00-demo", "01-headline", "02-recipe", "03-ablations", "04-scale", "05-teach", "06-teach",
+)  # fmt: skip
 DOCUMENTS = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("performance", "scale", "results")),
@@ -35,23 +38,31 @@ DOCUMENTS = (
 )
 LARGEST = {"scale-1b": "1.3b_memory_64m", "scale-8b": "8b_memory_16m"}
 DEMO = ROOT / "experiments" / "00-demo"
-DEMO_COLUMNS = ("question_heldout", "flops_per_token", "params_total", "seconds")
 
 
 def demo_section() -> str:
-    """Return the demo's sentence, table and plot."""
+    """Return what the demo shows, in a paragraph."""
     results = json.loads((DEMO / "results.json").read_text("utf-8"))
     facts = results["facts"]
-    intro = (
-        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, "
-        "each read in several wordings, held-out ones never as questions. Time zone and country "
-        "can partly be guessed from an airport's name. One seed, on "
-        f"{results['device']}, with other work on them; [what was tried, and where wide dense "
-        "models come level](experiments/00-demo/README.md)."
+    parts = [
+        f"`{run['variant']}` answers {run['recall']['question_heldout']:.2f} "
+        f"({short_number(run['flops_per_token'])} FLOPs a token, {run['seconds']:,.0f} seconds)"
+        for run in results["runs"]
+    ]
+    return (
+        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports are "
+        f"read in several wordings. Of questions about {facts['heldout']:,} airports of which none "
+        f"was shown, {', '.join(parts)}. Time zone and country can partly be guessed "
+        f"from an airport's name. One seed, on {results['device']}, with other work on them; [what "
+        "was tried, and where wide dense models come level](experiments/00-demo/README.md)."
     )
-    table = markdown_table(results, DEMO_COLUMNS, ranges=False).strip()
-    plot = DEMO.relative_to(ROOT) / "plots" / "recall_over_tokens.png"
-    return "\n\n".join([intro, table, f"![Recall of held-out questions over tokens seen]({plot})"])
+
+
+def demo_table() -> str:
+    """Return the demo's table."""
+    results = json.loads((DEMO / "results.json").read_text("utf-8"))
+    columns = ("question_heldout", "flops_per_token", "params_total", "seconds")
+    return markdown_table(results, columns, ranges=False).strip()
 
 
 def largest_section(name: str) -> str:
@@ -66,7 +77,9 @@ def of_teaching(name: str, *args: str) -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
+    "demo-table": demo_table,
     "headline": headline.table_section,
+    "headline-short": headline.short_section,
     "headline-claims": headline.claims_section,
     "headline-levels": headline.levels_section,
     "headline-lift": headline.lift_section,

@@ -1,33 +1,65 @@
-"""Write the data of gpu.yaml into a folder that travels: python pack.py FOLDER.
+"""Write the data of gpu.yaml, ready to train on, into a folder that travels: python pack.py FOLDER.
 
-Facts, wordings and text come from the installed packages. The folder needs none of them.
+Facts and text come from the installed packages. gpu.py needs none of them, only the folder.
 """
 
-import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from memory_layers.data.builtin import builtin_facts
-from memory_layers.data.fact_files import save_facts
-from memory_layers.data.facts import FactSet
-from memory_layers.data.prose import builtin_text
+from memory_layers.common.errors import UserError
+from memory_layers.common.files import write_json
+from memory_layers.common.progress import ProgressLine
+from memory_layers.common.provenance import commit
+from memory_layers.common.reader import from_dict, read_yaml
+from memory_layers.data.config import DataConfig
+from memory_layers.data.prepare import prepare_data
+from memory_layers.study.guess import guessers
+from memory_layers.study.rates import SEED
 
-# Of each source, which leaves half a million facts and more.
-MAX_SUBJECTS = 54_000
-LARGEST_MIB = 60
+# With the rest of the repository it travels in 64.
+LARGEST_MIB = 40
 
 
-def main(folder: Path) -> int:
-    """Write facts.jsonl, templates.yaml and text.jsonl, and say how large they are."""
-    facts = builtin_facts(max_subjects=MAX_SUBJECTS)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_facts(FactSet(facts.facts, facts.templates), folder)
-    with (folder / "text.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in builtin_text())
-    mib = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-    sys.stdout.write(f"{len(facts.facts):,} facts, {mib:.1f} MiB in {folder}\n")
+def pack(folder: Path, config: Path) -> int:
+    """Write FOLDER/data.tar.gz, FOLDER/sweep.tar.gz and FOLDER/about.json, and return their bytes.
+
+    Args:
+        folder: A new folder.
+        config: gpu.yaml, or a file like it.
+
+    Raises:
+        UserError: The folder is there, or the configuration cannot be used.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already. hint: remove it, or another folder")
+    values = read_yaml(config)
+    data = from_dict(DataConfig, values["data"], f"{config}: data")
+    with ProgressLine() as line:
+        prepared = prepare_data(data, line.update)
+        other = replace(data, seed=SEED, tokenizer=str(prepared.folder / "tokenizer"))
+        tried = prepare_data(replace(other, **values["sweep_data"]), line.update)
+        guessed = guessers(prepared.probes, line.update)
+    folder.mkdir(parents=True)
+    for name, part in {"data": prepared, "sweep": tried}.items():
+        archive = shutil.make_archive(str(folder / name), "gztar", part.folder)
+        counts = ", ".join(f"{part.summary[k]:,} {k}" for k in ("documents", "tokens", "facts"))
+        sys.stdout.write(f"{archive}: {counts}, {Path(archive).stat().st_size / 2**20:.1f} MiB\n")
+    write_json(folder / "about.json", {"commit": commit(), "guessers": guessed})
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def main(folder: str, config: str = "gpu.yaml") -> int:
+    """Pack, and say how large it is. A relative path of a configuration is from this folder."""
+    try:
+        mib = pack(Path(folder), Path(__file__).parent / config) / 2**20
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"{folder}: {mib:.1f} MiB, at most {LARGEST_MIB}\n")
     return int(mib > LARGEST_MIB)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(*sys.argv[1:]))

@@ -4,9 +4,12 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from memory_layers.common.text import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Called with what is done, how much there is, and the name of the work.
 Report = Callable[[int, int, str], object]
@@ -25,24 +28,8 @@ class ProgressLine:
     """
 
     def __init__(self, *, show: bool = True, one: bool = False) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=Console(stderr=True, quiet=not show),
-            disable=not sys.stderr.isatty(),
-        )
+        self._show = show
+        self._bar = _bar(show=show) if sys.stderr.isatty() else None
         self._name: str | None = None
         self._one = one
 
@@ -58,15 +45,17 @@ class ProgressLine:
         name, status = printable(name), printable(status)
         now = time.monotonic()
         if name != self._name:
-            if self._one and self._name is not None:
+            if self._bar and self._one and self._name is not None:
                 self._bar.remove_task(self._task)
             self._name, self._first, self._last = name, done, -1
             self._started, self._due = now, now + FIRST_LINE
-            self._task = self._bar.add_task(name, total=total, completed=done, status=status)
-        self._bar.update(self._task, completed=done, status=status)
+            if self._bar:
+                self._task = self._bar.add_task(name, total=total, completed=done, status=status)
+        if self._bar:
+            self._bar.update(self._task, completed=done, status=status)
         # Who waits for something after the end says the same again and again.
         ends, self._last = done == total != self._last, done
-        if self._bar.disable and (now > self._due or (status and ends)):
+        if self._bar is None and (now > self._due or (status and ends)):
             self._due = now + NEXT_LINES
             line = f"{name} {done:,}/{total:,}"
             if done > self._first:
@@ -76,16 +65,43 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        text = printable(text)
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._show:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def __enter__(self) -> Self:
         """Start the display."""
-        self._bar.start()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the last state on the screen."""
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
+
+
+def _bar(*, show: bool) -> "Progress":
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=Console(stderr=True, quiet=not show),
+    )
 
 
 def counted(items: Iterable[Item], total: int, name: str, report: Report | None) -> Iterator[Item]:

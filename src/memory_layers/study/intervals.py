@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scipy.special import stdtrit
-
 LEVEL = 0.95
 
 
@@ -49,4 +47,7 @@ def half_width(numbers: Sequence[float]) -> float | None:
     n = len(numbers)
     if n < 2:
         return None
+    # Runs are measured without it, too.
+    from scipy.special import stdtrit
+
     return float(stdtrit(n - 1, (1 + LEVEL) / 2)) * statistics.stdev(numbers) / math.sqrt(n)

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from memory_layers.common.files import write_json
+from memory_layers.data.prepare import PreparedData
 from memory_layers.layers.experts import RoutedExperts
 from memory_layers.models import memory_layers_of
 from memory_layers.study.breakdown import bits_stored, recall_by_entropy, recall_by_exposures
@@ -22,7 +23,15 @@ from memory_layers.train.folders import RESULT
 from memory_layers.train.loop import TrainedModel, train
 
 
-def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[str, Any]:
+def measure_run(
+    variant: str,
+    seed: int,
+    config: RunConfig,
+    out: Path,
+    *,
+    show: bool = False,
+    data: PreparedData | None = None,
+) -> dict[str, Any]:
     """Train one variant with one seed, write OUT/result.json, and return its content.
 
     Args:
@@ -30,8 +39,10 @@ def measure_run(variant: str, seed: int, config: RunConfig, out: Path) -> dict[s
         seed: For the report. `config` holds it too.
         config: The run.
         out: Its folder.
+        show: As for train().
+        data: As for train().
     """
-    trained = train(config, out, show=False)
+    trained = train(config, out, show=show, data=data)
     final = trained.history[-1]
     forward, training = count_flops(trained.model, config.train.seq_len, config.train.batch_size)
     parameters = count_parameters(trained.model)

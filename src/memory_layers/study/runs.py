@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -95,28 +96,52 @@ def run_jobs(
         KeyboardInterrupt: Ctrl-C or SIGTERM. All runs have saved a checkpoint.
     """
     claim_runs(jobs, prepared, out / RUNS)
-    about = {
-        "format_version": 1,
-        **about,
-        "device": device_name(),
-        "workers": workers,
-        "versions": versions("torch", "numba", "transformers", "tokenizers"),
-        "commit": commit(),
-    }
-
-    def write(*, complete: bool) -> dict[str, Any]:
-        runs = [
-            outcome.read_outcome(variant, seed, out / RUNS / name)
-            for name, (variant, seed, _) in jobs.items()
-        ]
-        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        results = {**about, "complete": complete, **conclude(runs), "date": date}
-        write_json(out / "results.json", results)
-        return results
-
+    write = partial(
+        write_results, jobs, out / RUNS, out / "results.json", about, workers, conclude=conclude
+    )
     ordered = {name: jobs[name] for name in order or jobs}
     run_all(ordered, out / RUNS, workers, threads, lambda _name: write(complete=False))
     return write(complete=True)
+
+
+def write_results(
+    jobs: Mapping[str, Job],
+    folder: Path,
+    path: Path,
+    about: Mapping[str, Any],
+    workers: int,
+    *,
+    complete: bool,
+    conclude: Callable[[list[dict[str, Any]]], Mapping[str, Any]] = lambda runs: {"runs": runs},
+) -> dict[str, Any]:
+    """Write results.json from the folders of runs, and return its content.
+
+    Args:
+        jobs: As in run_jobs.
+        folder: Where the folders of the runs are.
+        path: The file.
+        about: As in run_jobs.
+        workers: As in run_jobs.
+        complete: All runs have ended.
+        conclude: As in run_jobs.
+    """
+    runs = [
+        outcome.read_outcome(variant, seed, folder / name)
+        for name, (variant, seed, _) in jobs.items()
+    ]
+    results = {
+        "format_version": 1,
+        "device": _device(jobs),
+        "workers": workers,
+        "versions": versions("torch", "numba", "triton", "transformers", "tokenizers"),
+        "commit": commit(),
+        **about,
+        "complete": complete,
+        **conclude(runs),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    write_json(path, results)
+    return results
 
 
 def claim_runs(
@@ -204,10 +229,18 @@ def workers_for(jobs: Mapping[str, Job], asked: int | None, threads: int = 1) ->
         threads: Of each run.
     """
     if asked is None:
-        devices = {run.train.device for _, _, run in jobs.values()}
-        on_gpu = "cuda" in devices or ("auto" in devices and torch.cuda.is_available())
-        asked = 1 if on_gpu else max(1, cores() // threads)
+        asked = 1 if _on_gpu(jobs) else max(1, cores() // threads)
     return min(len(jobs), asked)
+
+
+def _on_gpu(jobs: Mapping[str, Job]) -> bool:
+    devices = {run.train.device for _, _, run in jobs.values()}
+    return "cuda" in devices or ("auto" in devices and torch.cuda.is_available())
+
+
+def _device(jobs: Mapping[str, Job]) -> str:
+    """Return what runs train on, for results.json."""
+    return f"{torch.cuda.get_device_name()}, {device_name()}" if _on_gpu(jobs) else device_name()
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ from memory_layers.common.errors import UserError
 from memory_layers.study import outcome
 from memory_layers.study.config import with_seed
 from memory_layers.study.rates import Sweep, Values, swept_fields, with_rates
-from memory_layers.study.runs import RUNS, SWEEP, claim_runs, prepare_runs, run_all
+from memory_layers.study.runs import RUNS, SWEEP, Job, claim_runs, prepare_runs, run_all
 from memory_layers.study.summary import finished
 from memory_layers.train.config import RunConfig
 from memory_layers.train.folders import has_saved
@@ -72,11 +72,45 @@ def sweep_rates(
     asked = {name: _on_other_facts(run, sweep.seed) for name, run in runs.items()}
     prepared = prepare_runs(asked.values(), "a sweep of learning rates")
     folder = out / SWEEP
+
+    def train_all(jobs: Mapping[str, Job]) -> None:
+        claim_runs(jobs, prepared, folder)
+        again = {
+            title: job
+            for title, job in jobs.items()
+            if not ((folder / title / outcome.FAILURE).is_file() and _is_trained(job[0], out))
+        }
+        run_all(again, folder, workers, threads, lambda _name: None)
+
+    best, record = find_rates(asked, sweep, folder, train_all)
+    return {name: with_rates(run, best[name]) for name, run in runs.items()}, record
+
+
+def find_rates(
+    runs: Mapping[str, RunConfig],
+    sweep: Sweep,
+    folder: Path,
+    train_all: Callable[[Mapping[str, Job]], object],
+) -> tuple[dict[str, Values], dict[str, Any]]:
+    """Find the best rates of each variant: what sweep_rates does with runs on other facts.
+
+    Args:
+        runs: The configuration of each variant to try rates with.
+        sweep: What is tried.
+        folder: Where the folders of the runs that are tried are.
+        train_all: Trains jobs, by the names of their folders, those that have not ended yet.
+
+    Returns:
+        The best values of each variant, and what sweep_rates returns for results.json.
+
+    Raises:
+        UserError: No value of a variant gave a result.
+    """
     tried: dict[str, dict[Values, dict[str, Any]]] = {name: {} for name in runs}
     while True:
         searched = {
             name: search(swept_fields(run, sweep), lambda v, n=name: _score(tried[n].get(v)))
-            for name, run in asked.items()
+            for name, run in runs.items()
         }
         named = {
             f"{name}-{_label(values)}": (name, values)
@@ -86,20 +120,14 @@ def sweep_rates(
         if not named:
             break
         jobs = {
-            title: (name, sweep.seed, with_rates(asked[name], values))
+            title: (name, sweep.seed, with_rates(runs[name], values))
             for title, (name, values) in named.items()
         }
-        claim_runs(jobs, prepared, folder)
-        again = {
-            title: job
-            for title, job in jobs.items()
-            if not ((folder / title / outcome.FAILURE).is_file() and _is_trained(job[0], out))
-        }
-        run_all(again, folder, workers, threads, lambda _name: None)
+        train_all(jobs)
         for title, (name, values) in named.items():
             tried[name][values] = outcome.read_outcome(name, sweep.seed, folder / title)
     for name, found in searched.items():
-        _check_found(name, swept_fields(asked[name], sweep), found, tried[name], folder)
+        _check_found(name, swept_fields(runs[name], sweep), found, tried[name], folder)
     record = {
         "seed": sweep.seed,
         "fields": list(sweep.values),
@@ -112,7 +140,7 @@ def sweep_rates(
             for name in runs
         },
     }
-    return {name: with_rates(run, searched[name].best) for name, run in runs.items()}, record
+    return {name: searched[name].best for name in runs}, record
 
 
 def search(

@@ -62,7 +62,9 @@ class TrainedModel:
     history: list[dict[str, Any]]
 
 
-def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
+def train(
+    config: RunConfig, out: Path, *, show: bool = True, data: PreparedData | None = None
+) -> TrainedModel:
     """Train a model, or go on with a run that was stopped or is to be longer.
 
     Args:
@@ -70,6 +72,8 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
             newest checkpoint, with the learning rates of the longer run from there on.
         out: Its folder: config.json, metrics.jsonl, tensorboard/, checkpoints/, model/.
         show: Show the progress of the run.
+        data: What it is trained on, where it was prepared elsewhere, the same on all ranks. None:
+            it is prepared here, as `config.data` says.
 
     Raises:
         UserError: `out` holds another run or one on other data, another process works there, the
@@ -96,7 +100,7 @@ def train(config: RunConfig, out: Path, *, show: bool = True) -> TrainedModel:
         ExitStack() as held,
     ):
         world.on_rank_0(lambda: held.enter_context(alone_in(out)))
-        data = _prepare(config.data, world, progress)
+        data = _prepare(config.data, world, progress) if data is None else data
         model = make_model(config, data, world)
         optimizer = make_optimizer(config, model)
         # Nothing that a mistake in the configuration can stop comes after this.

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Append numbers to OUT/metrics.jsonl and OUT/tensorboard.
+    """Append numbers to OUT/metrics.jsonl, and to OUT/tensorboard where TensorBoard is installed.
 
     Args:
         folder: OUT, the folder of the run.
@@ -28,8 +29,6 @@ class MetricsWriter:
         self._writes = writes
         if not writes:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         try:
             self._drop_after(resume_step)
             self._file = self.path.open("a", encoding="utf-8")
@@ -39,7 +38,11 @@ class MetricsWriter:
                 "choose another --out"
             ) from error
         sync(folder)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._board = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Write the numbers of one step.
@@ -54,8 +57,9 @@ class MetricsWriter:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         self.lines += 1
-        for name, value in _flatten(values):
-            self._board.add_scalar(name, value, step)
+        if self._board:
+            for name, value in _flatten(values):
+                self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk: a checkpoint that follows does not outlive them."""
@@ -78,7 +82,8 @@ class MetricsWriter:
         """Close both outputs."""
         if self._writes:
             self._file.close()
-            self._board.close()
+            if self._board:
+                self._board.close()
 
     def _drop_after(self, step: int) -> None:
         kept = [line for line in read_lines(self.path) if line["step"] <= step]
