@@ -20,9 +20,12 @@ from tests_support import SHAPE, untimed, write_facts
 
 from memory_layers.cli import main
 from memory_layers.common.locks import alone_in
+from memory_layers.common.provenance import device_name
 from memory_layers.study import compare as study_compare
 from memory_layers.study import runs as study_runs
 from memory_layers.study.outcome import recorded_failures
+from memory_layers.study.runs import write_results
+from memory_layers.train.config import ModelConfig, RunConfig, TrainConfig
 
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
@@ -46,6 +49,14 @@ def write_comparison(folder: Path, **changes: object) -> Path:
     path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_results_of_runs_that_found_no_gpu_are_written(tmp_path: Path) -> None:
+    run = RunConfig(name="x", model=ModelConfig(), train=TrainConfig(device="cuda"))
+    path = tmp_path / "results.json"
+    write_results({"a": ("dense", 0, run)}, tmp_path, path, {}, 1, complete=True)
+    assert json.loads(path.read_text())["device"] == device_name()
 
 
 def test_number_of_workers_changes_no_result(

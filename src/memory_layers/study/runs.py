@@ -240,7 +240,10 @@ def _on_gpu(jobs: Mapping[str, Job]) -> bool:
 
 def _device(jobs: Mapping[str, Job]) -> str:
     """Return what runs train on, for results.json."""
-    return f"{torch.cuda.get_device_name()}, {device_name()}" if _on_gpu(jobs) else device_name()
+    # Runs that ask for a GPU where there is none have failed, and are written down, too.
+    if not _on_gpu(jobs) or not torch.cuda.is_available():
+        return device_name()
+    return f"{torch.cuda.get_device_name()}, {device_name()}"
 
 
 def cores() -> int:
