@@ -39,8 +39,9 @@ def demo_section() -> str:
     results = json.loads((DEMO / "results.json").read_text("utf-8"))
     facts = results["facts"]
     intro = (
-        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, each "
-        "read in several wordings. Held-out questions were never shown as questions. One seed, on "
+        f"{facts['facts']:,} real facts about {facts['shown'] + facts['heldout']:,} airports, "
+        "each read in several wordings, held-out ones never as questions. Time zone and country "
+        "can partly be guessed from an airport's name. One seed, on "
         f"{results['device']}, with other work on them; [what was tried, and where wide dense "
         "models come level](experiments/00-demo/README.md)."
     )

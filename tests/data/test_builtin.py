@@ -2,14 +2,17 @@
 
 import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
+from memory_layers.common.errors import UserError
 from memory_layers.data import builtin
 from memory_layers.data.builtin import RELATIONS, SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.facts import Fact, FactSet, build_corpus
+from memory_layers.data.invented import check_unread
 
 # Lower bounds: the numbers grow and shrink a little with the versions of the packages.
 AT_LEAST = {
@@ -45,7 +48,8 @@ def test_every_relation_has_its_facts(everything: FactSet) -> None:
     counts: dict[str, int] = defaultdict(int)
     for fact in everything.facts:
         counts[fact.relation] += 1
-    assert counts.keys() == AT_LEAST.keys() == RELATIONS.keys() == everything.templates.keys()
+    real = {name for name, source in RELATIONS.items() if not source.invented}
+    assert counts.keys() == AT_LEAST.keys() == real == everything.templates.keys()
     assert {name for name in counts if counts[name] < AT_LEAST[name]} == set()
 
 
@@ -134,6 +138,34 @@ def test_ambiguous_and_empty_rows_are_dropped() -> None:
     ]
 
 
+PEOPLE = ("person_badge", "person_born", "person_city", "person_language")
+
+
+def test_people_are_invented_by_the_seed_and_have_answers_that_no_name_tells() -> None:
+    facts = builtin_facts(PEOPLE, max_subjects=2_000, seed=3).facts
+    by_relation = {name: [f for f in facts if f.relation == name] for name in PEOPLE}
+    assert {len(part) for part in by_relation.values()} == {2_000}
+    answers = {name: Counter(f.answer for f in part) for name, part in by_relation.items()}
+    assert len(answers["person_born"]) == len(answers["person_city"]) == 96
+    # Each answer of a small set about as often as another, and badges hardly ever twice.
+    for name in ("person_born", "person_city", "person_language"):
+        assert answers[name].most_common(1)[0][1] < 4 * 2_000 / len(answers[name])
+    assert len(answers["person_badge"]) > 1_990
+    # Names that begin alike have no likelier answer in common.
+    cities = sorted((f.subject, f.answer) for f in by_relation["person_city"])
+    alike = sum(a == b for (_, a), (_, b) in pairwise(cities))
+    assert alike < 2 * 2_000 / 96
+    assert builtin_facts(PEOPLE, max_subjects=2_000, seed=3).facts == facts
+    others = {f.subject for f in builtin_facts(PEOPLE, max_subjects=2_000, seed=4).facts}
+    assert not others & {f.subject for f in facts}
+
+
+def test_people_who_are_named_in_a_text_are_refused() -> None:
+    check_unread({"Ada Kraul"}, ["Ada, Kraul", "Ada Kraulis", "x Ada kraul"])
+    with pytest.raises(UserError, match=r"data.text names Ada Kraul.*another data.seed"):
+        check_unread({"Ada Kraul"}, ["nobody", "Said Ada\n Kraul: no"])
+
+
 def test_every_relation_has_wordings() -> None:
     assert builtin_templates().keys() == RELATIONS.keys()
 
@@ -205,7 +237,7 @@ def test_other_missing_modules_are_not_hidden() -> None:
         raise ModuleNotFoundError("no module named 'other'", name="other")
 
     with pytest.raises(ModuleNotFoundError, match="other"):
-        builtin._read(replace(RELATIONS["capital"], load=load), ["capital"])
+        builtin._read(replace(RELATIONS["capital"], load=load), ["capital"], 0)
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -537,7 +538,7 @@ def test_both_sides_of_the_split_need_a_subject(count: int, fraction: float, say
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exposures_are_the_number_of_statements(seed: int) -> None:
     facts = many(200, ("capital",))
-    corpus = build_corpus(facts, exposures=(1, 1, 2, 5), seed=seed)
+    corpus = build_corpus(facts, exposures=(1, 1, 2, 5, 0), seed=seed)
     stated = Counter(
         document for document in corpus.documents if not document.startswith("Capital of")
     )
@@ -548,16 +549,39 @@ def test_exposures_are_the_number_of_statements(seed: int) -> None:
         counts = sorted(stated[wording] for wording in wordings)
         exposures = probes[fact.subject].exposures
         # Every wording before one repeats.
-        assert counts == {1: [0, 1], 2: [1, 1], 5: [2, 3]}[exposures]
+        assert counts == {0: [0, 0], 1: [0, 1], 2: [1, 1], 5: [2, 3]}[exposures]
         # Questions of shown subjects as often as a wording, rounded up.
         probe = probes[fact.subject]
         asked = corpus.documents.count(probe.text)
         shown = probe.kind == "question_shown"
         assert asked == (-(-exposures // 2) if shown else 0)
-    given = Counter(probe.exposures for probe in probes.values())
-    assert 70 <= given[1] <= 130
-    assert 30 <= given[2] <= 70
-    assert 30 <= given[5] <= 70
+    for kind in ("question_shown", "question_heldout"):
+        given = Counter(p.exposures for p in probes.values() if p.kind == kind)
+        assert given == {0: 20, 1: 40, 2: 20, 5: 20}
+
+
+def test_subjects_of_each_kind_share_the_exposures_evenly() -> None:
+    facts = many(160, ("capital",))
+    templates = {"capital": facts.templates["capital"], "river": many(1).templates["river"]}
+    rivers = [replace(fact, relation="river") for fact in facts.facts[:80]]
+    corpus = build_corpus(FactSet((*facts.facts, *rivers), templates), exposures=(0, 1, 4, 16))
+    given = Counter(
+        (probe.relation, probe.kind, probe.exposures)
+        for probe in corpus.probes if probe.kind != "statement"
+    )  # fmt: skip
+    assert len(given) == 16
+    assert all(abs(n - (10 if key[0] == "river" else 20)) <= 2 for key, n in given.items())
+
+
+def test_a_fact_that_is_stated_never_is_in_no_document_and_asked_all_the_same() -> None:
+    corpus = build_corpus(many(40, ("capital",)), exposures=(0, 3))
+    read = "\n".join(corpus.documents)
+    never = {probe.subject for probe in corpus.probes if not probe.exposures}
+    assert len(never) == 20
+    assert not [subject for subject in never if f"{subject} " in read or f"{subject}." in read]
+    kinds = Counter(probe.kind for probe in corpus.probes if probe.subject in never)
+    assert kinds["question_shown"] + kinds["question_heldout"] == 20
+    assert kinds["statement"] == 20
 
 
 def test_statement_probes_are_in_the_documents() -> None:

@@ -129,7 +129,8 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\ndata: {shown_fraction: 1}", "data.shown_fraction must lie between 0 and 1"),
         ("name: x\ndata: {text_heldout: 1}", "data.text_heldout must lie in [0, 1), got 1.0"),
         ("name: x\ndata: {vocab_size: 100}", "data.vocab_size must be at least 300"),
-        ("name: x\ndata: {exposures: [2, 0]}", "data.exposures must be whole numbers >= 1"),
+        ("name: x\ndata: {exposures: [0, 0]}", "data.exposures must have a number above 0"),
+        ("name: x\ndata: {exposures: [2, -1]}", "data.exposures must be whole numbers >= 0"),
         ("name: x\ntrain: {final_items: 0}", "train.final_items must be >= 1, got 0"),
         ("name: x\ndata: {max_subjects: 1}", "data.max_subjects must be at least 2, got 1"),
         (
@@ -190,7 +191,7 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
         ("name: x\ndata: {seed: -1}", "data.seed must be a whole number >= 0, got -1"),
         (
             "name: x\ndata: {exposures: [99999999999]}",
-            "data.exposures must be whole numbers >= 1, at",
+            "data.exposures must be whole numbers >= 0, at",
         ),
         ("name: x\ndata: {facts: ''}", "data.facts must be a path, got ''"),
         ('name: x\ndata: {text: ["a\\0b"]}', "run.yaml:2: a text has U+0000"),

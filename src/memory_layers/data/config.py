@@ -24,23 +24,25 @@ class DataConfig:
             the prose in the documentation of the installed Python. A line `<|endoftext|>` of a .txt
             file begins another document.
         text_heldout: Share of the running text kept out of training, to measure the loss on it.
-        relations: Relations to use of the built-in facts. Empty: all. Users' facts are used whole.
+        relations: Relations to use of the built-in facts. Empty: all that are real, not invented.
+            Users' facts are used whole.
         templates: A file such as templates.yaml with wordings for the built-in facts, or "short"
             for short ones that come with the package. None: their own, four a fact.
         max_subjects: Subjects to keep of each built-in source. None: all, a million facts. Users'
             facts are used whole.
         exposures: How often a fact is stated in an epoch: each subject takes one of these numbers,
-            picked by a hash, so that a number named more often is given to more subjects. Beyond
-            the number of wordings they repeat, and so does the question of a shown subject. Empty:
-            once in each wording.
+            as many subjects each, so that a number named more often is given to more of them. 0:
+            such facts are in no document, and what is answered there is guessed. Beyond the number
+            of wordings they repeat, and so does the question of a shown subject. Empty: once in
+            each wording.
         loss_on: Tokens of a fact's documents that are predicted: "all", or "answers" for those of
             the answer and the one after it. Running text is predicted whole.
         shown_fraction: Share of the subjects whose facts also appear as questions.
         tokenizer: Folder of a Hugging Face tokenizer. None: train a byte-level BPE on the data.
         vocab_size: Size of the tokenizer to train.
         cache_dir: Where prepared data is kept. None: memory-layers in the user's cache folder.
-        seed: Decides which subjects are kept, how often they are stated and which are shown as
-            questions.
+        seed: Decides which subjects are kept and which people are invented, how often they are
+            stated and which are shown as questions.
     """
 
     facts: str | None = BUILTIN
@@ -89,10 +91,15 @@ class DataConfig:
             )
         if self.max_subjects is not None and self.max_subjects < 2:
             raise ValueError(f"data.max_subjects must be at least 2, got {self.max_subjects}")
-        if any(isinstance(n, bool) or not 1 <= n <= MOST_EXPOSURES for n in self.exposures):
+        if any(isinstance(n, bool) or not 0 <= n <= MOST_EXPOSURES for n in self.exposures):
             raise ValueError(
-                f"data.exposures must be whole numbers >= 1, at most {MOST_EXPOSURES}, got "
+                f"data.exposures must be whole numbers >= 0, at most {MOST_EXPOSURES}, got "
                 f"{self.exposures}"
+            )
+        if self.exposures and not any(self.exposures):
+            raise ValueError(
+                f"data.exposures must have a number above 0, got {self.exposures}: no fact would "
+                "be stated. hint: [0, 1, 2, 4, 8, 16, 32, 64]"
             )
         for name, default in (("exposures", ()), ("loss_on", "all")):
             if self.facts is None and getattr(self, name) != default:

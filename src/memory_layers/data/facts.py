@@ -112,9 +112,10 @@ class Probe:
     """One item of a recall test: `text[answer_start:answer_end]` is the answer to be produced.
 
     Attributes:
-        kind: `statement`, a sentence that is in the documents. `question_shown`, a question that
-            is in the documents. `question_heldout`, a question that is in no document. Where there
-            are no documents: `statement`, `question`, and `heldout`, a wording of `heldout:`.
+        kind: `statement`, a sentence that is in the documents unless `exposures` is 0.
+            `question_shown`, a question that is in the documents if the fact is.
+            `question_heldout`, a question that is in no document. Where there are no documents:
+            `statement`, `question`, and `heldout`, a wording of `heldout:`.
         relation: Of the fact.
         subject: Of the fact.
         text: The statement or the question with its answer.
@@ -193,21 +194,26 @@ def build_corpus(
 
     Every fact is stated in every statement template once, or as often as `exposures` says: in
     templates one after the other from one that a hash picks, all of them before one repeats. The
-    statement that is probed is in the documents. The subjects are split by a stable hash, the
-    same way in all relations: the question form is a document for the shown subjects only, as
-    often as each statement template, rounded up.
+    statement that is probed is in the documents, if any is. The subjects are split by a stable
+    hash, the same way in all relations: the question form is a document for the shown subjects
+    only, as often as each statement template, rounded up.
 
     Args:
         facts: The facts to state.
         shown_fraction: The part of the distinct subjects whose questions are documents, exact up
             to rounding.
-        exposures: Numbers of statements, each subject takes one of them, picked by a hash.
-        seed: Changes the split, the choice of templates and of the statement that is probed.
+        exposures: Numbers of statements. Each subject takes one of them: they are dealt in an
+            order that a hash decides, in turn among the shown and among the held-out subjects of
+            the same relations, as many each. A fact with 0 is in no document: what is answered
+            there is guessed.
+        seed: Changes the split, the choice of templates, of the statement that is probed and of
+            numbers of statements.
         progress: Called with the number of facts that are stated, and how many there are.
 
     Returns:
         Documents and probes in the order of the facts. Each fact has one question probe, and one
-        statement probe if it is stated in a template that has the answer after the subject.
+        statement probe if it is stated, or could be, in a template that has the answer after the
+        subject.
 
     Raises:
         ValueError: `shown_fraction` is not between 0 and 1.
@@ -223,6 +229,7 @@ def build_corpus(
             f"shown_fraction={shown_fraction} of {len(subjects)} distinct subjects leaves {side}: "
             "give more facts or another fraction"
         )
+    dealt = _deal(facts.facts, shown, exposures, seed) if exposures else {}
     statements_of = {
         name: [cut_template(statement) for statement in templates.statements]
         for name, templates in facts.templates.items()
@@ -237,13 +244,13 @@ def build_corpus(
         statements = stated = statements_of[fact.relation]
         number = stable_number(seed, "statement", fact.relation, fact.subject, fact.answer)
         if exposures:
-            count = exposures[stable_number(seed, "exposures", fact.subject) % len(exposures)]
+            count = dealt[fact.subject]
             stated = [statements[(number + n) % len(statements)] for n in range(count)]
         for halves in stated:
             text, start = fill_template(halves, fact.subject, fact.answer)
             documents.append(text)
             answers.append((start, start + len(fact.answer)))
-        choices = [halves for halves in dict.fromkeys(stated) if len(halves[0]) > 1]
+        choices = [halves for halves in dict.fromkeys(stated or statements) if len(halves[0]) > 1]
         if choices:
             halves = choices[number % len(choices)]
             probes.append(_probe("statement", halves, fact, len(stated)))
@@ -297,6 +304,26 @@ def shown_subjects(subjects: Collection[str], fraction: float, seed: int) -> set
         set(subjects), key=lambda subject: (stable_hash(seed, "shown", subject), subject)
     )
     return set(ordered[: round(fraction * len(ordered))])
+
+
+def _deal(
+    facts: Sequence[Fact], shown: Collection[str], exposures: Sequence[int], seed: int
+) -> dict[str, int]:
+    """Return how often the facts of each subject are stated."""
+    relations: dict[str, list[str]] = {}
+    for fact in facts:
+        relations.setdefault(fact.subject, []).append(fact.relation)
+    # Dealing goes on from group to group, so that small ones do not all begin with the first.
+    ordered = sorted(
+        relations,
+        key=lambda subject: (
+            subject in shown,
+            sorted(relations[subject]),
+            stable_hash(seed, "exposures", subject),
+            subject,
+        ),
+    )
+    return {subject: exposures[n % len(exposures)] for n, subject in enumerate(ordered)}
 
 
 def _raise_if_faulty(template: str, *, answer_last: bool, subject_first: bool = False) -> None:

@@ -27,11 +27,12 @@ from memory_layers.common.files import (
     remove_left,
 )
 from memory_layers.common.progress import Report, counted, counter, tell
-from memory_layers.data.builtin import SOURCES, builtin_facts, builtin_templates
+from memory_layers.data.builtin import RELATIONS, SOURCES, builtin_facts, builtin_templates
 from memory_layers.data.config import BUILTIN, DataConfig
 from memory_layers.data.encode import encode_texts
 from memory_layers.data.fact_files import FACTS_FILE, TEMPLATES_FILE, load_facts, load_templates
 from memory_layers.data.facts import FactCorpus, FactSet, Probe, build_corpus
+from memory_layers.data.invented import check_unread
 from memory_layers.data.text import builtin_text, iter_text
 from memory_layers.data.tokenizer import (
     load_tokenizer,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raised whenever the same config would be prepared into other files.
-LAYOUT_VERSION = 7
+LAYOUT_VERSION = 8
 
 # What a model is trained on and asked. The other files describe these.
 _CONTENT = (".bin", ".npy", "probes.jsonl", "tokenizer/tokenizer.json")
@@ -217,6 +218,8 @@ def _build(config: DataConfig, folder: Path, progress: Report | None) -> None:
     tell(notes, progress)
     corpus = FactCorpus((), (), ()) if config.facts is None else corpus_of(config, progress)
     probes = corpus.probes
+    if config.facts == BUILTIN:
+        check_unread({p.subject for p in probes if RELATIONS[p.relation].invented}, texts)
     relations = Counter(probe.relation for probe in probes if probe.kind != "statement")
     # Also of other data, whose preparation nobody may ever repeat.
     remove_left(folder.parent)
