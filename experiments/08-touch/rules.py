@@ -132,9 +132,7 @@ class TouchAdamW(MemoryAdamW):
         if self.rule.momentum == "late" and step == self.steps:
             self._pay(weight, group)
 
-    def _step_rows(
-        self, weight: Tensor, rows: Tensor, sums: Tensor, group: dict[str, Any]
-    ) -> None:
+    def _step_rows(self, weight: Tensor, rows: Tensor, sums: Tensor, group: dict[str, Any]) -> None:
         state, rule = self.state[weight], self.rule
         first = state["exp_avg"].numpy() if "exp_avg" in state else np.empty((0, 0), np.float32)
         choices = (

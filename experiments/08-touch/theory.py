@@ -63,10 +63,10 @@ def steady(rule: str, gap: int) -> float:
     # Moments settle with the steps, or with the touches where they advance at those alone.
     count = max(8, 300 // gap) if rule in DENSE else 300
     touches = range(gap, gap * count + 1, gap)
-    # Until just before the next touch: what a touch has brought is in.
-    moved = trajectory(rule, touches, gap * (count + 1) - 1)
+    # Until just before the next touch, and before what is owed is added: see Rule.
+    moved = trajectory(rule, touches, gap * (count + 1))
     half = count // 2
-    return (moved[-1] - moved[gap * (half + 1) - 2]) / (count - half)
+    return (moved[-2] - moved[gap * (half + 1) - 2]) / (count - half)
 
 
 def closed(gap: int) -> float:
@@ -88,9 +88,7 @@ def new(rule: str) -> dict[str, list[float]]:
     touches = [LATE + RARE * number for number in range(TOUCHES[-1])]
     moved = trajectory(rule, touches, touches[-1] + RARE)
     # With momentum that comes late, what is kept is what is owed too.
-    kept = [
-        trajectory(rule, touches[:count], touches[count - 1] + RARE)[-1] for count in TOUCHES
-    ]
+    kept = [trajectory(rule, touches[:count], touches[count - 1] + RARE)[-1] for count in TOUCHES]
     return {
         "read": [round(moved[touches[count - 1] + RARE - 2], 3) for count in TOUCHES],
         "kept": [round(number, 3) for number in kept],
