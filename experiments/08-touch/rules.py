@@ -1,4 +1,4 @@
-"""The rules that are compared: AdamW of rows that few steps touch, as replaced steps of MemoryAdamW.
+"""The rules that are compared: AdamW of rows that few steps touch, as steps of MemoryAdamW.
 
 `r` is beta1 / sqrt(beta2): while a row is left alone, dense AdamW goes on moving it, each step by r
 times as much as the step before. Its moments after n steps are beta1^n * m and beta2^n * v.
@@ -50,8 +50,21 @@ RULES = {
 
 
 @njit(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", cache=True)
-def _step_rows(table, first, second, touched, rows, sums, step, rates, betas, eps, choices):
-    """Step rows by the gradients `sums`. `touched` is [N, 2]: touches so far, step of the last."""
+def _step_rows(
+    arrays: tuple, rows: np.ndarray, sums: np.ndarray, step: int, numbers: tuple, choices: tuple
+) -> None:
+    """Step rows by their gradients.
+
+    Args:
+        arrays: The table, [N, V], both moments, and touches so far and step of the last, [N, 2].
+        rows: [R].
+        sums: [R, V], their gradients.
+        step: Counted from 1.
+        numbers: The rates of all steps, betas, eps.
+        choices: Whether the bias is corrected by touches, moments fade, momentum comes late, or
+            ahead.
+    """
+    (table, first, second, touched), (rates, betas, eps) = arrays, numbers
     by_touches, fades, late, ahead = choices
     beta1, beta2 = betas
     width, full = table.shape[1], second.shape[1] == table.shape[1]
@@ -104,7 +117,7 @@ class TouchAdamW(MemoryAdamW):
         **kwargs: As for MemoryAdamW, without `value_state`.
     """
 
-    def __init__(self, *args: Any, rule: str, steps: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, rule: str, steps: int, **kwargs: Any) -> None:  # noqa: ANN401
         self.rule, self.steps = RULES[rule], steps
         super().__init__(*args, value_state=self.rule.state, **kwargs)
 
@@ -139,9 +152,9 @@ class TouchAdamW(MemoryAdamW):
             rule.clock == "touches", rule.fades, rule.momentum == "late", rule.momentum == "ahead"
         )  # fmt: skip
         _step_rows(
-            weight.detach().numpy(), first, state["exp_avg_sq"].numpy(), state["touched"].numpy(),
-            rows.numpy(), sums.numpy(), state["step"], state["rates"].numpy(), group["betas"],
-            group["eps"], choices,
+            (weight.detach().numpy(), first, state["exp_avg_sq"].numpy(), state["touched"].numpy()),
+            rows.numpy(), sums.numpy(), state["step"],
+            (state["rates"].numpy(), group["betas"], group["eps"]), choices,
         )  # fmt: skip
 
     def _step_whole(
