@@ -115,10 +115,15 @@ class TouchAdamW(MemoryAdamW):
         rule: Of RULES.
         steps: Of the whole run: at the last one, displacement that is owed is added.
         **kwargs: As for MemoryAdamW, without `value_state`.
+
+    Attributes:
+        gaps: Touches by the whole part of log2 of the steps since the one before. The first touch
+            of a row counts from step 0.
     """
 
     def __init__(self, *args: Any, rule: str, steps: int, **kwargs: Any) -> None:  # noqa: ANN401
         self.rule, self.steps = RULES[rule], steps
+        self.gaps = torch.zeros(20, dtype=torch.int64)
         super().__init__(*args, value_state=self.rule.state, **kwargs)
 
     def init_table_state(self, weight: Tensor) -> None:
@@ -147,6 +152,8 @@ class TouchAdamW(MemoryAdamW):
 
     def _step_rows(self, weight: Tensor, rows: Tensor, sums: Tensor, group: dict[str, Any]) -> None:
         state, rule = self.state[weight], self.rule
+        gaps = (state["step"] - state["touched"][rows, 1]).double().log2().long()
+        self.gaps += gaps.bincount(minlength=len(self.gaps))
         first = state["exp_avg"].numpy() if "exp_avg" in state else np.empty((0, 0), np.float32)
         choices = (
             rule.clock == "touches", rule.fades, rule.momentum == "late", rule.momentum == "ahead"

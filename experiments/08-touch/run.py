@@ -129,6 +129,7 @@ def configured(arm: Arm, value_lr: float, seed: int, steps: int | None) -> RunCo
 def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
     """Train a run with the rule of its arm, and return its measurements."""
     arm, ties = ARMS[name], Ties()
+    made: list[TouchAdamW] = []
 
     def make_optimizer(config: RunConfig, model: torch.nn.Module) -> TouchAdamW:
         optim = config.optim
@@ -138,6 +139,7 @@ def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
         )  # fmt: skip
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        made.append(optimizer)
         return optimizer
 
     remove(folder)
@@ -156,6 +158,7 @@ def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
     kept = ("status", "seconds", "tokens", "recall", "answer_nll", "recall_by_exposures", "text",
             "facts", "losses")  # fmt: skip
     result = {key: found[key] for key in kept if key in found}
+    result["gaps"] = made[0].gaps.tolist()
     if arm.scores == "bf16":
         result["ties"] = ties.share
     return result
