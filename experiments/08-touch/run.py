@@ -4,7 +4,7 @@
 
 Takes the runs one after the other and writes each to results.json; started again, it goes on. Each
 arm gets rates a factor of 2 apart until its best is not at an edge, then three other seeds at that
-rate, then the rest of five rates. `--until` starts no run after that time (UTC). At the end, and
+rate, and last the rest of five rates. `--until` starts no run after that time (UTC). At the end, and
 after each run, the tables of README.md are written.
 """
 
@@ -65,6 +65,9 @@ ARMS = {
     "full_late": Arm("full_late", 0.005),
 }
 
+# The rules, before what is asked beside them.
+FIRST = ("row", "full", "row_touches", "full_touches", "row_fades", "full_ahead", "dense")
+
 # Of a rate, in doublings from the middle.
 Scores = dict[int, float]
 
@@ -104,14 +107,14 @@ def missing(scores: Scores, rates: int) -> int | None:
 
 def following(runs: Sequence[Mapping[str, Any]]) -> tuple[str, int, int] | None:
     """Return arm, rate and seed of the next run. None: all are there."""
-    for rates in (3, RATES):
-        for name in ARMS:
+    done = {(run["arm"], run["doublings"], run["seed"]) for run in runs}
+    for rates, names in ((3, FIRST), (3, tuple(ARMS)), (RATES, tuple(ARMS))):
+        for name in names:
             doublings = missing(swept(runs, name), rates)
             if doublings is not None:
                 return name, doublings, SWEPT
-        done = {(run["arm"], run["doublings"], run["seed"]) for run in runs}
         for seed in SEEDS:
-            for name in ARMS:
+            for name in names:
                 job = name, best(swept(runs, name)), seed
                 if job not in done:
                     return job
