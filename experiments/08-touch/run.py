@@ -4,8 +4,8 @@
 
 Takes the runs one after the other and writes each to results.json; started again, it goes on. Each
 arm gets rates a factor of 2 apart until its best is not at an edge, then three other seeds at that
-rate, and last the rest of five rates. `--until` starts no run after that time (UTC). At the end, and
-after each run, the tables of README.md are written.
+rate, and last the rest of five rates. `--until` starts no run after that time (UTC). After each run
+the tables of README.md are written.
 """
 
 import argparse
