@@ -44,29 +44,34 @@ class Arm:
         middle: Value rate to begin with.
         schedule: Of the value rate.
         scores: "bf16" to find slots by rounded scores.
+        rare: Four times the slots and a quarter of the reads of base.yaml, so that rows rest.
     """
 
     rule: str
     middle: float
     schedule: str = "constant"
     scores: str = "fp32"
+    rare: bool = False
 
 
-ARMS = {
-    "row": Arm("row", 0.02),
-    "full": Arm("full", 0.02),
-    "row_touches": Arm("row_touches", 0.02),
-    "full_touches": Arm("full_touches", 0.02),
-    "row_fades": Arm("row_fades", 0.01),
-    "full_ahead": Arm("full_ahead", 0.005),
-    "dense": Arm("dense", 0.005),
+# Those that go on with momentum move further, so they begin with lower rates.
+RULES = {
+    "row": 0.02,
+    "full": 0.02,
+    "row_touches": 0.02,
+    "full_touches": 0.02,
+    "row_fades": 0.01,
+    "full_ahead": 0.005,
+    "dense": 0.005,
+}
+RARE = {f"rare/{rule}": Arm(rule, middle, rare=True) for rule, middle in RULES.items()}
+OFTEN = {rule: Arm(rule, middle) for rule, middle in RULES.items()}
+BESIDE = {
     "row_cosine": Arm("row", 0.02, schedule="cosine"),
     "row_bf16": Arm("row", 0.02, scores="bf16"),
-    "full_late": Arm("full_late", 0.005),
+    "rare/full_late": Arm("full_late", 0.005, rare=True),
 }
-
-# The rules, before what is asked beside them.
-FIRST = ("row", "full", "row_touches", "full_touches", "row_fades", "full_ahead", "dense")
+ARMS = {**RARE, **OFTEN, **BESIDE}
 
 # Of a rate, in doublings from the middle.
 Scores = dict[int, float]
@@ -108,7 +113,7 @@ def missing(scores: Scores, rates: int) -> int | None:
 def following(runs: Sequence[Mapping[str, Any]]) -> tuple[str, int, int] | None:
     """Return arm, rate and seed of the next run. None: all are there."""
     done = {(run["arm"], run["doublings"], run["seed"]) for run in runs}
-    for rates, names in ((3, FIRST), (3, tuple(ARMS)), (RATES, tuple(ARMS))):
+    for rates, names in ((3, RARE), (3, OFTEN), (3, BESIDE), (RATES, ARMS)):
         for name in names:
             doublings = missing(swept(runs, name), rates)
             if doublings is not None:
@@ -126,7 +131,10 @@ def configured(arm: Arm, value_lr: float, seed: int, steps: int | None) -> RunCo
     base = load_run(HERE / "base.yaml")
     train = replace(base.train, seed=seed, steps=steps or base.train.steps)
     optim = replace(base.optim, value_lr=value_lr, value_schedule=arm.schedule)
-    return replace(base, train=train, optim=optim)
+    memory = base.memory
+    if arm.rare and memory is not None:
+        memory = replace(memory, sub_keys=2 * memory.sub_keys, top_k=memory.top_k // 4)
+    return replace(base, train=train, optim=optim, memory=memory)
 
 
 def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -145,7 +153,6 @@ def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
         made.append(optimizer)
         return optimizer
 
-    remove(folder)
     with (
         patch("memory_layers.train.loop.make_optimizer", make_optimizer),
         patch("memory_layers.layers.keys.product_key_topk", ties)
@@ -155,9 +162,10 @@ def trained(name: str, config: RunConfig, folder: Path) -> dict[str, Any]:
         try:
             found = measure_run(name, config.train.seed, config, folder)
         except FloatingPointError as error:
-            return {"status": "diverged", "error": str(error)}
-        finally:
             remove(folder)
+            return {"status": "diverged", "error": str(error)}
+    # One that is stopped stays, and goes on.
+    remove(folder)
     kept = ("status", "seconds", "tokens", "recall", "answer_nll", "recall_by_exposures", "text",
             "facts", "losses")  # fmt: skip
     result = {key: found[key] for key in kept if key in found}
@@ -183,7 +191,8 @@ def main() -> None:
         name, doublings, seed = job
         value_lr = rate(ARMS[name], doublings)
         config = configured(ARMS[name], value_lr, seed, given.steps)
-        found = trained(name, config, given.work / "run")
+        folder = given.work / f"{name.replace('/', '-')}-{value_lr:g}-{seed}"
+        found = trained(name, config, folder)
         entry = {"arm": name, "doublings": doublings, "value_lr": value_lr, "seed": seed, **found}
         runs.append(entry)
         print(f"{datetime.now(UTC):%H:%M:%S} {name} {value_lr:g} seed {seed}: {score(entry):.4f}",

@@ -26,8 +26,8 @@ def score(run: Mapping[str, Any]) -> float:
 def write_tables(results: Mapping[str, Any], path: Path) -> None:
     """Write the tables between their markers in a document."""
     text = path.read_text("utf-8")
-    for name, table in (("rules", rules), ("exposures", exposures), ("rates", rates)):
-        begin, end = f"<!-- touch-{name}:begin -->", f"<!-- touch-{name}:end -->"
+    for table in (rules, exposures, rates, gaps, about):
+        begin, end = (f"<!-- touch-{table.__name__}:{edge} -->" for edge in ("begin", "end"))
         part = f"{begin}\n{table(results)}\n{end}"
         text = re.sub(f"{begin}.*?{end}", lambda _, part=part: part, text, flags=re.DOTALL)
     path.write_text(text, "utf-8")
@@ -49,10 +49,11 @@ def finals(results: Mapping[str, Any], arm: str) -> Runs:
 def rules(results: Mapping[str, Any]) -> str:
     """Return one row an arm: its best rate, and what came of it with other seeds."""
     rows = []
-    base = {run["seed"]: run for run in finals(results, "row")}
     for arm in results["arms"]:
         runs = finals(results, arm)
         ties = [run["ties"] for run in runs if "ties" in run]
+        like = f"{arm.rpartition('/')[0]}/row".lstrip("/")
+        base = {run["seed"]: run for run in finals(results, like)}
         rows.append((
             f"`{arm}`" + (f", {statistics.fmean(ties):.0%} ties" if ties else ""),
             f"{runs[0]['value_lr']:g}" if runs else "–",
@@ -61,18 +62,35 @@ def rules(results: Mapping[str, Any]) -> str:
             _mean([run["answer_nll"][KINDS[0]] for run in runs if "answer_nll" in run]),
             _mean([
                 score(run) - score(base[run["seed"]]) for run in runs if run["seed"] in base
-            ], "+.3f") if arm != "row" else "–",
+            ], "+.3f") if arm != like else "–",
             _mean([run["text"]["nll"] for run in runs if run.get("text")]),
         ))  # fmt: skip
     head = ("Arm", "best value rate", "seeds", "held-out questions ↑", "statements ↑",
             "answer NLL ↓", "both recalls, less `row`", "text loss ↓")  # fmt: skip
-    done = len(results["runs"])
-    about = (
-        f"{done} runs, {'complete' if results['complete'] else 'not complete yet'}; "
-        f"mean ± half of the 95 % interval over seeds that the rate was not chosen by; on "
-        f"{results['device']}, commit `{results['commit']}`."
+    return markdown_table(head, rows)
+
+
+def about(results: Mapping[str, Any]) -> str:
+    """Say what the tables are of."""
+    whole = "all" if results["complete"] else "not all yet"
+    return (
+        f"{len(results['runs'])} runs, {whole}; mean ± half of the 95 % interval over seeds that "
+        f"the rate was not chosen by; on {results['device']}, commit `{results['commit']}`."
     )
-    return f"{markdown_table(head, rows)}\n\n{about}"
+
+
+def gaps(results: Mapping[str, Any]) -> str:
+    """Return the share of touches by the steps since the one before, of one run a setting."""
+    rows, edges = [], [2**n for n in range(8)]
+    for arm in ("rare/row", "row"):
+        runs = [run["gaps"] for run in results["runs"] if run["arm"] == arm and "gaps" in run]
+        if runs:
+            counts = [*runs[0][: len(edges) - 1], sum(runs[0][len(edges) - 1 :])]
+            rows.append((f"`{arm}`", *(f"{count / sum(counts):.1%}" for count in counts)))
+    names = [f"{low} to {2 * low - 1}" for low in edges[1:-1]]
+    return markdown_table(
+        ("Steps since the touch before", "1", *names, f"{edges[-1]} or more"), rows
+    )
 
 
 def exposures(results: Mapping[str, Any]) -> str:
