@@ -3,9 +3,9 @@
 [--work WORK] [--until HH:MM] [--steps N]
 
 Takes the runs one after the other and writes each to results.json; started again, it goes on. Each
-arm gets rates a factor of 2 apart until its best is not at an edge, then three other seeds at that
-rate, and last the rest of five rates. `--until` starts no run after that time (UTC). After each run
-the tables of README.md are written.
+arm gets three rates a factor of 2 apart, more until its best is not at an edge, then three other
+seeds at that rate, and last the rest of five rates. `--until` starts no run after that time (UTC).
+After each run the tables of README.md are written.
 """
 
 import argparse
@@ -60,8 +60,8 @@ RULES = {
     "full": 0.02,
     "row_touches": 0.02,
     "full_touches": 0.02,
-    "row_fades": 0.01,
     "full_ahead": 0.005,
+    "row_fades": 0.01,
     "dense": 0.005,
 }
 RARE = {f"rare/{rule}": Arm(rule, middle, rare=True) for rule, middle in RULES.items()}
@@ -95,10 +95,15 @@ def best(scores: Scores) -> int:
 
 
 def missing(scores: Scores, rates: int) -> int | None:
-    """Return a rate to try: those around the middle, beyond a best at an edge, up to `rates`."""
+    """Return a rate to try: those around the middle, beyond a best at an edge, up to `rates`.
+
+    With `rates` 0 those around the middle alone.
+    """
     for doublings in (0, -1, 1):
         if doublings not in scores:
             return doublings
+    if not rates:
+        return None
     top, low, high = best(scores), min(scores), max(scores)
     if top == low and low > -FAR:
         return low - 1
@@ -113,6 +118,10 @@ def missing(scores: Scores, rates: int) -> int | None:
 def following(runs: Sequence[Mapping[str, Any]]) -> tuple[str, int, int] | None:
     """Return arm, rate and seed of the next run. None: all are there."""
     done = {(run["arm"], run["doublings"], run["seed"]) for run in runs}
+    for name in RARE:
+        doublings = missing(swept(runs, name), 0)
+        if doublings is not None:
+            return name, doublings, SWEPT
     for rates, names in ((3, RARE), (3, OFTEN), (3, BESIDE), (RATES, ARMS)):
         for name in names:
             doublings = missing(swept(runs, name), rates)
