@@ -116,12 +116,10 @@ def short_section() -> str:
     seeds = len({run["seed"] for run in results["runs"] if finished(run)})
     head = ("Memory needs fewer statements for half recall", "memory", "the other", "")
     return (
-        f"{results['facts']['facts']:,} facts that can hardly be guessed, stated up to "
-        f"{curves.levels[-1]} times among text, and asked for in wordings in which they were not "
-        f"read; each variant at its best learning rates; {seeds} seeds, 95 % intervals:\n\n"
-        f"{table(head, rows)}\n\n"
-        "[How it was measured, on text, in equal time, and on wider bases]"
-        f"(experiments/{FOLDER}/README.md)."
+        f"What a fact costs: {results['facts']['facts']:,} facts that can hardly be guessed, "
+        f"stated up to {curves.levels[-1]} times among text, and asked for in wordings in which "
+        f"they were not read; each variant at its best learning rates, {seeds} seeds, 95 % "
+        f"intervals ([all figures](experiments/{FOLDER}/README.md)):\n\n{table(head, rows)}"
     )
 
 
