@@ -139,7 +139,9 @@ def test_real_steps_are_timed_and_trained(tmp_path: Path, monkeypatch: pytest.Mo
     steps = {run["variant"]: run["config"]["train"]["steps"] for run in results["runs"]}
     assert steps == {"dense": max(1, round(4 * step["plus"] / step["dense"])), "plus": 4}
     assert {run["status"] for run in results["runs"]} == {"ok"}
-    assert "trained on" not in (out / "report.html").read_text()
+    # Steps that take as long are as many: then all read the same.
+    same = len(set(steps.values())) == 1
+    assert ("trained on" in (out / "report.html").read_text()) == same
     written = (out / "runs" / "plus-seed0" / "result.json").stat().st_mtime_ns
     assert compare(config, out, workers=1)["runs"] == results["runs"]
     assert (out / "runs" / "plus-seed0" / "result.json").stat().st_mtime_ns == written
