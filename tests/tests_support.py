@@ -1,16 +1,20 @@
 """Small inputs for tests of whole runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from memory_layers import MemoryConfig
 from memory_layers.data.tokenizer import train_tokenizer
 from memory_layers.models import PRESETS, build_model
+from memory_layers.study.measure import measure_run
+from memory_layers.study.outcome import read_result, recorded_failures
 
 SHAPE = {"hidden_size": 16, "layers": 2, "heads": 2, "mlp_size": 32}
 
@@ -27,6 +31,53 @@ def write_facts(folder: Path, count: int = 30) -> Path:
         'code: {statements: ["{subject} has {answer}."], question: "Q {subject}? A: {answer}"}'
     )
     return folder
+
+
+def write_study(path: Path, *, data: Mapping[str, Any] | None = None, **changes: object) -> Path:
+    """Write the file of a comparison or a sweep that learns write_facts, and return its path.
+
+    Args:
+        path: The file. Its facts and the cache of its data are beside it.
+        data: Fields of `data` in which it differs.
+        changes: Fields of the file in which it differs.
+    """
+    folder = path.parent
+    if not (folder / "facts").is_dir():
+        write_facts(folder / "facts")
+    values = {
+        "name": "x",
+        "model": SHAPE,
+        "data": {
+            "facts": str(folder / "facts"),
+            "vocab_size": 300,
+            "cache_dir": str(folder / "cache"),
+            **(data or {}),
+        },
+        "optim": {"warmup_steps": 2},
+        **changes,
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 99) -> Callable:
+    """Return a stand-in for run_all that trains at most `most` runs here, in some order.
+
+    To start a process takes longer than these runs. One that diverges is recorded as such.
+    """
+
+    def run_all(
+        jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
+    ) -> None:
+        waiting = [name for name in jobs if read_result(folder / name) is None]
+        for name in order(waiting)[:most]:
+            with suppress(FloatingPointError), recorded_failures(folder / name):
+                measure_run(*jobs[name], folder / name)
+            ended(name)
+        if len(waiting) > most:
+            raise KeyboardInterrupt("stopped")
+
+    return run_all
 
 
 def untimed(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
-from tests_support import SHAPE, write_facts
+from tests_support import write_study
 
 from memory_layers import MemoryConfig
 from memory_layers.common.errors import UserError
@@ -21,24 +21,14 @@ from memory_layers.train.metrics import read_lines
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
 
-def write_comparison(folder: Path, **changes: object) -> Path:
+def write_comparison(folder: Path, **changes: Any) -> Path:
     values = {
-        "name": "x",
-        "model": SHAPE,
-        "data": {
-            "facts": str(write_facts(folder / "facts")),
-            "vocab_size": 300,
-            "exposures": [1],
-            "cache_dir": str(folder / "cache"),
-        },
-        "optim": {"warmup_steps": 2},
+        "data": {"exposures": [1]},
         "train": {"steps": 6, "batch_size": 2, "seq_len": 32, "eval_every": 3},
         "variants": {"dense": {}, "memory": {"memory": MEMORY}},
         **changes,
     }
-    path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_study(folder / "compare.yaml", **values)
 
 
 def test_results_and_report(tmp_path: Path) -> None:

@@ -1,21 +1,19 @@
 """A sweep from configuration to results: the grid, what is refused, reuse, order, failures."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests_support import SHAPE, untimed, write_facts
+from tests_support import SHAPE, in_this_process, untimed, write_study
 
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.configs import find_config
 from memory_layers.study import runs as study_runs
-from memory_layers.study.measure import measure_run
-from memory_layers.study.outcome import read_result
 from memory_layers.study.results import check_results
 from memory_layers.study.scale import ScaleConfig, check_slots, load_scale, scale
 
@@ -23,44 +21,17 @@ ROOT = Path(__file__).parents[2]
 MEMORY = {"layers": [1], "top_k": 4, "heads": 2}
 
 
-def write_sweep(folder: Path, **changes: object) -> Path:
-    if not (folder / "facts").is_dir():
-        write_facts(folder / "facts")
+def write_sweep(folder: Path, **changes: Any) -> Path:
     values = {
-        "name": "x",
-        "model": SHAPE,
         "memory": MEMORY,
-        "data": {
-            "facts": str(folder / "facts"),
-            "vocab_size": 300,
-            "exposures": [1],
-            "cache_dir": str(folder / "cache"),
-        },
+        "data": {"exposures": [1]},
         "optim": {"warmup_steps": 2, "value_lr": 0.02},
         "train": {"steps": 4, "batch_size": 2, "seq_len": 32, "eval_every": 2},
         "bases": {"a": {}, "b": {"model": {"hidden_size": 24}}},
         "slots": [0, 64],
         **changes,
     }
-    path = folder / "scale.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def in_this_process(order: Callable[[list[str]], list[str]] = list, most: int = 99) -> Callable:
-    """Return a stand-in for run_all that trains at most `most` runs here, in some order."""
-
-    def run_all(
-        jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
-    ) -> None:
-        waiting = [name for name in jobs if read_result(folder / name) is None]
-        for name in order(waiting)[:most]:
-            measure_run(*jobs[name], folder / name)
-            ended(name)
-        if len(waiting) > most:
-            raise KeyboardInterrupt("stopped")
-
-    return run_all
+    return write_study(folder / "scale.yaml", **values)
 
 
 def entries(results: Mapping[str, Any]) -> list[dict[str, Any]]:

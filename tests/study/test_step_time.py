@@ -3,10 +3,10 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
-from tests_support import SHAPE, write_facts
+from tests_support import write_study
 
 from memory_layers.common.errors import UserError
 from memory_layers.study import step_time
@@ -21,19 +21,9 @@ MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 TIMES = {"dense": [0.1, 0.1, 9.0], "plus": [0.3, 0.2, 0.2], "wide": [1.0, 1.0, 1.0]}
 
 
-def load(folder: Path, **changes: object) -> CompareConfig:
-    if not (folder / "facts").exists():
-        write_facts(folder / "facts")
+def load(folder: Path, **changes: Any) -> CompareConfig:
     values = {
-        "name": "x",
-        "model": SHAPE,
         "memory": MEMORY,
-        "data": {
-            "facts": str(folder / "facts"),
-            "vocab_size": 300,
-            "cache_dir": str(folder / "cache"),
-        },
-        "optim": {"warmup_steps": 2},
         "train": {
             "steps": 60, "batch_size": 2, "seq_len": 32, "eval_every": 20, "checkpoint_every": 0,
         },
@@ -43,9 +33,7 @@ def load(folder: Path, **changes: object) -> CompareConfig:
         },
         **changes,
     }  # fmt: skip
-    path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return load_compare(path)
+    return load_compare(write_study(folder / "compare.yaml", **values))
 
 
 def match(config: CompareConfig, out: Path) -> Matched:

@@ -1,15 +1,13 @@
 """Learning rates swept before a study: the search, its errors, and what is trained with."""
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests_support import SHAPE, write_facts
+from tests_support import in_this_process, write_study
 
 from memory_layers.common.errors import UserError
 from memory_layers.config import MemoryConfig
@@ -17,8 +15,7 @@ from memory_layers.data.config import DataConfig
 from memory_layers.study import tune
 from memory_layers.study.compare import compare
 from memory_layers.study.config import load_compare
-from memory_layers.study.measure import measure_run
-from memory_layers.study.outcome import read_result, recorded_failures
+from memory_layers.study.outcome import read_result
 from memory_layers.study.rates import Sweep
 from memory_layers.study.report import render_table
 from memory_layers.study.results import read_results
@@ -149,48 +146,29 @@ def test_a_variant_that_fails_at_all_values_is_named(tmp_path: Path, field: str)
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in this process: to start one takes longer than these runs."""
-
-    def run_all(
-        jobs: Mapping[str, Any], folder: Path, workers: int, threads: int, ended: Callable
-    ) -> None:
-        for name in (name for name in jobs if read_result(folder / name) is None):
-            with suppress(FloatingPointError), recorded_failures(folder / name):
-                measure_run(*jobs[name], folder / name)
-            ended(name)
-
-    monkeypatch.setattr("memory_layers.study.runs.run_all", run_all)
-    monkeypatch.setattr("memory_layers.study.tune.run_all", run_all)
-    # Plots take longer than these runs, too.
+def trains_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in this process, and draw nothing: both take longer than these runs."""
+    monkeypatch.setattr("memory_layers.study.runs.run_all", in_this_process())
+    monkeypatch.setattr("memory_layers.study.tune.run_all", in_this_process())
     monkeypatch.setattr("memory_layers.study.report.comparison.draw_plots", lambda *_: {})
 
 
-def write_study(folder: Path, **changes: object) -> Path:
+def write(folder: Path, **changes: Any) -> Path:
     values = {
-        "name": "x",
-        "model": SHAPE,
-        "data": {
-            "facts": str(write_facts(folder / "facts")),
-            "vocab_size": 300,
-            "cache_dir": str(folder / "cache"),
-        },
-        "optim": {"warmup_steps": 2},
         "train": {"steps": 4, "batch_size": 2, "seq_len": 32},
         # The weights overflow at the last, and hardly move at the first.
         "sweep": {LR: [1e-5, 0.02, 1e30]},
         **changes,
     }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_study(folder / "study.yaml", **values)
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("trains_here")
 def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
-    path = write_study(
+    path = write(
         tmp_path,
         variants={"dense": "dense", "plus": {"memory": MEMORY}},
+        optim={"warmup_steps": 2, "value_lr": 0.02},
         sweep={LR: [1e-5, 0.02, 1e30], VALUE_LR: [1e-5, 0.02, 1e30], "seed": 7},
     )
     out = tmp_path / "out"
@@ -207,6 +185,14 @@ def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
         assert tried[1e30]["status"] == "diverged"
         assert "error" in tried[1e30]
         assert tried[0.02]["answer_nll"] < tried[1e-5]["answer_nll"]
+    # At the value rate of the file, the best rate has been trained already.
+    assert {path.name for path in (out / "sweep").glob("plus-lr0.02-*")} == {
+        "plus-lr0.02-value_lr1e-05", "plus-lr0.02-value_lr1e+30",
+    }  # fmt: skip
+    plus = rates["variants"]["plus"]
+    assert sorted(entry.get(VALUE_LR, 0) for entry in plus["tried"] if entry[LR] == 0.02) == [
+        0, 1e-5, 0.02, 1e30,
+    ]  # fmt: skip
     assert read_results(out / "results.json") == results
     page = (out / "report.html").read_text()
     assert "Learning rates" in page
@@ -216,10 +202,10 @@ def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == before
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("trains_here")
 def test_a_sweep_of_sizes_trains_each_cell_at_its_best(tmp_path: Path) -> None:
     memory = {name: MEMORY[name] for name in ("layers", "top_k", "heads")}
-    path = write_study(tmp_path, bases={"a": {}}, slots=[64], memory=memory)
+    path = write(tmp_path, bases={"a": {}}, slots=[64], memory=memory)
     results = scale(load_scale(path), tmp_path / "out", workers=2)
     (run,) = results["runs"]
     assert run["learning_rate"] == 0.02 == results["rates"]["variants"]["a-slots64"]["best"][LR]
@@ -246,6 +232,7 @@ def test_rates_that_may_not_be_the_best_are_warned_of() -> None:
         ({"sweep": {LR: [1e-3]}}, "two or more numbers"),
         ({"sweep": {LR: 1e-3}}, "two or more numbers"),
         ({"sweep": {LR: [0, 1]}}, "two or more numbers"),
+        ({"optim": {"lr": 1e-3}}, r"study\.yaml: optim\.lr has no effect: `sweep:` sets it"),
         (
             {"sweep": {LR: [1e-3, 2e-3], "seed": 1}, "seeds": [0, 1]},
             r"another than the seeds of the study, got 1: .*hint: sweep: \{seed: 1000\}",
@@ -268,4 +255,4 @@ def test_a_sweep_that_finds_nothing_is_refused(
     tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
     with pytest.raises(UserError, match=says):
-        load_compare(write_study(tmp_path, **{"variants": {"d": "dense"}, **changes}))
+        load_compare(write(tmp_path, **{"variants": {"d": "dense"}, **changes}))

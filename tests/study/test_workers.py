@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
-import yaml
-from tests_support import SHAPE, untimed, write_facts
+from tests_support import untimed, write_study
 
 from memory_layers.cli import main
 from memory_layers.common.locks import alone_in
@@ -30,25 +29,14 @@ from memory_layers.train.config import ModelConfig, RunConfig, TrainConfig
 MEMORY = {"layers": [1], "sub_keys": 8, "top_k": 4, "heads": 2}
 
 
-def write_comparison(folder: Path, **changes: object) -> Path:
-    if not (folder / "facts").is_dir():
-        write_facts(folder / "facts")
+def write_comparison(folder: Path, **changes: Any) -> Path:
     values = {
-        "name": "x",
-        "model": SHAPE,
-        "data": {
-            "facts": str(folder / "facts"),
-            "vocab_size": 300,
-            "cache_dir": str(folder / "cache"),
-        },
         "optim": {"warmup_steps": 2, "value_lr": 0.02},
         "train": {"steps": 6, "batch_size": 2, "seq_len": 32, "eval_every": 3},
         "variants": {"memory": {"memory": MEMORY}},
         **changes,
     }
-    path = folder / "compare.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return write_study(folder / "compare.yaml", **values)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

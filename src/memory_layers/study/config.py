@@ -22,7 +22,7 @@ from memory_layers.study.match_config import (
     find_references,
     read_match,
 )
-from memory_layers.study.rates import Sweep, check_sweep, read_sweep
+from memory_layers.study.rates import Sweep, check_sweep, take_sweep
 from memory_layers.train.config import RunConfig
 
 TOKEN_FIELDS = ("steps", "batch_size", "accumulate", "seq_len")
@@ -183,7 +183,7 @@ def load_compare(path: Path) -> CompareConfig:
     entries, seeds = take_parts(values, path, "variants", hint, {"train.seed": "seeds:"})
     match = read_match(values.pop("match", []), f"{path}: match")
     references = values.pop("reference", {})
-    sweep = read_sweep(values.pop("sweep", None), f"{path}: sweep")
+    sweep = take_sweep(values, path)
     overrides = {n: _read_variant(entry, f"{path}: variants.{n}") for n, entry in entries.items()}
     if values.get("moe") is not None and any(v.kind for v in overrides.values()):
         raise UserError(f"{path}: moe has no effect on kinds. hint: put it under `variants:`")

@@ -6,6 +6,7 @@ Next: tune.py, which tries them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from memory_layers.common.checks import check_seed
@@ -33,16 +34,21 @@ class Sweep:
     seed: int
 
 
-def read_sweep(entry: Any, where: str) -> Sweep | None:  # noqa: ANN401
-    """Read `sweep:` of a study, such as {optim.lr: [0.001, 0.002, 0.004]}.
+def take_sweep(values: dict[str, Any], path: Path) -> Sweep | None:
+    """Take `sweep:` of a study, such as {optim.lr: [0.001, 0.002, 0.004]}, out of its fields.
 
     Args:
-        entry: Its value. None: nothing is swept.
-        where: The field, for errors.
+        values: The fields of the file at `path`.
+        path: For errors.
+
+    Returns:
+        None where nothing is swept.
 
     Raises:
-        UserError: A field is not one of RATES, or its values cannot be swept.
+        UserError: A field is not one of RATES, its values cannot be swept, or the file sets
+            `optim.lr` beside it. `optim.value_lr` is that of the runs in which `optim.lr` is swept.
     """
+    entry, where = values.pop("sweep", None), f"{path}: sweep"
     if entry is None:
         return None
     example = "hint: sweep: {optim.lr: [1.0e-3, 2.0e-3, 4.0e-3]}"
@@ -51,7 +57,7 @@ def read_sweep(entry: Any, where: str) -> Sweep | None:  # noqa: ANN401
     fields = dict(entry)
     seed = fields.pop("seed", SEED)
     check_seed(f"{where}.seed", seed)
-    values = {}
+    swept = {}
     for name, given in fields.items():
         if name not in RATES:
             raise UserError(f"{where}: unknown field {name!r}. hint: {did_you_mean(name, RATES)}")
@@ -62,10 +68,12 @@ def read_sweep(entry: Any, where: str) -> Sweep | None:  # noqa: ANN401
                 f"{where}.{name} must be two or more numbers above 0, rising, got {given!r}. "
                 f"{example}"
             )
-        values[name] = tuple(map(float, numbers))
-    if not values:
+        swept[name] = tuple(map(float, numbers))
+    if not swept:
         raise UserError(f"{where} names no field. {example}")
-    return Sweep(values={name: values[name] for name in RATES if name in values}, seed=seed)
+    if {"optim.lr"} & swept.keys() & flat_fields(values).keys():
+        raise UserError(f"{path}: optim.lr has no effect: `sweep:` sets it. hint: remove it")
+    return Sweep(values={name: swept[name] for name in RATES if name in swept}, seed=seed)
 
 
 def check_sweep(

@@ -18,7 +18,7 @@ from memory_layers.study import config as study
 from memory_layers.study.facts_asked import shared_exposure
 from memory_layers.study.fields import merge_fields
 from memory_layers.study.fits import fit_sweep
-from memory_layers.study.rates import Sweep, check_sweep, read_sweep
+from memory_layers.study.rates import Sweep, check_sweep, take_sweep
 from memory_layers.study.report import tell_guessers, write_scale_report
 from memory_layers.study.runs import Job, has_begun, prepare_runs, run_jobs, workers_for
 from memory_layers.study.tune import sweep_rates
@@ -144,7 +144,7 @@ def load_scale(path: Path) -> ScaleConfig:
     instead = {"train.seed": "seeds:", "memory.sub_keys": "slots:"}
     bases, seeds = study.take_parts(values, path, "bases", hint, instead)
     slots = values.pop("slots", None)
-    sweep = read_sweep(values.pop("sweep", None), f"{path}: sweep")
+    sweep = take_sweep(values, path)
     for name, changes in bases.items():
         if not isinstance(changes, dict | None):
             raise UserError(f"{path}: bases.{name} must be a mapping, got {changes!r}")

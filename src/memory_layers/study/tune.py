@@ -107,24 +107,25 @@ def find_rates(
         UserError: No value of a variant gave a result.
     """
     tried: dict[str, dict[Values, dict[str, Any]]] = {name: {} for name in runs}
+    # One of the values of a field may be what the runs of the field before had.
+    titles: dict[tuple[str, RunConfig], str] = {}
     while True:
         searched = {
             name: search(swept_fields(run, sweep), lambda v, n=name: _score(tried[n].get(v)))
             for name, run in runs.items()
         }
-        named = {
-            f"{name}-{_label(values)}": (name, values)
+        wanted = [
+            (name, values, with_rates(runs[name], values))
             for name, found in searched.items()
             for values in found.wanted
-        }
-        if not named:
+        ]
+        if not wanted:
             break
-        jobs = {
-            title: (name, sweep.seed, with_rates(runs[name], values))
-            for title, (name, values) in named.items()
-        }
-        train_all(jobs)
-        for title, (name, values) in named.items():
+        for name, values, run in wanted:
+            titles.setdefault((name, run), f"{name}-{_label(values)}")
+        train_all({titles[name, run]: (name, sweep.seed, run) for name, _, run in wanted})
+        for name, values, run in wanted:
+            title = titles[name, run]
             tried[name][values] = outcome.read_outcome(name, sweep.seed, folder / title)
     for name, found in searched.items():
         _check_found(name, swept_fields(runs[name], sweep), found, tried[name], folder)
