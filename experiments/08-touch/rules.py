@@ -22,7 +22,7 @@ class Rule:
     """What a rule does at the touch of a row.
 
     Attributes:
-        state: "full" moments, or one second moment a "row" and no first.
+        state: "full" moments, "squares" for the second alone, or one of them a "row".
         clock: What the bias is corrected by: the "global" step, or the "touches" of the row.
         fades: The moments decay in the steps that do not touch the row, too.
         momentum: Displacement of those steps: "none", added "late", at the next touch and once at
@@ -30,7 +30,7 @@ class Rule:
         dense: torch.optim.AdamW on all rows.
     """
 
-    state: Literal["full", "row"] = "full"
+    state: Literal["full", "squares", "row"] = "full"
     clock: Literal["global", "touches"] = "global"
     fades: bool = False
     momentum: Literal["none", "late", "ahead"] = "none"
@@ -43,6 +43,8 @@ RULES = {
     "full_touches": Rule(clock="touches"),
     "row_touches": Rule("row", clock="touches"),
     "row_fades": Rule("row", fades=True),
+    "squares": Rule("squares"),
+    "squares_fade": Rule("squares", fades=True),
     "full_late": Rule(fades=True, momentum="late"),
     "full_ahead": Rule(fades=True, momentum="ahead"),
     "dense": Rule(dense=True),
@@ -56,7 +58,8 @@ def _step_rows(
     """Step rows by their gradients.
 
     Args:
-        arrays: The table, [N, V], both moments, and touches so far and step of the last, [N, 2].
+        arrays: The table, [N, V], both moments (without rows where there is none), and touches so
+            far and step of the last, [N, 2].
         rows: [R].
         sums: [R, V], their gradients.
         step: Counted from 1.
@@ -91,6 +94,12 @@ def _step_rows(
             for v in range(width):
                 value[v] -= rate * gradient[v]
             continue
+        if first.shape[0] == 0:
+            rate = np.float32(rates[step])
+            for v in range(width):
+                second[row, v] = keep2 * second[row, v] + add2 * gradient[v] * gradient[v]
+                value[v] -= rate * gradient[v] / (np.sqrt(correction * second[row, v]) + eps)
+            continue
         m, s = first[row], second[row]
         if (late or ahead) and before > 0:
             # Steps that were missed, or those that were paid for and did not come.
@@ -124,12 +133,15 @@ class TouchAdamW(MemoryAdamW):
     def __init__(self, *args: Any, rule: str, steps: int, **kwargs: Any) -> None:  # noqa: ANN401
         self.rule, self.steps = RULES[rule], steps
         self.gaps = torch.zeros(20, dtype=torch.int64)
-        super().__init__(*args, value_state=self.rule.state, **kwargs)
+        state = "row" if self.rule.state == "row" else "full"
+        super().__init__(*args, value_state=state, **kwargs)
 
     def init_table_state(self, weight: Tensor) -> None:
         """Make the moments, and what a row has to remember of its touches."""
         super().init_table_state(weight)
         state = self.state[weight]
+        if self.rule.state == "squares":
+            del state["exp_avg"]
         state["touched"] = torch.zeros(len(weight), 2, dtype=torch.int64)
         state["rates"] = torch.zeros(self.steps + 1, dtype=torch.float64)
 

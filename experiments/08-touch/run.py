@@ -4,8 +4,8 @@
 
 Takes the runs one after the other and writes each to results.json; started again, it goes on. Each
 arm gets three rates a factor of 2 apart, more until its best is not at an edge, then three other
-seeds at that rate, and last the rest of five rates. `--until` starts no run after that time (UTC).
-After each run the tables of README.md are written.
+seeds at that rate. `--until` starts no run after that time (UTC).
+tables.py then writes the tables of README.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from rules import TouchAdamW
 from scores import Ties
-from tables import score, write_tables
+from tables import score
 
 from memory_layers.common.files import remove, write_json
 from memory_layers.common.provenance import commit, device_name, versions
@@ -29,8 +29,6 @@ from memory_layers.train.config import RunConfig, load_run
 
 HERE = Path(__file__).parent
 SWEPT, SEEDS = 0, (1, 2, 3)
-# Rates that an arm gets in the end.
-RATES = 5
 # A best rate lower or higher than this many doublings away is not sought.
 FAR = 5
 
@@ -63,9 +61,11 @@ RULES = {
     "full_ahead": 0.005,
     "row_fades": 0.01,
     "dense": 0.005,
+    "squares": 0.01,
+    "squares_fade": 0.01,
 }
 RARE = {f"rare/{rule}": Arm(rule, middle, rare=True) for rule, middle in RULES.items()}
-OFTEN = {rule: Arm(rule, middle) for rule, middle in RULES.items()}
+OFTEN = {rule: Arm(rule, RULES[rule]) for rule in ("row", "full", "full_ahead", "squares")}
 BESIDE = {
     "row_cosine": Arm("row", 0.02, schedule="cosine"),
     "row_bf16": Arm("row", 0.02, scores="bf16"),
@@ -94,37 +94,25 @@ def best(scores: Scores) -> int:
     return max(scores, key=lambda doublings: scores[doublings])
 
 
-def missing(scores: Scores, rates: int) -> int | None:
-    """Return a rate to try: those around the middle, beyond a best at an edge, up to `rates`.
-
-    With `rates` 0 those around the middle alone.
-    """
+def missing(scores: Scores) -> int | None:
+    """Return a rate to try: those around the middle, then beyond a best at an edge."""
     for doublings in (0, -1, 1):
         if doublings not in scores:
             return doublings
-    if not rates:
-        return None
     top, low, high = best(scores), min(scores), max(scores)
     if top == low and low > -FAR:
         return low - 1
     if top == high and high < FAR:
         return high + 1
-    if len(scores) < rates:
-        # On the side where the best is nearer to the edge.
-        return low - 1 if top - low <= high - top else high + 1
     return None
 
 
 def following(runs: Sequence[Mapping[str, Any]]) -> tuple[str, int, int] | None:
     """Return arm, rate and seed of the next run. None: all are there."""
     done = {(run["arm"], run["doublings"], run["seed"]) for run in runs}
-    for name in RARE:
-        doublings = missing(swept(runs, name), 0)
-        if doublings is not None:
-            return name, doublings, SWEPT
-    for rates, names in ((3, RARE), (3, OFTEN), (3, BESIDE), (RATES, ARMS)):
+    for names in (RARE, OFTEN, BESIDE):
         for name in names:
-            doublings = missing(swept(runs, name), rates)
+            doublings = missing(swept(runs, name))
             if doublings is not None:
                 return name, doublings, SWEPT
         for seed in SEEDS:
@@ -216,7 +204,6 @@ def main() -> None:
             "runs": runs,
         }
         write_json(given.out, results)
-        write_tables(results, HERE / "README.md")
 
 
 if __name__ == "__main__":
