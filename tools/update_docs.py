@@ -78,6 +78,7 @@ def of_teaching(name: str, *args: str) -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "demo": demo_section,
     "demo-table": demo_table,
+    "demo-rates": partial(studies.runs_section, "00-demo", "sweep.json"),
     "headline": headline.table_section,
     "headline-short": headline.short_section,
     "headline-claims": headline.claims_section,
