@@ -166,6 +166,7 @@ def write_cases() -> list[Case]:
 
     rules = {
         "AdamW": {"FIRST": True, "SECOND": True, "ROWWISE": False},
+        "AdamW, ahead": {"FIRST": True, "SECOND": True, "ROWWISE": False},
         "AdamW, row-wise": {"FIRST": True, "SECOND": True, "ROWWISE": True},
         "AdamW without first moment": {"FIRST": False, "SECOND": True, "ROWWISE": False},
         "AdamW, row-wise without first moment": {"FIRST": False, "SECOND": True, "ROWWISE": True},
@@ -202,8 +203,8 @@ def write_cases() -> list[Case]:
                 Case(
                     f"{rule}, {dtype} V={width}{chosen}",
                     write.row_step_kernel,
-                    f"{factors} *{dtype} *fp32 *fp32 *fp32 *fp64 *fp64 *fp32 i32:16 "
-                    "fp32 fp32 fp32 fp32 fp32 fp32 fp32 i32",
+                    f"{factors} *{dtype} *fp32 *fp32 *fp32 *fp64 *i32 *fp32 *fp64 *fp32 i32:16 "
+                    "fp32 fp32 fp32 fp32 fp32 fp32 fp32 i32 i32",
                     **rows.row_blocks(width),
                     **walk,
                     **constants,
@@ -211,6 +212,7 @@ def write_cases() -> list[Case]:
                     WIDE=width > rows.MAX_BLOCK_V,
                     MASTER=master,
                     STOCHASTIC=stochastic,
+                    AHEAD=rule == "AdamW, ahead",
                 )
                 for rule, constants in rules.items()
             ]

@@ -81,7 +81,9 @@ def layer_suite(request: Request) -> Suite:
     feed_forward = SwiGLU(sizes.value_dim).to(request.device)
     x = make_vectors(sizes.tokens, sizes.value_dim, request.device) * sizes.value_dim**0.5
     d_out = make_vectors(sizes.tokens, sizes.value_dim, request.device).flip(0)
-    ours_adamw = MemoryAdamW(layer, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0)
+    ours_adamw = MemoryAdamW(
+        layer, lr=LR, betas=BETAS, eps=EPS, weight_decay=0.0, value_state="full"
+    )
     # Torch's fastest.
     eager_adamw, dense_adamw = (
         torch.optim.AdamW(module.parameters(), lr=LR, weight_decay=0.0, fused=True)

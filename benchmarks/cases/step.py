@@ -73,7 +73,7 @@ class SteppedTable:
         self.table = value_table(make_table(num_rows, width, dtype, device))
         moments = None
         if only != "torch":
-            self.ours = MemoryAdamW(self.table, lr=LR, betas=BETAS, eps=EPS)
+            self.ours = MemoryAdamW(self.table, lr=LR, betas=BETAS, eps=EPS, value_state="full")
             create_moments(self.table, self.ours)
             if dtype == torch.float32:
                 moments = self.moments(self.ours)

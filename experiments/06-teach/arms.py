@@ -72,7 +72,7 @@ def install(job: Job, model: PreTrainedModel) -> torch.optim.Optimizer:
         config = MemoryConfig(layers=layers, sub_keys=512, placement="beside")
         freeze_all_but_memory(add_memory(model, config))
         _halve_frozen(model)
-        return MemoryAdamW(model, lr=job.rate, value_lr=5 * job.rate)
+        return MemoryAdamW(model, lr=job.rate, value_lr=5 * job.rate, value_state="full")
     if not (rank := re.fullmatch(r"lora(\d+)", job.arm)):
         raise ValueError(f"arm must be full, memory, retrieval or lora and a rank, got {job.arm!r}")
     r = int(rank[1])

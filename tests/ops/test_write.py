@@ -32,7 +32,7 @@ every_impl = pytest.mark.parametrize("impl", IMPLS)
 every_kernel = pytest.mark.parametrize(("impl", "precision"), IMPL_PRECISIONS, ids=precision_id)
 
 N, V = 80, 20
-STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd")
+STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "adamw-ahead", "sgd")
 
 
 def exact_gradient(tokens: int = 60, reads: int = 5, **types: torch.dtype) -> RowGradient:
@@ -83,6 +83,12 @@ class Case:
         # Rows have had different shares of the decay that is due by now.
         self.decayed = -torch.rand(N, dtype=torch.float64) if decay else None
         self.decay_total = -1.5 if decay else 0.0
+        self.touched = self.paid = None
+        if kind == "adamw-ahead":
+            self.touched = torch.randint(7, (N,), dtype=torch.int32)
+            self.paid = torch.rand(N) / 16
+            for never in (self.first, self.second, self.paid):
+                never[self.touched == 0] = 0
 
     def run(self, impl: str, **options: object) -> None:
         """Take the step in place."""
@@ -93,7 +99,10 @@ class Case:
             row_step_(self.table, state, self.gradient, "sgd", lr=0.25, impl=impl, **options)
             return
         first = None if self.kind == "adamw-no-momentum" else self.first
-        state = replace(state, exp_avg=first, exp_avg_sq=self.second, step=7)
+        state = replace(
+            state, exp_avg=first, exp_avg_sq=self.second, step=7,
+            touched=self.touched, paid=self.paid,
+        )  # fmt: skip
         row_step_(
             self.table, state, self.gradient,
             lr=0.01, betas=(0.8, 0.9), eps=1e-6, impl=impl, **options,
@@ -110,13 +119,22 @@ class Case:
         if self.kind == "sgd":
             update = 0.25 * g
         else:
-            v[rows] = 0.9 * v[rows] + (1 - 0.9) * square
+            steps, size = 1, 0.01 / (1 - 0.8**7)
+            not_moved = 0.0
+            if self.kind == "adamw-ahead":
+                before = self.touched[rows].double()[:, None]
+                steps, ratio = 7 - before, 0.8 / math.sqrt(0.9)
+                size /= 1 - ratio
+                root = (v[rows] / (1 - 0.9**before)).sqrt() + 1e-6
+                back = self.paid[rows].double()[:, None] * ratio**steps * m[rows] / root
+                not_moved = torch.where(before > 0, back, 0)
+            v[rows] = 0.9**steps * v[rows] + (1 - 0.9) * square
             if self.kind == "adamw-no-momentum":
-                mean = g
+                move = 0.01 * g
             else:
-                m[rows] = 0.8 * m[rows] + (1 - 0.8) * g
-                mean = m[rows] / (1 - 0.8**7)
-            update = 0.01 * mean / ((v[rows] / (1 - 0.9**7)).sqrt() + 1e-6)
+                m[rows] = 0.8**steps * m[rows] + (1 - 0.8) * g
+                move = size * m[rows]
+            update = move / ((v[rows] / (1 - 0.9**7)).sqrt() + 1e-6) - not_moved
         table[rows] = decay * table[rows] - update
         return table, m, v
 
@@ -393,6 +411,9 @@ def test_autograd_notices_that_rows_changed(impl: str, with_master: bool) -> Non
 # --- errors ---------------------------------------------------------------------------------
 
 
+AHEAD = {"touched": torch.zeros(N, dtype=torch.int32), "paid": torch.zeros(N)}
+
+
 def adamw(table: Tensor, **changes: object) -> None:
     state = {"exp_avg": torch.zeros(N, V), "exp_avg_sq": torch.zeros(N, V)}
     kept = {name: changes.pop(name) for name in RowState.__dataclass_fields__ if name in changes}
@@ -421,6 +442,12 @@ def adamw(table: Tensor, **changes: object) -> None:
         ({"rule": "adam"}, 'rule must be "adamw" or "sgd", got \'adam\''),
         ({"rule": "sgd"}, "has no moments"),
         ({"exp_avg_sq": None}, "needs exp_avg_sq"),
+        ({"paid": torch.zeros(N)}, "touched and paid are given together"),
+        ({"touched": torch.zeros(N), "paid": torch.zeros(N)}, "touched must be torch.int32"),
+        ({**AHEAD, "paid": torch.zeros(3)}, r"paid must have shape \[N=80\], got \[3\]"),
+        ({**AHEAD, "exp_avg": None}, "touched needs exp_avg and exp_avg_sq"),
+        ({**AHEAD, "exp_avg_sq": torch.zeros(N, 1)}, r"touched needs exp_avg_sq \[N, V\]"),
+        ({**AHEAD, "betas": (0.9, 0.81)}, "betas must be such that beta1\\^2 < beta2"),
     ],
 )
 def test_bad_step_arguments_are_named(changes: dict[str, object], message: str) -> None:

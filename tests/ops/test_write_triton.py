@@ -24,7 +24,7 @@ from memory_layers.ops.write.entries import pack_entries, sort_entries
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, V = 10, 20
-STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "sgd")
+STEPS = ("adamw", "adamw-row", "adamw-no-momentum", "adamw-ahead", "sgd")
 gpu_only = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 
 
@@ -50,11 +50,16 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     table = torch.randn(N, width).to(DEVICE, dtype)
     tensors = {"table": table}
-    if kind in ("adamw", "adamw-row"):
+    if kind in ("adamw", "adamw-row", "adamw-ahead"):
         tensors["exp_avg"] = torch.randn(N, width).to(DEVICE) / 8
     if kind != "sgd":
         columns = 1 if kind.endswith("-row") else width
         tensors["exp_avg_sq"] = (torch.rand(N, columns) + 0.5).to(DEVICE)
+    if kind == "adamw-ahead":
+        tensors["touched"] = torch.arange(N, dtype=torch.int32).remainder(7).to(DEVICE)
+        tensors["paid"] = torch.rand(N).to(DEVICE) / 16
+        for never in ("exp_avg", "exp_avg_sq", "paid"):
+            tensors[never][tensors["touched"] == 0] = 0
     if decay:
         tensors["decayed"] = -torch.rand(N, dtype=torch.float64).to(DEVICE)
     if master:
@@ -65,7 +70,7 @@ def tensors_of(
 def step(
     kind: str, tensors: dict[str, Tensor], gradient: RowGradient, impl: str, seed: int | None = None
 ) -> None:
-    kept = ("exp_avg", "exp_avg_sq", "decayed", "master")
+    kept = ("exp_avg", "exp_avg_sq", "decayed", "master", "touched", "paid")
     state = RowState(step=7, decay_total=-1.25, **{n: tensors[n] for n in kept if n in tensors})
     if kind == "sgd":
         row_step_(tensors["table"], state, gradient, "sgd", lr=0.25, seed=seed, impl=impl)
@@ -211,6 +216,13 @@ def test_no_entry_changes_nothing() -> None:
     assert row_norm(gradient, impl="triton") == 0
     rows, sums = row_sums(gradient, impl="triton")
     assert (rows.shape, sums.shape) == ((0,), (0, V))
+
+
+def test_a_rank_without_columns_keeps_the_numbers_of_rows() -> None:
+    tensors = tensors_of("adamw-ahead", torch.float32, decay=True, master=False, width=0)
+    step("adamw-ahead", tensors, gradient_of(torch.tensor([[2, 4]]), 0), "triton")
+    assert (tensors["touched"] == 7).nonzero()[:, 0].tolist() == [2, 4]
+    assert tensors["decayed"][[2, 4]].tolist() == [-1.25, -1.25]
 
 
 def test_every_seed_is_passed_as_one_type() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -84,6 +85,8 @@ def every(kind: Callable[..., torch.optim.Optimizer], **options: object) -> Call
 
 
 ADAMW = {"lr": 0.02, "betas": BETAS, "weight_decay": 0.0}
+# Equal to AdamW where all rows are touched.
+full = partial(MemoryAdamW, value_state="full")
 TORCHS = {
     "AdamW": every(torch.optim.AdamW, lr=0.02),
     "AdamW fused": every(torch.optim.AdamW, lr=0.02, fused=True),
@@ -94,10 +97,10 @@ TORCHS = {
 }
 CASES = {
     **{name: (make, make) for name, make in TORCHS.items()},
-    "Muon and MemoryAdamW": (muon_beside(MemoryAdamW), muon_beside(torch.optim.AdamW)),
-    "MemoryAdamW": (every(MemoryAdamW, **ADAMW), every(torch.optim.AdamW, **ADAMW)),
+    "Muon and MemoryAdamW": (muon_beside(full), muon_beside(torch.optim.AdamW)),
+    "MemoryAdamW": (every(full, **ADAMW), every(torch.optim.AdamW, **ADAMW)),
     "MemoryAdamW of a model": (
-        lambda model: [MemoryAdamW(model, lr=0.02, weight_decay=0.0)],
+        lambda model: [full(model, lr=0.02, weight_decay=0.0)],
         every(torch.optim.AdamW, **ADAMW),
     ),
 }
@@ -160,7 +163,7 @@ def test_sparse_adam_trains_the_tables_of_a_model_and_adamw_the_rest() -> None:
 def test_ours_moves_the_touched_rows_alone() -> None:
     table = ValueTable(N, V, init_std=0.5)
     reference = table.weight.detach().clone().requires_grad_()
-    optimizer = MemoryAdamW(table.parameters(), lr=0.02)
+    optimizer = full(table.parameters(), lr=0.02)
     plain = torch.optim.AdamW([reference], lr=0.02, betas=BETAS, weight_decay=0.0)
     before = table.weight.detach().clone()
     slots, weights = torch.tensor([[1, 5], [5, 7]]), torch.rand(2, 2)
@@ -254,14 +257,16 @@ def test_what_the_options_of_a_group_mean_for_its_tables() -> None:
     [
         ({"lr": -1.0}, "^lr must be >= 0"),
         ({"betas": (0.9, 1.0)}, "betas must be"),
-        ({"value_state": "half"}, 'value_state must be "full" or "row"'),
+        ({"betas": (0.9, 0.8)}, "beta1 squared must be below beta2"),
+        ({"value_state": "half"}, 'value_state must be "ahead" or "full" or "row"'),
         ({"amsgrad": True}, "MemoryAdamW has no amsgrad"),
         ({"maximize": True}, "MemoryAdamW has no maximize"),
     ],
 )
 def test_options_of_a_group_are_checked(options: dict, message: str) -> None:
+    model = Reader()
     with pytest.raises(ValueError, match=message):
-        MemoryAdamW([{"params": Reader().parameters(), **options}])
+        MemoryAdamW([{"params": model.parameters(), **options}])
     with pytest.raises(ValueError, match="empty parameter list"):
         MemoryAdamW([])
     with pytest.raises(TypeError, match="must be in order"):
@@ -270,7 +275,7 @@ def test_options_of_a_group_are_checked(options: dict, message: str) -> None:
 
 def test_a_table_that_is_added_later_is_stepped_by_rows() -> None:
     model = Reader()
-    optimizer = MemoryAdamW(model.weigh.parameters(), lr=0.02, weight_decay=0.0)
+    optimizer = full(model.weigh.parameters(), lr=0.02, weight_decay=0.0)
     optimizer.add_param_group({"params": model.table.parameters()})
     assert_moves_alike(
         train(model, lambda _: [optimizer]), train(Reference(), CASES["MemoryAdamW"][1])
@@ -346,7 +351,7 @@ def test_accelerate_prepares_clips_accumulates_and_schedules() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = Reader()
-    optimizer = MemoryAdamW(model.parameters(), lr=0.02, weight_decay=0.0)
+    optimizer = full(model.parameters(), lr=0.02, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
     model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     reference = Reference()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memory_layers import MemoryAdamW, MemoryConfig, MemoryLayer, ValueTable
 from memory_layers.layers.factored import FactoredGradient
+from memory_layers.ops.write import row_sums
 
 MODES = ("factored", "sparse", "dense")
 DIM, N, V = 8, 16, 6
@@ -98,8 +99,9 @@ def test_equals_adamw_when_every_row_is_touched(
 ) -> None:
     model, twin = small_model().to(dtype), small_model().to(dtype)
     optimizer = MemoryAdamW(
-        model, lr=3e-3, value_lr=1e-2, weight_decay=0.2, value_weight_decay=value_decay
-    )
+        model, lr=3e-3, value_lr=1e-2, weight_decay=0.2, value_weight_decay=value_decay,
+        value_state="full",
+    )  # fmt: skip
     matrices = [p for n, p in twin.named_parameters() if p.dim() >= 2 and "gain" not in n]
     decayed = [p for p in matrices if p is not twin.memory_table.weight]
     rest = [p for n, p in twin.named_parameters() if p.dim() < 2 or "gain" in n]
@@ -186,7 +188,7 @@ def test_groups() -> None:
 # --- lazy -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value_state", ["full", "row"])
+@pytest.mark.parametrize("value_state", ["ahead", "full", "row"])
 @pytest.mark.parametrize("grad_mode", MODES)
 def test_untouched_rows_and_their_moments_do_not_move(grad_mode: str, value_state: str) -> None:
     table = new_table()
@@ -212,7 +214,7 @@ def test_untouched_rows_and_their_moments_do_not_move(grad_mode: str, value_stat
 @pytest.mark.parametrize("grad_mode", MODES)
 def test_row_with_one_number_in_its_gradient_is_touched(grad_mode: str) -> None:
     table = new_table()
-    optimizer = MemoryAdamW(table, lr=0.1, value_weight_decay=0.5)
+    optimizer = MemoryAdamW(table, lr=0.1, value_weight_decay=0.5, value_state="full")
     before = table.weight.detach().clone()
     table(torch.tensor([[2, 5]]), torch.ones(1, 2))[:, 3].sum().backward()
     into_mode(table, grad_mode)
@@ -223,10 +225,42 @@ def test_row_with_one_number_in_its_gradient_is_touched(grad_mode: str) -> None:
     torch.testing.assert_close(table.weight.detach(), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_row_is_where_adamw_would_leave_it(dtype: str, scheduled: bool) -> None:
+    """Ahead: at once, and again after each touch, whatever the learning rate was in between."""
+    table = new_table(getattr(torch, dtype))
+    start = table.weight.detach().clone()
+    twin = start.clone().requires_grad_()
+    optimizer = MemoryAdamW(table, lr=0.1)
+    plain = torch.optim.AdamW([twin], lr=0.1, betas=(0.9, 0.95), weight_decay=0.0)
+    touched_in = {100: [1, 3], 101: [1], 104: [0, 1], 120: [3, 15], 190: [1]}
+    for step in range(1, 500):
+        # The momentum of a row has gone where the rate changes.
+        rate = 0.1 if step < 188 or not scheduled else 0.03
+        for group in (*optimizer.param_groups, *plain.param_groups):
+            group["lr"] = rate
+        if rows := touched_in.get(step, []):
+            read(table, [rows])
+        gradient = table.row_gradient()
+        twin.grad = torch.zeros_like(twin)
+        if gradient is not None:
+            twin.grad[gradient.rows] = row_sums(gradient)[1]
+        optimizer.step()
+        optimizer.zero_grad()
+        plain.step()
+        if step == 190:
+            at_once = table.weight.detach().clone()
+    assert torch.equal(table.weight, at_once)
+    # The bias of 100 steps that is left, and eps.
+    torch.testing.assert_close(table.weight, twin, rtol=0, atol=5e-3)
+    assert (twin - start).abs()[[0, 15]].min() > 0.5
+
+
 def test_bias_correction_counts_all_steps() -> None:
     """A row first touched in step 3 is corrected for three steps, as documented."""
     table = new_table()
-    optimizer = MemoryAdamW(table, lr=0.1, betas=(0.9, 0.95))
+    optimizer = MemoryAdamW(table, lr=0.1, betas=(0.9, 0.95), value_state="full")
     optimizer.step()
     read(table, [[1]])
     optimizer.step()
@@ -454,11 +488,13 @@ def test_clipped_gradient_is_what_is_stepped() -> None:
 
 STORAGE = [
     ("float32", {}),
+    ("float32", {"value_state": "full"}),
     ("float32", {"value_state": "row"}),
     ("float32", {"value_weight_decay": 0.1}),
     ("bfloat16", {}),
     ("bfloat16", {"value_state": "row", "seed": 5}),
     ("bfloat16", {"bf16_rows": "master", "value_weight_decay": 0.1}),
+    ("bfloat16", {"value_state": "full", "bf16_rows": "master"}),
 ]
 
 
@@ -512,12 +548,15 @@ def test_state_has_the_promised_size(dtype: str, options: dict) -> None:
     expected = {"exp_avg_sq": (N, width)}
     if width == V:
         expected["exp_avg"] = (N, V)
+    if "value_state" not in options:
+        expected |= {"touched": (N,), "paid": (N,)}
     if "value_weight_decay" in options:
         expected |= {"decayed": (N,)}
     if options.get("bf16_rows") == "master":
         expected["master"] = (N, V)
     assert shapes == expected
-    assert all(state[name].dtype == torch.float32 for name in shapes if "decay" not in name)
+    types = {"decayed": torch.float64, "touched": torch.int32}
+    assert all(state[name].dtype == types.get(name, torch.float32) for name in shapes)
 
 
 def test_loading_takes_a_copy() -> None:
@@ -563,7 +602,7 @@ def test_stochastic_rounding_differs_between_steps_and_follows_the_seed() -> Non
     def rows_after(seed: int, steps: int = 1) -> Tensor:
         torch.manual_seed(3)
         table = ValueTable(N, 64, init_std=1.0, dtype=torch.bfloat16)
-        optimizer = MemoryAdamW(table, lr=1e-3, seed=seed)
+        optimizer = MemoryAdamW(table, lr=1e-3, seed=seed, value_state="full")
         index = torch.arange(N)[None]
         for _ in range(steps):
             table(index, torch.ones(1, N)).sum().backward()
@@ -583,7 +622,8 @@ def test_stochastic_rounding_draws_again_in_every_step() -> None:
     """With the same draws in each step some numbers would move always and others never."""
     table = ValueTable(1, 4096, init_std=0.0, dtype=torch.bfloat16)
     table.weight.data.fill_(1.5)
-    optimizer = MemoryAdamW(table, lr=2.0**-9)  # a quarter of the gap between bf16 numbers here
+    # A quarter of the gap between bf16 numbers here.
+    optimizer = MemoryAdamW(table, lr=2.0**-9, value_state="full")
     for _ in range(16):
         table(torch.zeros(1, 1).long(), torch.ones(1, 1)).sum().backward()
         optimizer.step()
@@ -721,7 +761,7 @@ def test_bf16_model_learns() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"value_state": "half"}, 'value_state must be "full" or "row"'),
+        ({"value_state": "half"}, 'value_state must be "ahead" or "full" or "row"'),
         ({"bf16_rows": "nearest"}, 'bf16_rows must be "stochastic" or "master"'),
         ({"value_weight_decay": -0.1}, "value_weight_decay must be >= 0"),
         ({"weight_decay": -0.1}, "^weight_decay must be >= 0"),

@@ -35,7 +35,8 @@ class Case:
 
 
 CASES = {
-    "full": Case({"value_dim": 5}, {}, {}),
+    "ahead": Case({"value_dim": 5}, {}, {}),
+    "full": Case({"value_dim": 5}, {"value_state": "full"}, {}),
     "row": Case({"value_dim": 5, "share_values": False}, {"value_state": "row"}, {}),
     # Of four ranks, the last has no column.
     "master": Case(

@@ -34,7 +34,8 @@ class RowSteps:
         self.value_of[self.rows] = values.to(self.rows)
         self.columns = slice(table.query_dim + 1, None)
         self.common = nn.Parameter(torch.zeros_like(self.weight[0, self.columns]))
-        self.own = MemoryAdamW([self.weight], lr=lr)
+        # Momentum comes with the next touch: a name is read in every pass.
+        self.own = MemoryAdamW([self.weight], lr=lr, value_state="full")
         self.together = torch.optim.Adam([self.common], lr=COMMON * lr, betas=(0.9, 0.95))
 
     def zero_grad(self) -> None:

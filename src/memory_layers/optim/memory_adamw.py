@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from memory_layers.common.errors import UserError
 from memory_layers.layers import ValueTable
 from memory_layers.layers.factored import FactoredGradient
 from memory_layers.layers.values import table_of
@@ -21,14 +20,15 @@ from memory_layers.ops.huge_pages import advise_huge_pages
 from memory_layers.ops.write import RowGradient, RowState, row_norm, row_step_
 from memory_layers.optim.clip import clip_dense_
 from memory_layers.optim.groups import groups_of
+from memory_layers.optim.options import check_group, check_options
 from memory_layers.optim.sharded_rows import step_sharded_rows
 
 
 class MemoryAdamW(torch.optim.Optimizer):
     """AdamW for dense parameters and value tables.
 
-    The moments of a row advance in the steps that touch it ("lazy"), the bias is corrected with
-    the global step. When every step touches every row, this is torch.optim.AdamW.
+    Only the rows of a table that a step touches are moved. How far, and what is kept of a row for
+    it, is `value_state`; ops.write.row_step_ has the equations.
 
     The tables among the parameters get groups of their own, with `memory=True`, which any
     learning-rate scheduler works on. They take `value_lr` and `value_weight_decay`, of their group
@@ -48,8 +48,12 @@ class MemoryAdamW(torch.optim.Optimizer):
         weight_decay: On dense parameters.
         value_weight_decay: On tables. A touched row is decayed for all steps since it was last
             touched.
-        value_state: "full" keeps two moments of the table's size, "row" keeps one number a row
-            (the mean square of its gradient) and no first moment.
+        value_state: "ahead" moves a touched row at once by all that AdamW would move it by from now
+            on if no gradient followed, and keeps two moments of the table's size. "full" keeps
+            these as well, and a row waits until it is touched again: if every step touches
+            every row, it is torch.optim.AdamW. "row" keeps one number a row (the mean square of its
+            gradient) and no first moment. A rare touch is worth 5.8 learning rates with "ahead",
+            as in AdamW of the whole table, and 1 with the others.
         bf16_rows: How a bfloat16 table takes small updates: "stochastic" rounding, or an fp32
             "master" copy. A float16 table needs the copy.
         seed: Seed of the stochastic rounding.
@@ -69,7 +73,7 @@ class MemoryAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         value_weight_decay: float = 0.0,
-        value_state: Literal["full", "row"] = "full",
+        value_state: Literal["ahead", "full", "row"] = "ahead",
         bf16_rows: Literal["stochastic", "master"] = "stochastic",
         seed: int = 0,
     ) -> None:
@@ -82,7 +86,7 @@ class MemoryAdamW(torch.optim.Optimizer):
             "seed": seed,
         }
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        _check_options({**defaults, **self._of_tables})
+        check_options({**defaults, **self._of_tables})
         if isinstance(params, nn.Module):
             params = groups_of(params, weight_decay)
             if not params:
@@ -121,14 +125,14 @@ class MemoryAdamW(torch.optim.Optimizer):
         options = {name: group.pop(name) for name in self._of_tables if name in group}
         if group.get("memory"):  # It is that of another MemoryAdamW.
             options.setdefault("value_weight_decay", group["weight_decay"])
-        _check_options({**group, **options})
+        check_options({**group, **options})
         groups = [{**group, "params": dense, "memory": False}] if dense or not tables else []
         if tables:
             rows = [entry for entry in entries if id(entry) in tables]
             group |= self._options_of_tables(group, options, mixed=bool(dense))
             groups.append({**group, "params": rows, "memory": True})
         for table in tables.values():
-            _check_group(table.weight, group)
+            check_group(table.weight, {**self.defaults, **group})
         before = len(self.param_groups)
         try:
             for part in groups:
@@ -256,7 +260,7 @@ class MemoryAdamW(torch.optim.Optimizer):
                     "FSDP and load_state_dict(assign=True) do. hint: do that to the model first, "
                     "then MemoryAdamW(model)"
                 )
-            _check_group(weight, group)
+            check_group(weight, group)
 
     def _step_dense(self, group: dict[str, Any]) -> None:
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -328,10 +332,13 @@ class MemoryAdamW(torch.optim.Optimizer):
         group = next(group for group in groups if any(weight is p for p in group["params"]))
         state = self.state[weight]
         state["step"] = 0
-        wide = group["value_state"] == "full"
+        wide = group["value_state"] != "row"
         if wide:
             state["exp_avg"] = _zeros(weight, weight.shape[1])
         state["exp_avg_sq"] = _zeros(weight, weight.shape[1] if wide else 1)
+        if group["value_state"] == "ahead":
+            state["touched"] = weight.new_zeros(len(weight), dtype=torch.int32)
+            state["paid"] = weight.new_zeros(len(weight), dtype=torch.float32)
         if weight.dtype in (torch.bfloat16, torch.float16) and group["bf16_rows"] == "master":
             state["master"] = weight.detach().float()
         if group["weight_decay"]:
@@ -348,42 +355,6 @@ def _dense_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         "exp_avg": torch.zeros_like(parameter),
         "exp_avg_sq": torch.zeros_like(parameter),
     }
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Refuse numbers and choices of an optimizer or a group that cannot work."""
-    for name in ("lr", "value_lr", "eps", "weight_decay", "value_weight_decay"):
-        number = options.get(name)
-        if number is not None and not number >= 0:
-            raise ValueError(f"{name} must be >= 0, got {number}")
-    for beta in options.get("betas", ()):
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas must be >= 0 and < 1, got {options['betas']}")
-    for name, choices in _CHOICES.items():
-        if name in options and options[name] not in choices:
-            both = " or ".join(f'"{choice}"' for choice in choices)
-            raise ValueError(f"{name} must be {both}, got {options[name]!r}")
-    for name in ("amsgrad", "maximize", "capturable", "differentiable"):
-        if options.get(name):
-            raise ValueError(f"MemoryAdamW has no {name}. hint: leave it out")
-
-
-def _check_group(weight: Tensor, group: dict[str, Any]) -> None:
-    """Refuse what a step of a table would end in."""
-    if not group["lr"] * group["weight_decay"] < 1:
-        raise UserError(
-            "value_lr * value_weight_decay must be below 1, got "
-            f"{group['lr']} * {group['weight_decay']}. hint: lower value_weight_decay"
-        )
-    narrow = weight.requires_grad and weight.dtype == torch.float16
-    if narrow and group["bf16_rows"] == "stochastic":
-        raise UserError(
-            "a float16 table would lose small updates: stochastic rounding is for bfloat16. "
-            'hint: bf16_rows="master", or a bfloat16 table'
-        )
-
-
-_CHOICES = {"value_state": ("full", "row"), "bf16_rows": ("stochastic", "master")}
 
 
 def _copy(value: Tensor, weight: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class OptimConfig:
         eps: Added to the root.
         weight_decay: On dense matrices.
         value_weight_decay: On the value table.
-        value_state: "full" moments of the table, or one number a "row".
+        value_state: How rows of the table are stepped, and what is kept of each: "ahead", "full" or
+            "row", as in MemoryAdamW.
         bf16_rows: "stochastic" rounding of a bfloat16 table, or an fp32 "master" copy.
         schedule: Of `lr`, after warm-up.
         value_schedule: Of `value_lr`, after warm-up.
@@ -124,7 +125,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     value_weight_decay: float = 0.0
-    value_state: Literal["full", "row"] = "full"
+    value_state: Literal["ahead", "full", "row"] = "ahead"
     bf16_rows: Literal["stochastic", "master"] = "stochastic"
     schedule: Schedule = "cosine"
     value_schedule: Schedule = "constant"

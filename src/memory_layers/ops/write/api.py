@@ -4,7 +4,7 @@ A RowGradient keeps the factors of the gradient, sorted by row. The step below a
 one row at a time, and changes the table in place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -40,6 +40,14 @@ def row_step_(
     The moments of a row advance only in the steps that touch it, and the bias is corrected with
     the global step: equal to torch.optim.AdamW when every step touches every row.
 
+    AdamW, ahead (`state.touched`): at a touch a row moves by all that torch.optim.AdamW would move
+    it by if it were never touched again, and takes back what was not to be. With t the step, n the
+    steps since the last touch, and r = beta1 / sqrt(beta2), in place of the last two lines:
+        row = decay * row + paid * r^n * m / (sqrt(v / (1 - beta2^(t - n))) + eps)
+        m = beta1^n * m + (1 - beta1) * g      v = beta2^n * v + (1 - beta2) * g * g
+        paid = lr / (1 - beta1^t) / (1 - r)
+        row = row - paid * m / (sqrt(v / (1 - beta2^t)) + eps)
+
     Args:
         table: [N, V], changed in place.
         state: Moments, step, weight decay and master copy of the rows, changed in place. SGD has
@@ -64,9 +72,11 @@ def row_step_(
     sizes = check_shape("table", table, "N V")
     _check_rounding(table, state.master, seed)
     _check_state(table, state, rule)
+    _check_ahead(table, state, betas)
     _check_gradient(table, gradient, sizes)
     torch.ops.memory_layers.row_step_(
         table.detach(), state.exp_avg, state.exp_avg_sq, state.decayed, state.master,
+        state.touched, state.paid,
         gradient.entries, gradient.weights, gradient.vectors, gradient.scale,
         rule, state.step, state.decay_total, lr, betas, eps, seed, impl,
     )  # fmt: skip
@@ -132,10 +142,30 @@ def _check_state(table: Tensor, state: RowState, rule: str) -> None:
         check_same_device(table=table, decayed=decayed)
 
 
+def _check_ahead(table: Tensor, state: RowState, betas: Sequence[float]) -> None:
+    if (state.touched is None) != (state.paid is None):
+        raise ValueError("touched and paid are given together, or neither")
+    for name, dtype in (("touched", torch.int32), ("paid", torch.float32)):
+        tensor: Tensor | None = getattr(state, name)
+        if tensor is None:
+            continue
+        if state.exp_avg is None or state.exp_avg_sq is None:
+            raise ValueError(f"{name} needs exp_avg and exp_avg_sq in its state")
+        if state.exp_avg_sq.shape != state.exp_avg.shape:
+            raise ValueError(f"{name} needs exp_avg_sq [N, V], got {list(state.exp_avg_sq.shape)}")
+        check_shape(name, tensor, "N", N=table.shape[0])
+        if tensor.dtype != dtype or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be {dtype} and contiguous, got {tensor.dtype}")
+        check_same_device(table=table, **{name: tensor})
+        if not betas[0] ** 2 < betas[1]:
+            raise ValueError(f"betas must be such that beta1^2 < beta2 for {name}, got {betas}")
+
+
 torch.library.define(
     "memory_layers::row_step_",
     "(Tensor(a!) table, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? decayed, "
-    "Tensor(e!)? master, Tensor[] entries, Tensor[] weights, Tensor[] vectors, Tensor scale, "
+    "Tensor(e!)? master, Tensor(f!)? touched, Tensor(g!)? paid, "
+    "Tensor[] entries, Tensor[] weights, Tensor[] vectors, Tensor scale, "
     "str rule, int step, float decay_total, float lr, float[] betas, float eps, int? seed, "
     "str impl) -> ()",
 )
@@ -144,12 +174,12 @@ torch.library.define(
 @torch.library.impl("memory_layers::row_step_", ("cpu", "cuda"))
 def _row_step_(
     table: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, decayed: Tensor | None,
-    master: Tensor | None, entries: list[Tensor], weights: list[Tensor], vectors: list[Tensor],
-    scale: Tensor, rule: str, step: int, decay_total: float, lr: float, betas: list[float],
-    eps: float, seed: int | None, impl: str,
+    master: Tensor | None, touched: Tensor | None, paid: Tensor | None, entries: list[Tensor],
+    weights: list[Tensor], vectors: list[Tensor], scale: Tensor, rule: str, step: int,
+    decay_total: float, lr: float, betas: list[float], eps: float, seed: int | None, impl: str,
 ) -> None:  # fmt: skip
     ops = kernels("write", impl, f"row_step_ with rule={rule!r}", table, *weights, *vectors)
-    state = RowState(exp_avg, exp_avg_sq, step, decayed, decay_total, master)
+    state = RowState(exp_avg, exp_avg_sq, step, decayed, decay_total, master, touched, paid)
     factors = (entries, weights, vectors, scale)
     ops.row_step_(table, state, factors, lr=lr, betas=betas, eps=eps, seed=seed)
 

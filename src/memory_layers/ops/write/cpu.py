@@ -15,7 +15,7 @@ from memory_layers.ops._numba.compile import Kernel, follow_torch_threads, helpe
 from memory_layers.ops._numba.rows import as_array, close_row, open_row
 from memory_layers.ops.write.cpu_factors import NO_ROW, next_row, prepare, start_of, sum_row
 from memory_layers.ops.write.entries import PLACE_BITS, Factors
-from memory_layers.ops.write.state import RowState
+from memory_layers.ops.write.state import RowState, fading
 
 loops = inner_loops()
 
@@ -102,8 +102,36 @@ def _step_row(value, gradient, first, second, numbers):
 
 
 @helper
-def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):
-    """Step the rows of a chunk. Moments and decay without rows are absent."""
+def _fade(value, row, moments, ahead, fading, numbers):
+    """Take back what the row did not move by since its last touch, and return the numbers for it.
+
+    Args:
+        value: [V], of the table, changed in place.
+        row: Its number.
+        moments: Pair of [V].
+        ahead: Last touch of each row, and what it was paid with, both without rows if no row is
+            moved ahead.
+        fading: Betas, r, and the step, fp64.
+        numbers: As for adamw_row.
+    """
+    (touched, paid), (beta1, beta2, r, step), (first, second) = ahead, fading, moments
+    if touched.shape[0] == 0:
+        return numbers
+    step_size, _, rest1, _, rest2, correction, eps = numbers
+    steps = step - touched[row]
+    if paid[row] != 0:
+        part = np.float32(paid[row] * r**steps)
+        correction_before = np.float32(1 / (1 - beta2 ** touched[row]))
+        for v in range(value.shape[0]):
+            value[v] += part * first[v] / (np.sqrt(second[v] * correction_before) + eps)
+    touched[row], paid[row] = np.int32(step), step_size
+    keep1, keep2 = np.float32(beta1**steps), np.float32(beta2**steps)
+    return step_size, keep1, rest1, keep2, rest2, correction, eps
+
+
+@helper
+def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed):
+    """Step the rows of a chunk. What has no rows is absent."""
     width, (decayed, decay_total) = table.shape[1], decay
     has_first, has_second = exp_avg.shape[0] > 0, exp_avg_sq.shape[0] > 0
     full = has_first and exp_avg_sq.shape[1] == width
@@ -118,7 +146,9 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
         if full:
             near = row if following == NO_ROW else following
             upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
-            loops.adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, numbers)
+            moments = (exp_avg[row], exp_avg_sq[row])
+            own = _fade(value, row, moments, ahead, fading, numbers)
+            loops.adamw_row(value, gradient, moments, upcoming, own)
         elif has_second:
             first = exp_avg[row] if has_first else exp_avg.reshape(-1)
             _step_row(value, gradient, first, exp_avg_sq[row], numbers)
@@ -130,10 +160,10 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed
 
 
 @Kernel
-def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, numbers, seed):
+def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed):
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
-        _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, numbers, seed)
+        _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed)
 
 
 @helper
@@ -187,12 +217,18 @@ def row_step_(
     follow_torch_threads()
     prepared, _alive = prepare(*factors)
     none = np.empty((0, 0), np.float32)
+    never, nothing = np.empty(0, np.int32), np.empty(0, np.float32)
     _row_step_kernel(
         as_array(table if state.master is None else state.master),
         none if state.exp_avg is None else as_array(state.exp_avg),
         none if state.exp_avg_sq is None else as_array(state.exp_avg_sq),
         prepared,
         (np.empty(0) if state.decayed is None else as_array(state.decayed), state.decay_total),
+        (
+            never if state.touched is None else as_array(state.touched),
+            nothing if state.paid is None else as_array(state.paid),
+        ),
+        (*map(float, betas), 0.0 if state.touched is None else fading(betas), float(state.step)),
         tuple(np.float32(number) for number in state.numbers(lr, betas, eps)),
         -1 if seed is None else seed,
     )

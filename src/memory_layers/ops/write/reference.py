@@ -7,7 +7,7 @@ from torch import Tensor
 
 from memory_layers.ops.dispatch import sum_dtype
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
-from memory_layers.ops.write.state import RowState
+from memory_layers.ops.write.state import RowState, fading
 
 MASK32 = 0xFFFFFFFF
 
@@ -70,11 +70,16 @@ def row_step_(
         values *= (state.decay_total - state.decayed[rows]).exp().to(values.dtype)[:, None]
         state.decayed[rows] = state.decay_total
     gradient = gradient.to(values.dtype)
+    step_size = state.numbers(lr, betas, eps)[0]
     if state.exp_avg_sq is None:
-        values = values - lr * gradient
+        values = values - step_size * gradient
     else:
+        if state.touched is not None:
+            values += _not_moved(state, rows, betas, eps)
         first, divisor = _advance(state, state.exp_avg_sq, rows, gradient, betas)
-        values = values - lr * first / (divisor + eps)
+        values = values - step_size * first / (divisor + eps)
+        if state.touched is not None:
+            state.touched[rows], state.paid[rows] = state.step, step_size
     if state.master is not None:
         state.master[rows] = values
     if seed is not None:
@@ -82,17 +87,31 @@ def row_step_(
     table[rows] = values.to(table.dtype)
 
 
+def _not_moved(state: RowState, rows: Tensor, betas: Sequence[float], eps: float) -> Tensor:
+    """Return what the rows were moved ahead by and would not have moved until this step."""
+    # A row that was never touched has no moments: any step will do.
+    before = state.touched[rows].clamp(min=1).to(state.exp_avg.dtype)[:, None]
+    part = state.paid[rows][:, None] * fading(betas) ** (state.step - before)
+    root = (state.exp_avg_sq[rows] / (1 - betas[1] ** before)).sqrt()
+    return part * state.exp_avg[rows] / (root + eps)
+
+
 def _advance(
     state: RowState, exp_avg_sq: Tensor, rows: Tensor, gradient: Tensor, betas: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Advance the moments of the rows, and return the first and the root of the second."""
-    beta1, beta2 = betas
+    """Advance the moments of the rows, and return the first and the root of the second.
+
+    The first is corrected by the step size.
+    """
+    beta1, beta2 = keep1, keep2 = betas
+    if state.touched is not None:
+        steps = (state.step - state.touched[rows]).to(exp_avg_sq.dtype)[:, None]
+        keep1, keep2 = beta1**steps, beta2**steps
     square = gradient.square()
     if exp_avg_sq.shape[1] != gradient.shape[1]:
         square = square.mean(1, keepdim=True)
-    exp_avg_sq[rows] = second = beta2 * exp_avg_sq[rows] + (1 - beta2) * square
+    exp_avg_sq[rows] = second = keep2 * exp_avg_sq[rows] + (1 - beta2) * square
     first = gradient
     if state.exp_avg is not None:
-        state.exp_avg[rows] = first = beta1 * state.exp_avg[rows] + (1 - beta1) * gradient
-        first = first / (1 - beta1**state.step)
+        state.exp_avg[rows] = first = keep1 * state.exp_avg[rows] + (1 - beta1) * gradient
     return first, (second / (1 - beta2**state.step)).sqrt()

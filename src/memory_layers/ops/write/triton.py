@@ -23,6 +23,7 @@ from memory_layers.ops._triton.rows import (
     row_blocks,
     sum_row,
 )
+from memory_layers.ops.write import reference
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
 from memory_layers.ops.write.state import RowState
 
@@ -63,6 +64,24 @@ def row_decay(row, decayed_ptr, decay_total_ptr, DECAY: tl.constexpr):
         missed = tl.load(decay_total_ptr) - tl.load(decayed_ptr + row)
         decay = tl.exp(missed).to(tl.float32)
     return decay
+
+
+@triton.jit
+def row_fading(row, touched_ptr, paid_ptr, step, beta1, beta2):
+    """Return what a row that is moved ahead fades by since its last touch.
+
+    Returns:
+        paid * r^n, 1 / (1 - beta2^(step - n)), beta1^n and beta2^n, n steps after the last touch.
+    """
+    touched, paid = tl.load(touched_ptr + row), tl.load(paid_ptr + row)
+    log_1, log_2 = tl.log(beta1), tl.log(beta2)
+    steps = (step - touched).to(tl.float32)
+    # A row that was never touched has no moments: any step will do.
+    before = tl.maximum(touched, 1).to(tl.float32)
+    part = paid * tl.exp(steps * (log_1 - log_2 / 2))
+    return (
+        part, 1 / (1 - tl.exp(before * log_2)), tl.exp(steps * log_1), tl.exp(steps * log_2)
+    )  # fmt: skip
 
 
 @triton.jit
@@ -127,14 +146,15 @@ def row_squares_kernel(
     tl.store(out_ptr + tl.program_id(0), tl.sum(squares))
 
 
-@triton.jit(do_not_specialize=["count", "seed"])
+@triton.jit(do_not_specialize=["count", "seed", "step"])
 def row_step_kernel(
     entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride, width,
-    table_ptr, master_ptr, first_ptr, second_ptr, decayed_ptr, decay_total_ptr, scale_ptr,
-    num_rows, step_size, keep_first, add_first, keep_second, add_second, correction, eps, seed,
+    table_ptr, master_ptr, first_ptr, second_ptr, decayed_ptr, touched_ptr, paid_ptr,
+    decay_total_ptr, scale_ptr, num_rows,
+    step_size, beta1, add_first, beta2, add_second, correction, eps, step, seed,
     BLOCK_V: tl.constexpr, READS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, ROWWISE: tl.constexpr, DECAY: tl.constexpr,
-    WIDE: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr,
+    WIDE: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Step the rows that start in one tile of entries.
 
@@ -142,8 +162,9 @@ def row_step_kernel(
     second = keep_second * second + add_second * g * g
     row = decay * row - step_size * first / (sqrt(correction * second) + eps)
 
-    This is AdamW, and without moments SGD.
+    This is AdamW, and without moments SGD. A row that is moved ahead has its own numbers.
     """
+    keep_first, keep_second = beta1, beta2
     scale = tl.load(scale_ptr)
     begin = tl.program_id(0) * TILE
     before = tl.load(entries_ptr + begin - 1, begin > 0, other=-1) >> 32
@@ -151,6 +172,10 @@ def row_step_kernel(
         row = tl.load(entries_ptr + e) >> 32
         if (row != before) & (row >= 0) & (row < num_rows):
             decay = row_decay(row, decayed_ptr, decay_total_ptr, DECAY)
+            if AHEAD:
+                part, correction_before, keep_first, keep_second = row_fading(
+                    row, touched_ptr, paid_ptr, step, beta1, beta2
+                )
             if ROWWISE:
                 second = tl.load(second_ptr + row)
                 if WIDE:
@@ -175,6 +200,9 @@ def row_step_kernel(
                     vector_stride, width, columns, BLOCK_V, READS, CHUNK,
                 )  # fmt: skip
                 update = step_size * gradient
+                value *= decay
+                if AHEAD:
+                    value += part * first / (tl.sqrt(correction_before * second) + eps)
                 if FIRST:
                     first = keep_first * first + add_first * gradient
                     tl.store(first_ptr + offsets, first, columns < width)
@@ -188,16 +216,19 @@ def row_step_kernel(
                         second = keep_second * second + add_second * square
                     update /= tl.sqrt(correction * second) + eps
                 store_row(
-                    decay * value - update, row, width, columns, table_ptr, master_ptr, seed,
+                    value - update, row, width, columns, table_ptr, master_ptr, seed,
                     MASTER, STOCHASTIC,
                 )  # fmt: skip
-            if ROWWISE or DECAY:
+            if ROWWISE or DECAY or AHEAD:
                 # All warps have read the row's numbers before one of them writes.
                 tl.debug_barrier()
             if ROWWISE:
                 tl.store(second_ptr + row, second)
             if DECAY:
                 tl.store(decayed_ptr + row, tl.load(decay_total_ptr))
+            if AHEAD:
+                tl.store(touched_ptr + row, step)
+                tl.store(paid_ptr + row, step_size)
         before = row
 
 
@@ -242,18 +273,22 @@ def row_step_(
 ) -> None:
     """Step the touched rows: by AdamW where there is a second moment, by SGD without."""
     entries, weights, vectors = merge(*factors[:3])
-    if not (entries.numel() and table.numel()):
+    if not entries.numel():
+        return
+    if not table.shape[1]:
+        # A rank without columns keeps what there is one of for each row.
+        reference.row_step_(table, state, factors, lr=lr, betas=betas, eps=eps, seed=seed)
         return
     absent, second, decayed = factors[-1].new_empty(0), state.exp_avg_sq, state.decayed
     # A float would reach the kernel in fp32, in which the decay of one step is lost.
     total = absent if decayed is None else decayed.new_full((), state.decay_total)
     walk = Walk.over(entries, weights, vectors)
-    rest = (state.master, state.exp_avg, second, decayed)
+    rest = (state.master, state.exp_avg, second, decayed, state.touched, state.paid)
     with on_device_of(table):
         row_step_kernel[walk.grid](
             *walk.arguments,
             table, *(absent if tensor is None else tensor for tensor in rest), total, factors[-1],
-            table.shape[0], *state.numbers(lr, betas, eps),
+            table.shape[0], *state.numbers(lr, betas, eps), state.step,
             as_int32(-1 if seed is None else seed),
             **walk.constants,
             FIRST=state.exp_avg is not None,
@@ -263,6 +298,7 @@ def row_step_(
             DECAY=decayed is not None,
             MASTER=state.master is not None,
             STOCHASTIC=seed is not None,
+            AHEAD=state.touched is not None,
         )  # fmt: skip
 
 
