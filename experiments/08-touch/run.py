@@ -67,11 +67,10 @@ RULES = {
     "squares_fade": 0.01,
 }
 RARE = {f"rare/{rule}": Arm(rule, middle, rare=True) for rule, middle in RULES.items()}
-OFTEN = {rule: Arm(rule, RULES[rule]) for rule in ("row", "full", "full_ahead", "squares")}
+OFTEN = {rule: Arm(rule, RULES[rule]) for rule in ("row", "full", "full_ahead")}
 BESIDE = {
     "row_cosine": Arm("row", 0.02, schedule="cosine"),
     "row_bf16": Arm("row", 0.02, scores="bf16"),
-    "rare/full_late": Arm("full_late", 0.005, rare=True),
 }
 ARMS = {**RARE, **OFTEN, **BESIDE}
 
