@@ -53,7 +53,7 @@ def main(
         collator(tokenizer),
         encode(mixed(read_texts(path), keep), tokenizer),
         callbacks=[MemoryCallback()],  # for torchrun, where several processes train
-        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 6e-3}),
     )
     trainer.train(resume_from_checkpoint=Path(out).is_dir() and get_last_checkpoint(out))
     if trainer.is_world_process_zero():

@@ -42,7 +42,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> PeftModel:
         TrainingArguments(out, **{**settings, **arguments}),
         collator(tokenizer),
         encode(read_texts(path), tokenizer),
-        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 6e-3}),
     ).train()
     adapted.save_pretrained(Path(out) / "adapter")
     tokenizer.save_pretrained(Path(out) / "merged")

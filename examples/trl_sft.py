@@ -38,7 +38,7 @@ def main(name: str, path: str, out: str, **arguments: object) -> None:
         SFTConfig(out, **{**settings, **arguments}),
         train_dataset=Dataset.from_dict({"text": read_texts(path)}),
         processing_class=tokenizer,
-        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 1.5e-2}),
+        optimizer_cls_and_kwargs=(MemoryAdamW, {"lr": 3e-3, "value_lr": 6e-3}),
     )
     trainer.train()
     save_memory(model, Path(out) / "memory")

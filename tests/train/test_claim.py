@@ -17,7 +17,7 @@ from tiny_runs import metrics_of, tiny_run
 from memory_layers.cli import main
 from memory_layers.common.errors import UserError
 from memory_layers.common.locks import alone_in
-from memory_layers.config import MoeConfig
+from memory_layers.config import MemoryConfig, MoeConfig
 from memory_layers.data import prepare
 from memory_layers.data.config import DataConfig
 from memory_layers.parallel.world import World
@@ -255,6 +255,22 @@ def test_a_run_that_saved_nothing_leaves_its_folder_to_another(
     train(config, out)
     assert "a run of other settings there had saved nothing" in capsys.readouterr().err
     assert [line["step"] for line in metrics_of(out) if "loss" in line] == [1, 2, 3, 4]
+
+
+def test_a_run_from_before_rows_were_moved_ahead(tmp_path: Path) -> None:
+    memory = MemoryConfig(layers=(1,))
+    for config in (RunConfig(name="x"), RunConfig(name="x", memory=memory)):
+        values = asdict(config)
+        values["optim"] |= {"value_state": "full", "value_lr": 5 * config.optim.lr}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        (tmp_path / "model").mkdir(exist_ok=True)
+        if config.memory is None:
+            check_folder(tmp_path, config)
+            continue
+        with pytest.raises(UserError, match=r"optim\.value_state was 'full', is 'ahead'"):
+            check_folder(tmp_path, config)
+        as_before = replace(config.optim, value_state="full")
+        check_folder(tmp_path, replace(config, optim=as_before))
 
 
 def test_a_mixture_from_before_its_factors_could_be_normalized(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
             "optim.value_lr * optim.value_weight_decay must be below 1 in every step, got 0.5 * 2",
         ),
         (
-            "name: x\noptim: {lr: 0.1, value_weight_decay: 2}",
+            "name: x\noptim: {lr: 0.25, value_weight_decay: 2}",
             "optim.value_lr * optim.value_weight_decay must be below 1 in every step, got 0.5 * 2",
         ),
         (
@@ -272,12 +272,14 @@ def test_values_learn_at_a_multiple_of_the_rate_unless_theirs_is_given() -> None
         name="x", memory=MemoryConfig(layers=(1,), sub_keys=32), optim=OptimConfig(lr=2e-3)
     )
     rates = []
-    for optim in (config.optim, replace(config.optim, value_lr=3e-3)):
+    for optim in (
+        config.optim, replace(config.optim, value_state="row"), replace(config.optim, value_lr=3e-3)
+    ):  # fmt: skip
         run = replace(config, optim=optim)
         group = make_optimizer(run, shape_of(run, vocab_size=300)).memory_group
         assert group is not None
         rates.append(group["lr"])
-    assert rates == [1e-2, 3e-3]
+    assert rates == [4e-3, 1e-2, 3e-3]
 
 
 def test_the_run_of_an_earlier_version_is_the_same_run(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def _look(out: Path, config: RunConfig, data: PreparedData | None, *, longer: bo
         before = None
     planned, saved = config.train.steps, has_saved(out)
     if saved and old is not None:
-        upgraded, new = _upgraded(old), _values(config)
+        upgraded, new = _upgraded(old), _without_unused(_values(config))
         steps = _in(upgraded, "train", "steps")
         if longer and isinstance(steps, int) and steps < planned:
             planned = new["train"]["steps"] = steps
@@ -146,7 +146,9 @@ def claim_folder(
                 f"{out}: {' and '.join(lost)} cannot be read or {'is' if len(lost) == 1 else 'are'}"
                 " not there, and now written by what was given: little of it can be checked"
             )
-    elif found.settings and _differences(_upgraded(found.settings), _values(config), _FREE):
+    elif found.settings and _differences(
+        _upgraded(found.settings), _without_unused(_values(config)), _FREE
+    ):
         told.append(f"{out}: a run of other settings there had saved nothing, and is given up")
     made_of = {"content": dict(data.content), "sources": dict(data.sources)}
     for name, record in {DATA: made_of, SETTINGS: _values(config)}.items():
@@ -201,7 +203,15 @@ def _upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
         **optim,
     }
     moe = {"normalize_top_k": False, **moe} if isinstance(moe, dict) else moe
-    return {**values, "memory": memory or None, "moe": moe, "optim": optim}
+    return _without_unused({**values, "memory": memory or None, "moe": moe, "optim": optim})
+
+
+def _without_unused(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out how tables are stepped where there are none: defaults of it may change."""
+    if values["memory"] is not None:
+        return values
+    unused = ("value_lr", "value_state")
+    return {**values, "optim": {k: v for k, v in values["optim"].items() if k not in unused}}
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

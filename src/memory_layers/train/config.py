@@ -87,8 +87,8 @@ class ModelConfig:
 
 # The range of float32.
 _SMALLEST, _LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
-# Each row is touched in few steps, so it has to move further in each.
-VALUE_LR_RATIO = 5
+# A touch is worth less where a row is not moved ahead.
+VALUE_LR_RATIOS = {"ahead": 2, "full": 5, "row": 5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ class OptimConfig:
 
     Attributes:
         lr: Peak learning rate of the dense parameters.
-        value_lr: Peak learning rate of the value table. None: 5 times `lr`, the best of the ratios
-            tried in experiments/02-recipe (about 2 to 15).
+        value_lr: Peak learning rate of the value table. None: twice `lr`, and 5 times `lr` where
+            `value_state` is not "ahead", about the best of experiments/02-recipe and 08-touch.
         beta1: Decay rate of the first moment.
         beta2: Decay rate of the second moment.
         eps: Added to the root.
@@ -139,7 +139,9 @@ class OptimConfig:
     @property
     def peak_value_lr(self) -> float:
         """The peak learning rate of the value table, also where none is given."""
-        return VALUE_LR_RATIO * self.lr if self.value_lr is None else self.value_lr
+        if self.value_lr is not None:
+            return self.value_lr
+        return VALUE_LR_RATIOS[self.value_state] * self.lr
 
     def rate(self, schedule: Schedule, step: int, steps: int) -> float:
         """Return the learning rate of a step, as a share of its peak.

@@ -111,21 +111,21 @@ def _fade(value, row, moments, ahead, fading, numbers):
         moments: Pair of [V].
         ahead: Last touch of each row, and what it was paid with, both without rows if no row is
             moved ahead.
-        fading: Betas, r, and the step, fp64.
+        fading: Logarithms of the betas and of r, and the step, fp64.
         numbers: As for adamw_row.
     """
-    (touched, paid), (beta1, beta2, r, step), (first, second) = ahead, fading, moments
+    (touched, paid), (log1, log2, log_r, step), (first, second) = ahead, fading, moments
     if touched.shape[0] == 0:
         return numbers
     step_size, _, rest1, _, rest2, correction, eps = numbers
     steps = step - touched[row]
     if paid[row] != 0:
-        part = np.float32(paid[row] * r**steps)
-        correction_before = np.float32(1 / (1 - beta2 ** touched[row]))
+        part = np.float32(paid[row] * np.exp(steps * log_r))
+        correction_before = np.float32(1 / (1 - np.exp(touched[row] * log2)))
         for v in range(value.shape[0]):
             value[v] += part * first[v] / (np.sqrt(second[v] * correction_before) + eps)
     touched[row], paid[row] = np.int32(step), step_size
-    keep1, keep2 = np.float32(beta1**steps), np.float32(beta2**steps)
+    keep1, keep2 = np.float32(np.exp(steps * log1)), np.float32(np.exp(steps * log2))
     return step_size, keep1, rest1, keep2, rest2, correction, eps
 
 
@@ -203,6 +203,15 @@ def row_norm(factors: Factors) -> Tensor:
     return squares.sum().sqrt().float()
 
 
+def _logarithms(state: RowState, betas: Sequence[float]) -> tuple[float, ...]:
+    """Return what _fade takes. A beta of 0 fades at once."""
+    if state.touched is None:
+        return 0.0, 0.0, 0.0, 0.0
+    factors = np.array([*betas, fading(betas)])
+    with np.errstate(divide="ignore"):
+        return (*np.log(factors).tolist(), float(state.step))
+
+
 def row_step_(
     table: Tensor,
     state: RowState,
@@ -228,7 +237,7 @@ def row_step_(
             never if state.touched is None else as_array(state.touched),
             nothing if state.paid is None else as_array(state.paid),
         ),
-        (*map(float, betas), 0.0 if state.touched is None else fading(betas), float(state.step)),
+        _logarithms(state, betas),
         tuple(np.float32(number) for number in state.numbers(lr, betas, eps)),
         -1 if seed is None else seed,
     )
