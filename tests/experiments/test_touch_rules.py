@@ -108,3 +108,4 @@ def test_rounded_scores_find_the_best_of_rounded_scores(touch: Any) -> None:
     scores.sum().backward()
     assert query.grad is not None
     assert keys.grad is not None
+    assert touch.Ties()(query.to("meta"), keys.to("meta"), 6)[0].shape == scores.shape
