@@ -26,7 +26,7 @@ def score(run: Mapping[str, Any]) -> float:
 def write_tables(results: Mapping[str, Any], path: Path) -> None:
     """Write the tables between their markers in a document."""
     text = path.read_text("utf-8")
-    for table in (rules, exposures, rates, gaps, about):
+    for table in (rules, exposures, rates, gaps, about, cost):
         begin, end = (f"<!-- touch-{table.__name__}:{edge} -->" for edge in ("begin", "end"))
         part = f"{begin}\n{table(results)}\n{end}"
         text = re.sub(f"{begin}.*?{end}", lambda _, part=part: part, text, flags=re.DOTALL)
@@ -76,6 +76,17 @@ def about(results: Mapping[str, Any]) -> str:
     return (
         f"{len(results['runs'])} runs, {whole}; mean ± half of the 95 % interval over seeds that "
         f"the rate was not chosen by; on {results['device']}, commit `{results['commit']}`."
+    )
+
+
+def cost(_results: Mapping[str, Any]) -> str:
+    """Say what a step costs by each way to step rows, from cost.json."""
+    found = json.loads((HERE / "cost.json").read_text("utf-8"))
+    times = ", ".join(f"`{state}` {ratio:.2f} ×" for state, ratio in found["of_full"].items())
+    return (
+        f"The time of a step of {found['rows']:,} rows of {found['width']} numbers by "
+        f"{found['tokens'] * found['reads']:,} reads, without the passes forward and backward: {times} "
+        f"(medians of {found['steps']} steps, one thread, {found['device']})."
     )
 
 
