@@ -85,7 +85,7 @@ def cost(_results: Mapping[str, Any]) -> str:
     times = ", ".join(f"`{state}` {ratio:.2f} ×" for state, ratio in found["of_full"].items())
     return (
         f"The time of a step of {found['rows']:,} rows of {found['width']} numbers by "
-        f"{found['tokens'] * found['reads']:,} reads, without the passes forward and backward: {times} "
+        f"{found['tokens'] * found['reads']:,} reads, forward and backward left out: {times} "
         f"(medians of {found['steps']} steps, one thread, {found['device']})."
     )
 
