@@ -28,8 +28,9 @@ WORDS = {
     "dense": "a dense model of the same FLOPs",
     "dense_2x": "a dense model of twice the FLOPs",
     "dense_4x": "a dense model of four times the FLOPs",
-    "moe_fine": "a mixture of 64 experts of the same FLOPs",
+    "memory": "one plain memory layer",
     "one_slot": "the same layers without slots to choose from",
+    "moe_fine": "a mixture of 64 experts of the same FLOPs",
 }
 # The bases, by the file of their results, from the narrowest to the widest.
 SIZES = {"d32.json": "32", "results.json": "64", "d128.json": "128"}
