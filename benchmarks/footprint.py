@@ -75,7 +75,7 @@ def _in_fresh_process(arguments: Sequence[str], settings: dict[str, str]) -> dic
 def _memory(slots: int, tokens: int, reads: int, width: int) -> dict[str, float]:
     device = torch.device("cpu")
     table = value_table(make_table(slots, width, torch.float32, device))
-    optimizer = MemoryAdamW(table)
+    optimizer = MemoryAdamW(table, value_state="full")
     create_moments(table, optimizer)
     picked = torch.randint(slots, (tokens, reads))
     weights = torch.rand(tokens, reads)
@@ -101,7 +101,7 @@ def _compile() -> dict[str, float]:
     ]
     start = time.perf_counter()
     for layer in layers:
-        optimizer = MemoryAdamW(layer)
+        optimizer = MemoryAdamW(layer, value_state="full")
         layer(torch.randn(8, 16, requires_grad=True)).sum().backward()
         optimizer.clip_grad_norm_(1.0, value_max_norm=1.0)
         optimizer.step()

@@ -85,7 +85,7 @@ def dense_parameters(model: torch.nn.Module) -> int:
 
 
 def _trained(name: str, model: Any, ids: Tensor, against: tuple[str, ...]) -> Variant:  # noqa: ANN401
-    optimizer = MemoryAdamW(model, lr=LR)
+    optimizer = MemoryAdamW(model, lr=LR, value_state="full")
 
     def run() -> None:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

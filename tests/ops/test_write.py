@@ -83,12 +83,12 @@ class Case:
         # Rows have had different shares of the decay that is due by now.
         self.decayed = -torch.rand(N, dtype=torch.float64) if decay else None
         self.decay_total = -1.5 if decay else 0.0
-        self.touched = self.paid = None
+        self.last_step = self.last_lr = None
         if kind == "adamw-ahead":
-            self.touched = torch.randint(7, (N,), dtype=torch.int32)
-            self.paid = torch.rand(N) / 16
-            for never in (self.first, self.second, self.paid):
-                never[self.touched == 0] = 0
+            self.last_step = torch.randint(7, (N,), dtype=torch.int32)
+            self.last_lr = torch.rand(N) / 16
+            for never in (self.first, self.second, self.last_lr):
+                never[self.last_step == 0] = 0
 
     def run(self, impl: str, **options: object) -> None:
         """Take the step in place."""
@@ -101,7 +101,7 @@ class Case:
         first = None if self.kind == "adamw-no-momentum" else self.first
         state = replace(
             state, exp_avg=first, exp_avg_sq=self.second, step=7,
-            touched=self.touched, paid=self.paid,
+            last_step=self.last_step, last_lr=self.last_lr,
         )  # fmt: skip
         row_step_(
             self.table, state, self.gradient,
@@ -122,12 +122,14 @@ class Case:
             steps, size = 1, 0.01 / (1 - 0.8**7)
             not_moved = 0.0
             if self.kind == "adamw-ahead":
-                before = self.touched[rows].double()[:, None]
-                steps, ratio = 7 - before, 0.8 / math.sqrt(0.9)
-                size /= 1 - ratio
+                before = self.last_step[rows].double()[:, None]
+                steps, ratio, k = 7 - before, 0.8 / math.sqrt(0.9), torch.arange(900.0).double()
+                tail = ratio**k * (1 - 0.9 ** (7 + k)).sqrt() / (1 - 0.8 ** (7 + k))
+                size = 0.01 * float(tail.sum()) / math.sqrt(1 - 0.9**7)
                 root = (v[rows] / (1 - 0.9**before)).sqrt() + 1e-6
-                back = self.paid[rows].double()[:, None] * ratio**steps * m[rows] / root
-                not_moved = torch.where(before > 0, back, 0)
+                share = ratio**steps * float(tail.sum()) / (1 - 0.9**before).sqrt()
+                back = self.last_lr[rows].double()[:, None] * share * m[rows] / root
+                not_moved = decay * torch.where(before > 0, back, 0)
             v[rows] = 0.9**steps * v[rows] + (1 - 0.9) * square
             if self.kind == "adamw-no-momentum":
                 move = 0.01 * g
@@ -411,7 +413,7 @@ def test_autograd_notices_that_rows_changed(impl: str, with_master: bool) -> Non
 # --- errors ---------------------------------------------------------------------------------
 
 
-AHEAD = {"touched": torch.zeros(N, dtype=torch.int32), "paid": torch.zeros(N)}
+AHEAD = {"last_step": torch.zeros(N, dtype=torch.int32), "last_lr": torch.zeros(N)}
 
 
 def adamw(table: Tensor, **changes: object) -> None:
@@ -442,11 +444,11 @@ def adamw(table: Tensor, **changes: object) -> None:
         ({"rule": "adam"}, 'rule must be "adamw" or "sgd", got \'adam\''),
         ({"rule": "sgd"}, "has no moments"),
         ({"exp_avg_sq": None}, "needs exp_avg_sq"),
-        ({"paid": torch.zeros(N)}, "touched and paid are given together"),
-        ({"touched": torch.zeros(N), "paid": torch.zeros(N)}, "touched must be torch.int32"),
-        ({**AHEAD, "paid": torch.zeros(3)}, r"paid must have shape \[N=80\], got \[3\]"),
-        ({**AHEAD, "exp_avg": None}, "touched needs exp_avg and exp_avg_sq"),
-        ({**AHEAD, "exp_avg_sq": torch.zeros(N, 1)}, r"touched needs exp_avg_sq \[N, V\]"),
+        ({"last_lr": torch.zeros(N)}, "last_step and last_lr are given together"),
+        ({"last_step": torch.zeros(N), "last_lr": torch.zeros(N)}, "last_step must be torch.int32"),
+        ({**AHEAD, "last_lr": torch.zeros(3)}, r"last_lr must have shape \[N=80\], got \[3\]"),
+        ({**AHEAD, "exp_avg": None}, "last_step needs exp_avg and exp_avg_sq"),
+        ({**AHEAD, "exp_avg_sq": torch.zeros(N, 1)}, r"last_step needs exp_avg_sq \[N, V\]"),
         ({**AHEAD, "betas": (0.9, 0.81)}, "betas must be such that beta1\\^2 < beta2"),
     ],
 )

@@ -56,10 +56,10 @@ def tensors_of(
         columns = 1 if kind.endswith("-row") else width
         tensors["exp_avg_sq"] = (torch.rand(N, columns) + 0.5).to(DEVICE)
     if kind == "adamw-ahead":
-        tensors["touched"] = torch.arange(N, dtype=torch.int32).remainder(7).to(DEVICE)
-        tensors["paid"] = torch.rand(N).to(DEVICE) / 16
-        for never in ("exp_avg", "exp_avg_sq", "paid"):
-            tensors[never][tensors["touched"] == 0] = 0
+        tensors["last_step"] = torch.arange(N, dtype=torch.int32).remainder(7).to(DEVICE)
+        tensors["last_lr"] = torch.rand(N).to(DEVICE) / 16
+        for never in ("exp_avg", "exp_avg_sq", "last_lr"):
+            tensors[never][tensors["last_step"] == 0] = 0
     if decay:
         tensors["decayed"] = -torch.rand(N, dtype=torch.float64).to(DEVICE)
     if master:
@@ -70,7 +70,7 @@ def tensors_of(
 def step(
     kind: str, tensors: dict[str, Tensor], gradient: RowGradient, impl: str, seed: int | None = None
 ) -> None:
-    kept = ("exp_avg", "exp_avg_sq", "decayed", "master", "touched", "paid")
+    kept = ("exp_avg", "exp_avg_sq", "decayed", "master", "last_step", "last_lr")
     state = RowState(step=7, decay_total=-1.25, **{n: tensors[n] for n in kept if n in tensors})
     if kind == "sgd":
         row_step_(tensors["table"], state, gradient, "sgd", lr=0.25, seed=seed, impl=impl)
@@ -221,7 +221,7 @@ def test_no_entry_changes_nothing() -> None:
 def test_a_rank_without_columns_keeps_the_numbers_of_rows() -> None:
     tensors = tensors_of("adamw-ahead", torch.float32, decay=True, master=False, width=0)
     step("adamw-ahead", tensors, gradient_of(torch.tensor([[2, 4]]), 0), "triton")
-    assert (tensors["touched"] == 7).nonzero()[:, 0].tolist() == [2, 4]
+    assert (tensors["last_step"] == 7).nonzero()[:, 0].tolist() == [2, 4]
     assert tensors["decayed"][[2, 4]].tolist() == [-1.25, -1.25]
 
 

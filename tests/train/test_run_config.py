@@ -152,6 +152,10 @@ def test_no_memory_and_single_paths(tmp_path: Path) -> None:
             "train.seed must be a whole number >= 0 an",
         ),
         (
+            "name: x\nmemory: {layers: [1]}\noptim: {beta2: 0.8}",
+            "optim.beta2 must be above the square of optim.beta1, 0.81, got 0.8: a row",
+        ),
+        (
             "name: x\noptim: {lr: 1e300}",
             "optim.lr must lie between 1.2e-38 and 3.4e+38, which numb",
         ),

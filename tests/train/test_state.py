@@ -75,7 +75,7 @@ def test_state_of_the_table() -> None:
         for name in optimizer_tensors(model, optimizer)
         if TABLE in name
     }
-    assert kinds == {"exp_avg", "exp_avg_sq", "master", "decayed", "touched", "paid"}
+    assert kinds == {"exp_avg", "exp_avg_sq", "master", "decayed", "last_step", "last_lr"}
     numbers = table_numbers(model, optimizer)[TABLE]
     assert numbers["step"] == 2
     assert numbers["decay_total"] < 0

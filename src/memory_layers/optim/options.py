@@ -36,7 +36,7 @@ def check_group(weight: Tensor, group: dict[str, Any]) -> None:
             f"{group['lr']} * {group['weight_decay']}. hint: lower value_weight_decay"
         )
     beta1, beta2 = group["betas"]
-    if group["value_state"] == "ahead" and not beta1**2 < beta2:
+    if weight.requires_grad and group["value_state"] == "ahead" and not beta1**2 < beta2:
         raise UserError(
             f"beta1 squared must be below beta2, got betas {group['betas']}: a row that is left "
             'alone would move without end. hint: a higher beta2, or value_state="full"'

@@ -217,7 +217,7 @@ class Job:
         optim = self.run.optim
         total = FP32 if optim.value_state == "row" else 2 * self.columns * FP32
         if optim.value_state == "ahead":
-            total += INT32 + FP32  # the last step that touched the row, and what it was paid with
+            total += INT32 + FP32  # last step and rate of a row
         if self.table_bytes < FP32 and optim.bf16_rows == "master":
             total += self.columns * FP32
         return total + (FP64 if optim.value_weight_decay else 0)  # the decay that a row has had

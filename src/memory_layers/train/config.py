@@ -97,8 +97,9 @@ class OptimConfig:
 
     Attributes:
         lr: Peak learning rate of the dense parameters.
-        value_lr: Peak learning rate of the value table. None: twice `lr`, and 5 times `lr` where
-            `value_state` is not "ahead", about the best of experiments/02-recipe and 08-touch.
+        value_lr: Peak learning rate of the value table. None: twice `lr`, between the best of the
+            two settings of experiments/08-touch, and 5 times `lr` where `value_state` is not
+            "ahead", the best of experiments/02-recipe.
         beta1: Decay rate of the first moment.
         beta2: Decay rate of the second moment.
         eps: Added to the root.
@@ -296,6 +297,13 @@ class RunConfig:
             )
         if self.memory is not None:
             self.memory.resolved(shape.hidden_size)
+            optim = self.optim
+            if optim.value_state == "ahead" and not optim.beta1**2 < optim.beta2:
+                raise ValueError(
+                    f"optim.beta2 must be above the square of optim.beta1, {optim.beta1**2:g}, "
+                    f"got {optim.beta2}: a row that is left alone would move without end. "
+                    "hint: a higher optim.beta2, or optim.value_state: full"
+                )
 
 
 def check_shares(train: TrainConfig, layout: Layout) -> None:

@@ -62,14 +62,14 @@ def adamw_row(row, gradient, moments, _upcoming, numbers):
         gradient: [V] fp32.
         moments: Pair of [V] fp32, first and second, changed in place.
         _upcoming: Triple of [V]: the next row and its moments.
-        numbers: lr / (1 - beta1^step), beta1, 1 - beta1, beta2, 1 - beta2, 1 / (1 - beta2^step),
-            eps, all fp32.
+        numbers: Step size, what is kept of the first moment, 1 - beta1, what is kept of the second,
+            1 - beta2, its correction, eps, all fp32: see RowState.numbers.
     """
     first, second = moments
-    step_size, beta1, rest1, beta2, rest2, correction, eps = numbers
+    step_size, keep1, rest1, keep2, rest2, correction, eps = numbers
     for v in range(row.shape[0]):
-        first[v] = beta1 * first[v] + rest1 * gradient[v]
-        second[v] = beta2 * second[v] + rest2 * gradient[v] * gradient[v]
+        first[v] = keep1 * first[v] + rest1 * gradient[v]
+        second[v] = keep2 * second[v] + rest2 * gradient[v] * gradient[v]
         row[v] -= step_size * first[v] / (np.sqrt(second[v] * correction) + eps)
 
 

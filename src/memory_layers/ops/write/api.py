@@ -40,13 +40,12 @@ def row_step_(
     The moments of a row advance only in the steps that touch it, and the bias is corrected with
     the global step: equal to torch.optim.AdamW when every step touches every row.
 
-    AdamW, ahead (`state.touched`): at a touch a row moves by all that torch.optim.AdamW would move
+    AdamW, ahead (`state.last_step`): a touched row moves by all that torch.optim.AdamW would move
     it by if it were never touched again, and takes back what was not to be. With t the step, n the
-    steps since the last touch, and r = beta1 / sqrt(beta2), in place of the last two lines:
-        row = decay * row + paid * r^n * m / (sqrt(v / (1 - beta2^(t - n))) + eps)
+    steps since the last touch, r = beta1 / sqrt(beta2), S of `steps_ahead`, c(t) = 1 - beta2^t:
+        row = decay * (row + last_lr * r^n * S(t) / sqrt(c(t - n)) * m / (sqrt(v / c(t - n)) + eps))
         m = beta1^n * m + (1 - beta1) * g      v = beta2^n * v + (1 - beta2) * g * g
-        paid = lr / (1 - beta1^t) / (1 - r)
-        row = row - paid * m / (sqrt(v / (1 - beta2^t)) + eps)
+        row = row - lr * S(t) / sqrt(c(t)) * m / (sqrt(v / c(t)) + eps)
 
     Args:
         table: [N, V], changed in place.
@@ -76,7 +75,7 @@ def row_step_(
     _check_gradient(table, gradient, sizes)
     torch.ops.memory_layers.row_step_(
         table.detach(), state.exp_avg, state.exp_avg_sq, state.decayed, state.master,
-        state.touched, state.paid,
+        state.last_step, state.last_lr,
         gradient.entries, gradient.weights, gradient.vectors, gradient.scale,
         rule, state.step, state.decay_total, lr, betas, eps, seed, impl,
     )  # fmt: skip
@@ -143,9 +142,9 @@ def _check_state(table: Tensor, state: RowState, rule: str) -> None:
 
 
 def _check_ahead(table: Tensor, state: RowState, betas: Sequence[float]) -> None:
-    if (state.touched is None) != (state.paid is None):
-        raise ValueError("touched and paid are given together, or neither")
-    for name, dtype in (("touched", torch.int32), ("paid", torch.float32)):
+    if (state.last_step is None) != (state.last_lr is None):
+        raise ValueError("last_step and last_lr are given together, or neither")
+    for name, dtype in (("last_step", torch.int32), ("last_lr", torch.float32)):
         tensor: Tensor | None = getattr(state, name)
         if tensor is None:
             continue
@@ -164,7 +163,7 @@ def _check_ahead(table: Tensor, state: RowState, betas: Sequence[float]) -> None
 torch.library.define(
     "memory_layers::row_step_",
     "(Tensor(a!) table, Tensor(b!)? exp_avg, Tensor(c!)? exp_avg_sq, Tensor(d!)? decayed, "
-    "Tensor(e!)? master, Tensor(f!)? touched, Tensor(g!)? paid, "
+    "Tensor(e!)? master, Tensor(f!)? last_step, Tensor(g!)? last_lr, "
     "Tensor[] entries, Tensor[] weights, Tensor[] vectors, Tensor scale, "
     "str rule, int step, float decay_total, float lr, float[] betas, float eps, int? seed, "
     "str impl) -> ()",
@@ -174,12 +173,12 @@ torch.library.define(
 @torch.library.impl("memory_layers::row_step_", ("cpu", "cuda"))
 def _row_step_(
     table: Tensor, exp_avg: Tensor | None, exp_avg_sq: Tensor | None, decayed: Tensor | None,
-    master: Tensor | None, touched: Tensor | None, paid: Tensor | None, entries: list[Tensor],
+    master: Tensor | None, last_step: Tensor | None, last_lr: Tensor | None, entries: list[Tensor],
     weights: list[Tensor], vectors: list[Tensor], scale: Tensor, rule: str, step: int,
     decay_total: float, lr: float, betas: list[float], eps: float, seed: int | None, impl: str,
 ) -> None:  # fmt: skip
     ops = kernels("write", impl, f"row_step_ with rule={rule!r}", table, *weights, *vectors)
-    state = RowState(exp_avg, exp_avg_sq, step, decayed, decay_total, master, touched, paid)
+    state = RowState(exp_avg, exp_avg_sq, step, decayed, decay_total, master, last_step, last_lr)
     factors = (entries, weights, vectors, scale)
     ops.row_step_(table, state, factors, lr=lr, betas=betas, eps=eps, seed=seed)
 

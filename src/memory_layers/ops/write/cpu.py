@@ -4,6 +4,7 @@ The gradient of a row lives in one buffer of V numbers a thread. No [R, V] tenso
 row is updated, the next one is fetched: rows are sorted, but far apart in memory.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from memory_layers.ops._numba.compile import Kernel, follow_torch_threads, helpe
 from memory_layers.ops._numba.rows import as_array, close_row, open_row
 from memory_layers.ops.write.cpu_factors import NO_ROW, next_row, prepare, start_of, sum_row
 from memory_layers.ops.write.entries import PLACE_BITS, Factors
-from memory_layers.ops.write.state import RowState, fading
+from memory_layers.ops.write.state import RowState, fading, steps_ahead
 
 loops = inner_loops()
 
@@ -102,37 +103,37 @@ def _step_row(value, gradient, first, second, numbers):
 
 
 @helper
-def _fade(value, row, moments, ahead, fading, numbers):
-    """Take back what the row did not move by since its last touch, and return the numbers for it.
+def _take_back(value, row, moments, ahead, scalars, numbers):
+    """Take back what the row was moved ahead by beyond this step, and return its numbers.
 
     Args:
         value: [V], of the table, changed in place.
         row: Its number.
         moments: Pair of [V].
-        ahead: Last touch of each row, and what it was paid with, both without rows if no row is
-            moved ahead.
-        fading: Logarithms of the betas and of r, and the step, fp64.
+        ahead: Last step and rate of each row, both without rows if rows are not moved ahead.
+        scalars: Logarithms of both betas and of r, S(t) and t, fp64: see row_step_ in api.py.
         numbers: As for adamw_row.
     """
-    (touched, paid), (log1, log2, log_r, step), (first, second) = ahead, fading, moments
-    if touched.shape[0] == 0:
-        return numbers
+    (last_step, last_lr), (first, second) = ahead, moments
+    log1, log2, log_r, share, step = scalars
     step_size, _, rest1, _, rest2, correction, eps = numbers
-    steps = step - touched[row]
-    if paid[row] != 0:
-        part = np.float32(paid[row] * np.exp(steps * log_r))
-        correction_before = np.float32(1 / (1 - np.exp(touched[row] * log2)))
+    n = step - last_step[row]
+    if last_step[row] > 0:
+        correction_then = 1 / (1 - np.exp(last_step[row] * log2))
+        part = np.float32(last_lr[row] * np.exp(n * log_r) * share * np.sqrt(correction_then))
+        correction_then = np.float32(correction_then)
         for v in range(value.shape[0]):
-            value[v] += part * first[v] / (np.sqrt(second[v] * correction_before) + eps)
-    touched[row], paid[row] = np.int32(step), step_size
-    keep1, keep2 = np.float32(np.exp(steps * log1)), np.float32(np.exp(steps * log2))
+            value[v] += part * first[v] / (np.sqrt(second[v] * correction_then) + eps)
+    keep1, keep2 = np.float32(np.exp(n * log1)), np.float32(np.exp(n * log2))
     return step_size, keep1, rest1, keep2, rest2, correction, eps
 
 
 @helper
-def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed):
+def _step_chunk(
+    chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, scalars, numbers, seed, lr
+):
     """Step the rows of a chunk. What has no rows is absent."""
-    width, (decayed, decay_total) = table.shape[1], decay
+    width, (decayed, decay_total), (last_step, last_lr) = table.shape[1], decay, ahead
     has_first, has_second = exp_avg.shape[0] > 0, exp_avg_sq.shape[0] > 0
     full = has_first and exp_avg_sq.shape[1] == width
     heads = start_of(factors, chunk)
@@ -141,14 +142,16 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading
     while row != NO_ROW:
         sum_row(row, factors, heads, chunk, gradient)
         value = open_row(table, row, buffer)
+        own = numbers
+        if last_step.shape[0]:
+            own = _take_back(value, row, (exp_avg[row], exp_avg_sq[row]), ahead, scalars, numbers)
+            last_step[row], last_lr[row] = np.int32(scalars[4]), lr
         _decay_row(value, row, decayed, decay_total)
         following = next_row(factors, heads, chunk)
         if full:
             near = row if following == NO_ROW else following
             upcoming = (table[near], exp_avg[near], exp_avg_sq[near])
-            moments = (exp_avg[row], exp_avg_sq[row])
-            own = _fade(value, row, moments, ahead, fading, numbers)
-            loops.adamw_row(value, gradient, moments, upcoming, own)
+            loops.adamw_row(value, gradient, (exp_avg[row], exp_avg_sq[row]), upcoming, own)
         elif has_second:
             first = exp_avg[row] if has_first else exp_avg.reshape(-1)
             _step_row(value, gradient, first, exp_avg_sq[row], numbers)
@@ -160,10 +163,14 @@ def _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading
 
 
 @Kernel
-def _row_step_kernel(table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed):
+def _row_step_kernel(
+    table, exp_avg, exp_avg_sq, factors, decay, ahead, scalars, numbers, seed, lr
+):  # fmt: skip
     for index in prange(factors.lows.shape[0]):
         chunk = np.int64(index)
-        _step_chunk(chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, fading, numbers, seed)
+        _step_chunk(
+            chunk, table, exp_avg, exp_avg_sq, factors, decay, ahead, scalars, numbers, seed, lr
+        )  # fmt: skip
 
 
 @helper
@@ -203,13 +210,13 @@ def row_norm(factors: Factors) -> Tensor:
     return squares.sum().sqrt().float()
 
 
-def _logarithms(state: RowState, betas: Sequence[float]) -> tuple[float, ...]:
-    """Return what _fade takes. A beta of 0 fades at once."""
-    if state.touched is None:
-        return 0.0, 0.0, 0.0, 0.0
-    factors = np.array([*betas, fading(betas)])
-    with np.errstate(divide="ignore"):
-        return (*np.log(factors).tolist(), float(state.step))
+def _scalars(state: RowState, betas: Sequence[float]) -> tuple[float, ...]:
+    """Return the numbers of a step that _take_back takes."""
+    if state.last_step is None:
+        return 0.0, 0.0, 0.0, 0.0, 0.0
+    # A beta of 0 fades at once.
+    logarithms = (math.log(x) if x else -math.inf for x in (*betas, fading(betas)))
+    return (*logarithms, steps_ahead(betas, state.step), float(state.step))
 
 
 def row_step_(
@@ -234,12 +241,13 @@ def row_step_(
         prepared,
         (np.empty(0) if state.decayed is None else as_array(state.decayed), state.decay_total),
         (
-            never if state.touched is None else as_array(state.touched),
-            nothing if state.paid is None else as_array(state.paid),
+            never if state.last_step is None else as_array(state.last_step),
+            nothing if state.last_lr is None else as_array(state.last_lr),
         ),
-        _logarithms(state, betas),
+        _scalars(state, betas),
         tuple(np.float32(number) for number in state.numbers(lr, betas, eps)),
         -1 if seed is None else seed,
+        np.float32(lr),
     )
     if state.master is not None:
         _copy_rows_kernel(as_array(table), as_array(state.master), prepared)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from memory_layers.ops.dispatch import sum_dtype
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
-from memory_layers.ops.write.state import RowState, fading
+from memory_layers.ops.write.state import RowState, fading, steps_ahead
 
 MASK32 = 0xFFFFFFFF
 
@@ -65,6 +65,7 @@ def row_step_(
     rows, gradient = row_sums(factors)
     source = table if state.master is None else state.master
     values = source[rows].to(torch.promote_types(table.dtype, torch.float32))
+    values += _to_take_back(state, rows, betas, eps)
     if state.decayed is not None:
         # What the row has missed so far.
         values *= (state.decay_total - state.decayed[rows]).exp().to(values.dtype)[:, None]
@@ -74,12 +75,10 @@ def row_step_(
     if state.exp_avg_sq is None:
         values = values - step_size * gradient
     else:
-        if state.touched is not None:
-            values += _not_moved(state, rows, betas, eps)
         first, divisor = _advance(state, state.exp_avg_sq, rows, gradient, betas)
         values = values - step_size * first / (divisor + eps)
-        if state.touched is not None:
-            state.touched[rows], state.paid[rows] = state.step, step_size
+        if state.last_step is not None and state.last_lr is not None:
+            state.last_step[rows], state.last_lr[rows] = state.step, lr
     if state.master is not None:
         state.master[rows] = values
     if seed is not None:
@@ -87,13 +86,20 @@ def row_step_(
     table[rows] = values.to(table.dtype)
 
 
-def _not_moved(state: RowState, rows: Tensor, betas: Sequence[float], eps: float) -> Tensor:
-    """Return what the rows were moved ahead by and would not have moved until this step."""
-    # A row that was never touched has no moments: any step will do.
-    before = state.touched[rows].clamp(min=1).to(state.exp_avg.dtype)[:, None]
-    part = state.paid[rows][:, None] * fading(betas) ** (state.step - before)
-    root = (state.exp_avg_sq[rows] / (1 - betas[1] ** before)).sqrt()
-    return part * state.exp_avg[rows] / (root + eps)
+def _to_take_back(
+    state: RowState, rows: Tensor, betas: Sequence[float], eps: float
+) -> Tensor | float:
+    """Return what the rows were moved ahead by beyond this step."""
+    if state.last_step is None or state.last_lr is None:
+        return 0.0
+    if state.exp_avg is None or state.exp_avg_sq is None:
+        return 0.0
+    last = state.last_step[rows].to(state.exp_avg.dtype)[:, None]
+    share = fading(betas) ** (state.step - last) * steps_ahead(betas, state.step)
+    root = (1 - betas[1] ** last).sqrt()
+    step_size = state.last_lr[rows][:, None] * share / root
+    moved = step_size * state.exp_avg[rows] / (state.exp_avg_sq[rows].sqrt() / root + eps)
+    return torch.where(last > 0, moved, 0)
 
 
 def _advance(
@@ -104,8 +110,8 @@ def _advance(
     The first is corrected by the step size.
     """
     beta1, beta2 = keep1, keep2 = betas
-    if state.touched is not None:
-        steps = (state.step - state.touched[rows]).to(exp_avg_sq.dtype)[:, None]
+    if state.last_step is not None:
+        steps = (state.step - state.last_step[rows]).to(exp_avg_sq.dtype)[:, None]
         keep1, keep2 = beta1**steps, beta2**steps
     square = gradient.square()
     if exp_avg_sq.shape[1] != gradient.shape[1]:

@@ -25,7 +25,7 @@ from memory_layers.ops._triton.rows import (
 )
 from memory_layers.ops.write import reference
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
-from memory_layers.ops.write.state import RowState
+from memory_layers.ops.write.state import RowState, steps_ahead
 
 # Columns of the norm that a program has in registers.
 NORM_COLUMNS = 1024
@@ -67,21 +67,19 @@ def row_decay(row, decayed_ptr, decay_total_ptr, DECAY: tl.constexpr):
 
 
 @triton.jit
-def row_fading(row, touched_ptr, paid_ptr, step, beta1, beta2):
-    """Return what a row that is moved ahead fades by since its last touch.
+def row_ahead(row, last_step_ptr, last_lr_ptr, step, share, beta1, beta2):
+    """Return what a step of a row that is moved ahead needs: see row_step_ in api.py.
 
     Returns:
-        paid * r^n, 1 / (1 - beta2^(step - n)), beta1^n and beta2^n, n steps after the last touch.
+        The size of the step to take back, 0 before the first touch, the correction of the second
+        moment then, and both betas to the power of the steps since.
     """
-    touched, paid = tl.load(touched_ptr + row), tl.load(paid_ptr + row)
+    last, rate = tl.load(last_step_ptr + row), tl.load(last_lr_ptr + row)
     log_1, log_2 = tl.log(beta1), tl.log(beta2)
-    steps = (step - touched).to(tl.float32)
-    # A row that was never touched has no moments: any step will do.
-    before = tl.maximum(touched, 1).to(tl.float32)
-    part = paid * tl.exp(steps * (log_1 - log_2 / 2))
-    return (
-        part, 1 / (1 - tl.exp(before * log_2)), tl.exp(steps * log_1), tl.exp(steps * log_2)
-    )  # fmt: skip
+    n, then = (step - last).to(tl.float32), tl.maximum(last, 1).to(tl.float32)
+    correction = 1 / (1 - tl.exp(then * log_2))
+    size = rate * share * tl.exp(n * (log_1 - log_2 / 2)) * tl.sqrt(correction)
+    return tl.where(last > 0, size, 0.0), correction, tl.exp(n * log_1), tl.exp(n * log_2)
 
 
 @triton.jit
@@ -149,9 +147,9 @@ def row_squares_kernel(
 @triton.jit(do_not_specialize=["count", "seed", "step"])
 def row_step_kernel(
     entries_ptr, weights_ptr, vectors_ptr, partials_ptr, count, vector_stride, width,
-    table_ptr, master_ptr, first_ptr, second_ptr, decayed_ptr, touched_ptr, paid_ptr,
+    table_ptr, master_ptr, first_ptr, second_ptr, decayed_ptr, last_step_ptr, last_lr_ptr,
     decay_total_ptr, scale_ptr, num_rows,
-    step_size, beta1, add_first, beta2, add_second, correction, eps, step, seed,
+    step_size, beta1, add_first, beta2, add_second, correction, eps, lr, share, step, seed,
     BLOCK_V: tl.constexpr, READS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     FIRST: tl.constexpr, SECOND: tl.constexpr, ROWWISE: tl.constexpr, DECAY: tl.constexpr,
     WIDE: tl.constexpr, MASTER: tl.constexpr, STOCHASTIC: tl.constexpr, AHEAD: tl.constexpr,
@@ -173,8 +171,8 @@ def row_step_kernel(
         if (row != before) & (row >= 0) & (row < num_rows):
             decay = row_decay(row, decayed_ptr, decay_total_ptr, DECAY)
             if AHEAD:
-                part, correction_before, keep_first, keep_second = row_fading(
-                    row, touched_ptr, paid_ptr, step, beta1, beta2
+                size_then, correction_then, keep_first, keep_second = row_ahead(
+                    row, last_step_ptr, last_lr_ptr, step, share, beta1, beta2
                 )
             if ROWWISE:
                 second = tl.load(second_ptr + row)
@@ -200,9 +198,10 @@ def row_step_kernel(
                     vector_stride, width, columns, BLOCK_V, READS, CHUNK,
                 )  # fmt: skip
                 update = step_size * gradient
-                value *= decay
                 if AHEAD:
-                    value += part * first / (tl.sqrt(correction_before * second) + eps)
+                    back = size_then * first / (tl.sqrt(correction_then * second) + eps)
+                    value += tl.where(size_then > 0, back, 0.0)
+                value *= decay
                 if FIRST:
                     first = keep_first * first + add_first * gradient
                     tl.store(first_ptr + offsets, first, columns < width)
@@ -227,8 +226,8 @@ def row_step_kernel(
             if DECAY:
                 tl.store(decayed_ptr + row, tl.load(decay_total_ptr))
             if AHEAD:
-                tl.store(touched_ptr + row, step)
-                tl.store(paid_ptr + row, step_size)
+                tl.store(last_step_ptr + row, step)
+                tl.store(last_lr_ptr + row, lr)
         before = row
 
 
@@ -283,12 +282,13 @@ def row_step_(
     # A float would reach the kernel in fp32, in which the decay of one step is lost.
     total = absent if decayed is None else decayed.new_full((), state.decay_total)
     walk = Walk.over(entries, weights, vectors)
-    rest = (state.master, state.exp_avg, second, decayed, state.touched, state.paid)
+    rest = (state.master, state.exp_avg, second, decayed, state.last_step, state.last_lr)
+    share = 0.0 if state.last_step is None else steps_ahead(betas, state.step)
     with on_device_of(table):
         row_step_kernel[walk.grid](
             *walk.arguments,
             table, *(absent if tensor is None else tensor for tensor in rest), total, factors[-1],
-            table.shape[0], *state.numbers(lr, betas, eps), state.step,
+            table.shape[0], *state.numbers(lr, betas, eps), lr, share, state.step,
             as_int32(-1 if seed is None else seed),
             **walk.constants,
             FIRST=state.exp_avg is not None,
@@ -298,7 +298,7 @@ def row_step_(
             DECAY=decayed is not None,
             MASTER=state.master is not None,
             STOCHASTIC=seed is not None,
-            AHEAD=state.touched is not None,
+            AHEAD=state.last_step is not None,
         )  # fmt: skip
 
 
