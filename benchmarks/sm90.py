@@ -204,7 +204,7 @@ def write_cases() -> list[Case]:
                     f"{rule}, {dtype} V={width}{chosen}",
                     write.row_step_kernel,
                     f"{factors} *{dtype} *fp32 *fp32 *fp32 *fp64 *i32 *fp32 *fp64 *fp32 i32:16 "
-                    "fp32 fp32 fp32 fp32 fp32 fp32 fp32 i32 i32",
+                    "fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 i32 i32",
                     **rows.row_blocks(width),
                     **walk,
                     **constants,

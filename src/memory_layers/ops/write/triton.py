@@ -23,7 +23,6 @@ from memory_layers.ops._triton.rows import (
     row_blocks,
     sum_row,
 )
-from memory_layers.ops.write import reference
 from memory_layers.ops.write.entries import PLACE_BITS, PLACE_MASK, Factors, merge
 from memory_layers.ops.write.state import RowState, steps_ahead
 
@@ -276,7 +275,11 @@ def row_step_(
         return
     if not table.shape[1]:
         # A rank without columns keeps what there is one of for each row.
-        reference.row_step_(table, state, factors, lr=lr, betas=betas, eps=eps, seed=seed)
+        rows = entries >> PLACE_BITS
+        if state.decayed is not None:
+            state.decayed[rows] = state.decay_total
+        if state.last_step is not None and state.last_lr is not None:
+            state.last_step[rows], state.last_lr[rows] = state.step, lr
         return
     absent, second, decayed = factors[-1].new_empty(0), state.exp_avg_sq, state.decayed
     # A float would reach the kernel in fp32, in which the decay of one step is lost.
