@@ -1,6 +1,5 @@
 """The tables of docs/performance.md: results of the benchmarks, floors, and compiled kernels."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
