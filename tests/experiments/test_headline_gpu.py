@@ -50,6 +50,7 @@ def packed(tmp_path: Path, gpu: ModuleType) -> list[str]:
         },
         "sweep_data": {"text_documents": 10},
         "train": {"batch_size": 2, "seq_len": 64, "precision": "bf16", "final_items": 20},
+        "optim": {"value_state": "row"},
         "sweep": {"optim.lr": [1e-3, 3e-2, 1.0]},
         "sizes": {
             "tiny": {**model, "variants": variants},

@@ -232,7 +232,7 @@ def look(model: Reader) -> None:
 
 def every_way_on_two_ranks() -> list[list[torch.Tensor]]:
     adamw = partial(torch.optim.AdamW, weight_decay=0.0, betas=(0.9, 0.95))
-    ours = partial(MemoryAdamW, weight_decay=0.0)
+    ours = partial(MemoryAdamW, weight_decay=0.0, value_state="full")
     return [
         trained_on_two_ranks(adamw, synced=False),
         trained_on_two_ranks(adamw, synced=True),

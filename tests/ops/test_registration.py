@@ -64,6 +64,8 @@ def test_row_step(impl: str, dtype: str, rule: str, momentum: bool) -> None:
     moments = (first, second) if rule == "adamw" else (None, None)
     decayed = -torch.rand(6, dtype=torch.float64)
     numbers = (2, -1.0, 0.1, (0.9, 0.95), 1e-8, None)
+    is_ahead = None not in moments
+    last = (torch.ones(6, dtype=torch.int32), torch.rand(6)) if is_ahead else (None, None)
     torch.library.opcheck(
-        OPS.row_step_, (table, *moments, decayed, None, *factors, rule, *numbers, impl)
+        OPS.row_step_, (table, *moments, decayed, None, *last, *factors, rule, *numbers, impl)
     )

@@ -12,6 +12,8 @@ from same_cases import CLIP, LR, VALUE_CLIP, Budget, Case, Result, run_alone, ru
 # whose gradient is mostly rounding may be off by more, in learning rates. Measured: 1.4e-7, 8e-6,
 # 1.7e-4 and 5e-6.
 EXACT = Budget(loss=1e-6, norm=5e-5, most=2e-3, rms=5e-5)
+# A row that is moved ahead goes 13 learning rates at once, and a bf16 table has other sums.
+AHEAD = Budget(loss=1e-6, norm=5e-5, most=3e-2, rms=2e-4)
 # bfloat16 has 8 bits: outputs are off by 4e-3 at most, and where two sub-keys score alike a token
 # reads another slot, which changes the gradient of whole rows. A gradient that is not divided, or
 # divided twice, is off by more than the norm may be. Measured: 6e-3, 0.2, 5 and 0.6.
@@ -38,7 +40,7 @@ CASES = {
         Case("shard, bf16 weights", {"shard": 2, "weights_dtype": "bfloat16"}, ROUNDED),
         Case("shard, autocast", {"shard": 2}, ROUNDED, autocast=True),
         Case("tensor, autocast", {"tensor": 2}, ROUNDED, autocast=True),
-        Case("shard, bf16 table", {"shard": 2}, EXACT, **MASTER),
+        Case("shard, bf16 table", {"shard": 2}, AHEAD, **MASTER),
     ],
     3: [
         Case("shard, V = 7", {"shard": 3}, EXACT, memory={"value_dim": 7}, optim=ROW),

@@ -123,7 +123,7 @@ def test_flag_that_a_variant_overrides_is_refused(tmp_path: Path) -> None:
         ({"variants": {"a": {"optimm": {}}}}, "did you mean 'optim'"),
         ({"variants": {"a/b": {}}}, "letters, digits"),
         ({"variants": {"a" * 101: {}}}, "must be the name of a folder"),
-        ({"variants": {"a": {"optim": {"value_weight_decay": 99}}}}, "variants.a: .*be below 1"),
+        ({"variants": {"a": {"optim": {"value_weight_decay": 199}}}}, "variants.a: .*be below 1"),
         ({"seeds": [2**64]}, "seeds must be a whole number >= 0 and <= "),
         ({"train": {3: 4}}, "a name is not a string"),
         ({"seeds": [0, 0]}, "different whole numbers"),

@@ -168,7 +168,7 @@ def test_a_comparison_trains_each_variant_at_its_best(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         variants={"dense": "dense", "plus": {"memory": MEMORY}},
-        optim={"warmup_steps": 2, "value_lr": 0.02},
+        optim={"warmup_steps": 2, "value_lr": 0.02, "value_state": "full"},
         sweep={LR: [1e-5, 0.02, 1e30], VALUE_LR: [1e-5, 0.02, 1e30], "seed": 7},
     )
     out = tmp_path / "out"

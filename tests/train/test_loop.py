@@ -179,7 +179,7 @@ def test_another_configuration_is_refused_with_its_fields(tmp_path: Path) -> Non
         # A rate that is left out is held to what it means.
         (
             replace(config, optim=replace(config.optim, value_lr=None)),
-            r"optim\.value_lr was 0\.02, is 0\.015",
+            r"optim\.value_lr was 0\.02, is 0\.006",
         ),
         (replace(config, memory=None), "memory was .*, is None"),
         (replace(config, train=replace(config.train, steps=3)), r"train\.steps was 4, is 3"),
